@@ -1,0 +1,52 @@
+"""Networks by name; each definition serves the float network (`quant=None`) and the quantized one."""
+
+import functools
+from collections.abc import Callable
+
+from flax import linen as nn
+
+from fracbits_jax.layers import QuantConfig
+from fracbits_jax.models.mobilenet_v1 import MobileNetV1
+from fracbits_jax.models.mobilenet_v2 import MobileNetV2
+from fracbits_jax.models.resnet import CifarResNet, ResNet
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+  'mobilenet_v1': MobileNetV1,
+  'mobilenet_v2': MobileNetV2,
+  'resnet18': functools.partial(ResNet, stages=(2, 2, 2, 2)),
+  'resnet34': functools.partial(ResNet, stages=(3, 4, 6, 3)),
+  'resnet50': functools.partial(ResNet, stages=(3, 4, 6, 3), bottleneck=True),
+  'preact_resnet18': functools.partial(ResNet, stages=(2, 2, 2, 2), preact=True),
+  'preact_resnet34': functools.partial(ResNet, stages=(3, 4, 6, 3), preact=True),
+  'preact_resnet50': functools.partial(ResNet, stages=(3, 4, 6, 3), bottleneck=True, preact=True),
+  'resnet20': functools.partial(CifarResNet, blocks=3),
+  'resnet56': functools.partial(CifarResNet, blocks=9),
+  'resnet110': functools.partial(CifarResNet, blocks=18),
+}
+
+
+def names() -> tuple[str, ...]:
+  """The names that `create` knows."""
+  return tuple(_MODELS)
+
+
+def create(name: str, num_classes: int = 1000, quant: QuantConfig | None = None, **kwargs) -> nn.Module:
+  """Returns a network that maps images `[N, H, W, C]`, 0..255 in float, to logits `[N, num_classes]`.
+
+  Args:
+    name: one of `names()`.
+    num_classes: outputs of the classifier.
+    quant: how its layers are quantized; `None` gives the float network, whose parameters have the same names. The
+      first convolution has an 8-bit kernel and images count as 8-bit inputs, the classifier has an 8-bit kernel.
+    **kwargs: `width` (multiplier of all channels), `small_images` (a stem that keeps the resolution), and
+      `axis_name` (the mapped axis over which batch norm averages its statistics in training).
+
+  Raises:
+    ValueError: unknown name, or an argument that the network does not take.
+  """
+  if name not in _MODELS:
+    raise ValueError(f'model {name!r} is unknown: choose one of {", ".join(names())}')
+  try:
+    return _MODELS[name](num_classes=num_classes, quant=quant, **kwargs)
+  except TypeError as error:
+    raise ValueError(f'model {name!r} does not take these arguments: {error}') from None

@@ -1,0 +1,42 @@
+"""MobileNetV1 (Howard et al. 2017, arXiv 1704.04861)."""
+
+import jax
+from flax import linen as nn
+
+from fracbits_jax.layers import QuantConfig
+from fracbits_jax.models.common import Parts, global_pool, scaled
+
+# (output channels, stride) of the thirteen depthwise-separable blocks.
+_BLOCKS = (
+  (64, 1),
+  (128, 2),
+  (128, 1),
+  (256, 2),
+  (256, 1),
+  (512, 2),
+  *((512, 1),) * 5,
+  (1024, 2),
+  (1024, 1),
+)
+
+
+class MobileNetV1(nn.Module):
+  """MobileNetV1; arguments as in `models.create`."""
+
+  num_classes: int = 1000
+  width: float = 1.0
+  small_images: bool = False
+  quant: QuantConfig | None = None
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name)
+    x = parts.stem(scaled(32, self.width), 3, 1 if self.small_images else 2, name='stem')(x)
+    x = nn.relu(parts.norm(name='stem_norm')(x))
+    for i, (channels, stride) in enumerate(_BLOCKS, start=1):
+      x = parts.conv(x.shape[-1], 3, stride, groups=x.shape[-1], name=f'block{i}_depthwise')(x)
+      x = nn.relu(parts.norm(name=f'block{i}_depthwise_norm')(x))
+      x = parts.conv(scaled(channels, self.width), 1, name=f'block{i}_pointwise')(x)
+      x = nn.relu(parts.norm(name=f'block{i}_pointwise_norm')(x))
+    return parts.classifier(self.num_classes)(global_pool(x))

@@ -1,0 +1,121 @@
+"""Residual networks: He et al. 2015 (arXiv 1512.03385), and with pre-activation, He et al. 2016 (arXiv 1603.05027)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fracbits_jax.layers import QuantConfig
+from fracbits_jax.models.common import Parts, global_pool, max_pool, scaled
+
+
+class ResNet(nn.Module):
+  """ResNet for large images; arguments as in `models.create`.
+
+  Attributes:
+    stages: residual blocks of each of the four stages.
+    bottleneck: blocks of 1x1, 3x3, 1x1 convolutions instead of two 3x3; the 3x3 one carries the stride.
+    preact: batch norm and ReLU before each convolution of a block instead of behind it.
+  """
+
+  stages: tuple[int, ...]
+  bottleneck: bool = False
+  preact: bool = False
+  num_classes: int = 1000
+  width: float = 1.0
+  small_images: bool = False
+  quant: QuantConfig | None = None
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name)
+    size, stride = (3, 1) if self.small_images else (7, 2)
+    x = parts.stem(scaled(64, self.width), size, stride, name='stem')(x)
+    x = nn.relu(parts.norm(name='stem_norm')(x))
+    if not self.small_images:
+      x = max_pool(x)
+    block = _preact_block if self.preact else _block
+    for i, repeats in enumerate(self.stages):
+      for j in range(repeats):
+        stride = 2 if i > 0 and j == 0 else 1
+        channels = scaled(64 * 2**i, self.width)
+        # The norm behind the stem is the first pre-activation.
+        first = self.preact and i == j == 0
+        x = block(parts, x, channels, stride, self.bottleneck, first, f'stage{i + 1}_block{j + 1}')
+    if self.preact:
+      x = nn.relu(parts.norm(name='final_norm')(x))
+    return parts.classifier(self.num_classes)(global_pool(x))
+
+
+def _shapes(channels: int, stride: int, bottleneck: bool) -> tuple[tuple[int, int, int], ...]:
+  """(features, size, stride) of a block's convolutions."""
+  if bottleneck:
+    return (channels, 1, 1), (channels, 3, stride), (4 * channels, 1, 1)
+  return (channels, 3, stride), (channels, 3, 1)
+
+
+def _block(
+  parts: Parts, x: jax.Array, channels: int, stride: int, bottleneck: bool, first: bool, name: str
+) -> jax.Array:
+  del first
+  y, shapes = x, _shapes(channels, stride, bottleneck)
+  for i, (features, size, conv_stride) in enumerate(shapes, start=1):
+    y = parts.conv(features, size, conv_stride, name=f'{name}_conv{i}')(y)
+    y = parts.norm(name=f'{name}_norm{i}')(y)
+    if i < len(shapes):
+      y = nn.relu(y)
+  if x.shape != y.shape:
+    x = parts.conv(y.shape[-1], 1, stride, name=f'{name}_shortcut')(x)
+    x = parts.norm(name=f'{name}_shortcut_norm')(x)
+  return nn.relu(x + y)
+
+
+def _preact_block(
+  parts: Parts, x: jax.Array, channels: int, stride: int, bottleneck: bool, first: bool, name: str
+) -> jax.Array:
+  shapes = _shapes(channels, stride, bottleneck)
+  y = shortcut = x if first else nn.relu(parts.norm(name=f'{name}_norm1')(x))
+  for i, (features, size, conv_stride) in enumerate(shapes, start=1):
+    if i > 1:
+      y = nn.relu(parts.norm(name=f'{name}_norm{i}')(y))
+    y = parts.conv(features, size, conv_stride, bare=i == len(shapes), name=f'{name}_conv{i}')(y)
+  if x.shape != y.shape:
+    x = parts.conv(y.shape[-1], 1, stride, bare=True, name=f'{name}_shortcut')(shortcut)
+  return x + y
+
+
+class CifarResNet(nn.Module):
+  """ResNet for 32 x 32 images, of 6 blocks + 2 layers; shortcuts without parameters, as in the paper's section 4.2.
+
+  Attributes:
+    blocks: residual blocks in each of the three stages.
+  """
+
+  blocks: int
+  num_classes: int = 10
+  width: float = 1.0
+  small_images: bool = True
+  quant: QuantConfig | None = None
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name)
+    x = parts.stem(scaled(16, self.width), 3, 1, name='stem')(x)
+    x = nn.relu(parts.norm(name='stem_norm')(x))
+    for i in range(3):
+      for j in range(self.blocks):
+        stride = 2 if i > 0 and j == 0 else 1
+        x = self._block(parts, x, scaled(16 * 2**i, self.width), stride, f'stage{i + 1}_block{j + 1}')
+    return parts.classifier(self.num_classes)(global_pool(x))
+
+  @nn.nowrap
+  def _block(self, parts: Parts, x: jax.Array, channels: int, stride: int, name: str) -> jax.Array:
+    y = parts.conv(channels, 3, stride, name=f'{name}_conv1')(x)
+    y = nn.relu(parts.norm(name=f'{name}_norm1')(y))
+    y = parts.conv(channels, 3, name=f'{name}_conv2')(y)
+    y = parts.norm(name=f'{name}_norm2')(y)
+    x = x[:, ::stride, ::stride]
+    added = channels - x.shape[-1]
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (added // 2, added - added // 2)))
+    return nn.relu(x + y)

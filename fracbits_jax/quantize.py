@@ -1,0 +1,326 @@
+"""Quantizers whose bit-width is a real number: arrays in, arrays out.
+
+The method is FracBits (Yang and Jin, AAAI 2021, arXiv 2007.02017). A bit-width between two integers interpolates
+between the two quantizers, so that it has a gradient and can be learned beside the weights.
+
+Notation: x in [0, 1]; b an integer number of bits; n = 2^b - 1; z the zero point, the value that 0 bits give.
+For real bits, l and h are the neighbouring allowed bit-widths below and above, and f = (bits - l) / (h - l).
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+MAX_BITS = 16
+SCHEMES = ('original', 'modified')
+
+_ALL_CHOICES = tuple(range(MAX_BITS + 1))
+_TINY = 1e-12
+
+
+def check_choices(choices: Sequence[int] | None) -> tuple[int, ...]:
+  """Returns the allowed bit-widths as a tuple; `None` stands for every integer from 0 to 16.
+
+  Raises:
+    ValueError: if `choices` is empty, not strictly increasing, or holds anything but integers from 0 to 16.
+  """
+  if choices is None:
+    return _ALL_CHOICES
+  try:
+    values = tuple(choices)
+    valid = bool(values) and all(int(b) == b and 0 <= b <= MAX_BITS for b in values)
+    valid = valid and all(a < b for a, b in zip(values, values[1:], strict=False))
+  except (TypeError, ValueError):
+    valid = False
+  if not valid:
+    raise ValueError(
+      f'choices={choices!r} are not bit-widths: give one or more integers from 0 to {MAX_BITS}, '
+      'strictly increasing, such as (2, 4, 8)'
+    )
+  return tuple(int(b) for b in values)
+
+
+def check_scheme(scheme: str) -> str:
+  """Returns `scheme`; raises `ValueError` unless it is one of `SCHEMES`."""
+  if scheme not in SCHEMES:
+    raise ValueError(f'scheme={scheme!r} is unknown: choose one of {", ".join(map(repr, SCHEMES))}')
+  return scheme
+
+
+def neighbours(bits: jax.Array, choices: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The allowed bit-widths around `bits`, and how far it is from the lower to the upper one.
+
+  Args:
+    bits: real bit-widths, any shape.
+    choices: allowed bit-widths, strictly increasing.
+
+  Returns:
+    `(low, high, fraction)`, each float32 in the shape of `bits`. An interior allowed value is its own `low`, the
+    largest allowed value is its own `high`, so the derivative with respect to the bits exists on the closed range.
+    Bits outside the range are clipped to it. With a single choice, low = high and the fraction is 0.
+  """
+  bits = jnp.clip(jnp.asarray(bits, jnp.float32), choices[0], choices[-1])
+  if len(choices) == 1:
+    return bits, bits, jnp.zeros_like(bits)
+  table = jnp.asarray(choices, jnp.float32)
+  index = jnp.searchsorted(table[1:-1], bits, side='right', method='compare_all')
+  low, high = table[index], table[index + 1]
+  return low, high, (bits - low) / (high - low)
+
+
+def _integer(x: jax.Array, bits: jax.Array, scheme: str, zero_point: float) -> jax.Array:
+  """The plain quantizer, without its gradient; `bits` holds integers, of any dtype."""
+  # ldexp, because exp2 is off by an ulp at some integers.
+  levels = jnp.ldexp(jnp.float32(1), jnp.asarray(bits).astype(jnp.int32))
+  n = levels - 1
+  if scheme == 'original':
+    q = jnp.round(n * x) / jnp.maximum(n, 1)
+  else:
+    q = jnp.minimum(jnp.floor(levels * x), n) / levels
+  return jnp.where(bits > 0, q, jnp.float32(zero_point))
+
+
+def _interpolate(
+  x: jax.Array, bits: jax.Array, scheme: str, zero_point: float, choices: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+  """The interpolated value at `x` and its derivative with respect to `bits`, both in the shape of `x`."""
+  low, high, fraction = neighbours(bits, choices)
+  q_low = _integer(x, low, scheme, zero_point)
+  if len(choices) == 1:
+    return q_low, jnp.zeros_like(q_low)
+  q_high = _integer(x, high, scheme, zero_point)
+  in_range = (bits >= choices[0]) & (bits <= choices[-1])
+  slope = (q_high - q_low) * jnp.where(in_range, 1 / (high - low), 0)
+  return (1 - fraction) * q_low + fraction * q_high, slope
+
+
+def _with_rank(bits: jax.Array, x: jax.Array) -> jax.Array:
+  """`bits` with leading axes of size 1, as many as its broadcast against `x` needs."""
+  return bits.reshape((1,) * (x.ndim - bits.ndim) + bits.shape)
+
+
+def _sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Sums `x` over the axes along which an array of `shape`, of the same rank, was broadcast."""
+  axes = tuple(i for i, size in enumerate(shape) if size == 1 and x.shape[i] != 1)
+  return jnp.sum(x, axis=axes, keepdims=True)
+
+
+@jax.custom_jvp
+def _straight_through(x: jax.Array, quantized: jax.Array) -> jax.Array:
+  """`quantized`, with the gradient of `x`."""
+  del x
+  return quantized
+
+
+@_straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+  return primals[1], tangents[0]
+
+
+def uniform(x: jax.Array, bits: jax.Array | int, *, scheme: str = 'original', zero_point: float = 0.0) -> jax.Array:
+  """Quantizes `x` in [0, 1] at integer bit-widths.
+
+  | scheme     | b >= 1                             | b = 0 |
+  | ---------- | ---------------------------------- | ----- |
+  | `original` | round(n x) / n, half to even       | z     |
+  | `modified` | min(floor(2^b x), n) / 2^b         | z     |
+
+  `original` is DoReFa's (Zhou et al. 2016, arXiv 1606.06160). The gradient with respect to `x` is the identity
+  (straight-through), at 0 bits too.
+
+  Args:
+    x: values in [0, 1], any shape.
+    bits: integers from 0 to 16, a scalar or an array that broadcasts against `x`.
+    scheme: `original` or `modified`.
+    zero_point: z, what 0 bits give.
+
+  Returns:
+    An array of the shape and dtype of `x`.
+
+  Raises:
+    ValueError: unknown scheme, or a Python number of bits that is not an integer from 0 to 16.
+  """
+  check_scheme(scheme)
+  if isinstance(bits, int | float) and not (bits == int(bits) and 0 <= bits <= MAX_BITS):
+    raise ValueError(f'bits={bits!r} is not an integer from 0 to {MAX_BITS}; fractional bits need quantize.fractional')
+  x = jnp.asarray(x)
+  quantized = _integer(x.astype(jnp.float32), _with_rank(jnp.asarray(bits), x), scheme, zero_point)
+  return _straight_through(x, quantized.astype(x.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _fractional(x, bits, scheme, zero_point, choices):
+  return _interpolate(x.astype(jnp.float32), bits, scheme, zero_point, choices)[0].astype(x.dtype)
+
+
+def _fractional_fwd(x, bits, scheme, zero_point, choices):
+  return _fractional(x, bits, scheme, zero_point, choices), (x, bits)
+
+
+def _fractional_bwd(scheme, zero_point, choices, residuals, g):
+  x, bits = residuals
+  _, slope = _interpolate(x.astype(jnp.float32), bits, scheme, zero_point, choices)
+  return g, _sum_to(g.astype(jnp.float32) * slope, bits.shape).astype(bits.dtype)
+
+
+_fractional.defvjp(_fractional_fwd, _fractional_bwd)
+
+
+def fractional(
+  x: jax.Array,
+  bits: jax.Array | float,
+  *,
+  scheme: str = 'original',
+  zero_point: float = 0.0,
+  choices: Sequence[int] | None = None,
+) -> jax.Array:
+  """Quantizes `x` in [0, 1] at real bit-widths, by interpolation between the neighbouring allowed ones.
+
+      q_bits(x)   = (1 - f) q_l(x) + f q_h(x)
+      dq / dx     = 1                               (straight-through)
+      dq / dbits  = (q_h(x) - q_l(x)) / (h - l)     (0 where the bits were clipped)
+
+  At allowed bit-widths this equals `uniform` bit for bit. The derivative with respect to the bits is the one from the
+  right at interior allowed values and the one from the left at the largest. Only `x` and `bits` are kept for the
+  backward pass. Source: FracBits, section 3.
+
+  Args:
+    x: values in [0, 1], any shape.
+    bits: real bit-widths, a scalar or an array that broadcasts against `x` (for instance `[C]` against `[..., C]`).
+    scheme: `original` or `modified`, as for `uniform`.
+    zero_point: z, what 0 bits give.
+    choices: allowed bit-widths, strictly increasing; `None` means 0, 1, ..., 16. Bits outside are clipped.
+
+  Returns:
+    An array of the shape and dtype of `x`.
+
+  Raises:
+    ValueError: unknown scheme, or choices that are empty, unsorted or outside 0 to 16.
+  """
+  check_scheme(scheme)
+  choices = check_choices(choices)
+  x = jnp.asarray(x)
+  return _fractional(x, _with_rank(jnp.asarray(bits, jnp.float32), x), scheme, float(zero_point), choices)
+
+
+def kernel(
+  w: jax.Array, bits: jax.Array | float, *, scheme: str = 'original', choices: Sequence[int] | None = None
+) -> jax.Array:
+  """Quantizes a kernel in the manner of DoReFa (Zhou et al. 2016), at real bit-widths.
+
+      t = tanh(w) / max |tanh(w)|                   (the maximum over the whole kernel)
+      kernel(w) = 2 q_bits((t + 1) / 2) - 1         (z = 1/2, so 0 bits give exactly 0)
+
+  The gradient is straight-through at the rounding and flows through the normalisation.
+
+  Args:
+    w: kernel `[..., C_out]`.
+    bits: real bit-widths, `()` for the whole kernel or `[C_out]` for one per output channel.
+    scheme: `original` or `modified`.
+    choices: allowed bit-widths, as for `fractional`.
+
+  Returns:
+    The quantized kernel in [-1, 1], of the shape and dtype of `w`.
+
+  Raises:
+    ValueError: as `fractional`, or bits of another shape.
+  """
+  w, bits = jnp.asarray(w), jnp.asarray(bits, jnp.float32)
+  if bits.shape not in ((), w.shape[-1:]):
+    raise ValueError(f'bits of shape {bits.shape} do not fit a kernel of shape {w.shape}: give () or {w.shape[-1:]}')
+  t = jnp.tanh(w.astype(jnp.float32))
+  unit = (t / jnp.maximum(jnp.max(jnp.abs(t)), _TINY) + 1) / 2
+  return (2 * fractional(unit, bits, scheme=scheme, zero_point=0.5, choices=choices) - 1).astype(w.dtype)
+
+
+def _clipped(x, bits, alpha, signed, choices):
+  """q, its derivative with respect to the bits, and x / |alpha|; q is in units of |alpha|."""
+  ratio = x.astype(jnp.float32) / jnp.maximum(jnp.abs(alpha), _TINY)
+  if not signed:
+    return *_interpolate(jnp.clip(ratio, 0, 1), bits, 'original', 0.0, choices), ratio
+  q, slope = _interpolate((jnp.clip(ratio, -1, 1) + 1) / 2, bits, 'original', 0.5, choices)
+  return 2 * q - 1, 2 * slope, ratio
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _activation(x, bits, alpha, signed, choices):
+  q, _, _ = _clipped(x, bits, alpha, signed, choices)
+  return (jnp.abs(alpha) * q).astype(x.dtype)
+
+
+def _activation_fwd(x, bits, alpha, signed, choices):
+  return _activation(x, bits, alpha, signed, choices), (x, bits, alpha)
+
+
+def _activation_bwd(signed, choices, residuals, g):
+  x, bits, alpha = residuals
+  q, slope, ratio = _clipped(x, bits, alpha, signed, choices)
+  lowest = -1 if signed else 0
+  inside = (ratio >= lowest) & (ratio <= 1)
+  beyond = jnp.where(ratio > 1, 1, lowest)
+  g_x = jnp.where(inside, g, 0)
+  g = g.astype(jnp.float32)
+  g_alpha = jnp.sum(g * jnp.where(inside, q - ratio, beyond)) * jnp.sign(alpha)
+  g_bits = jnp.sum(g * slope) * jnp.abs(alpha)
+  return g_x, g_bits.astype(bits.dtype), g_alpha.astype(alpha.dtype)
+
+
+_activation.defvjp(_activation_fwd, _activation_bwd)
+
+
+def activation(
+  x: jax.Array,
+  bits: jax.Array | float,
+  alpha: jax.Array | float,
+  *,
+  signed: bool = False,
+  choices: Sequence[int] | None = None,
+) -> jax.Array:
+  """Clips the inputs of a layer at a learned alpha and quantizes them at a real bit-width.
+
+      unsigned:  |alpha| q_bits(clip(x, 0, |alpha|) / |alpha|)
+      signed:    |alpha| (2 q_bits((clip(x, -|alpha|, |alpha|) / |alpha| + 1) / 2) - 1)
+
+  PACT (Choi et al. 2018, arXiv 1805.06085) with the corrected gradient of alpha (SAT: Jin et al. 2019, arXiv
+  1912.10207): q - x / alpha inside the range, 1 above it, and -1 below it for signed inputs. The gradient of `x` is
+  1 inside the range, edges included, and 0 outside. Everything is recomputed from `x` in the backward pass.
+
+  Args:
+    x: inputs of a layer, any shape.
+    bits: one real bit-width, shape `()`.
+    alpha: the clip, shape `()`, used as |alpha|.
+    signed: whether the range is [-|alpha|, |alpha|] rather than [0, |alpha|].
+    choices: allowed bit-widths, as for `fractional`.
+
+  Returns:
+    An array of the shape and dtype of `x`.
+
+  Raises:
+    ValueError: bits or alpha that are not scalars, or bad choices.
+  """
+  x, bits, alpha = jnp.asarray(x), jnp.asarray(bits, jnp.float32), jnp.asarray(alpha, jnp.float32)
+  for name, value in (('bits', bits), ('alpha', alpha)):
+    if value.shape:
+      raise ValueError(f'{name} of shape {value.shape} given: the inputs of a layer share one, of shape ()')
+  return _activation(x, bits, alpha, bool(signed), check_choices(choices))
+
+
+def rescale(quantized: jax.Array) -> jax.Array:
+  """Scales a quantized kernel as SAT does for a layer without a batch norm behind it (Jin et al. 2019).
+
+      kernel / (sqrt(fan) std(kernel)),    fan = C_out k_h k_w
+
+  The standard deviation is the unbiased one over all entries; no gradient flows through the factor.
+
+  Args:
+    quantized: kernel `[C_in, C_out]` or `[k_h, k_w, C_in, C_out]`.
+
+  Returns:
+    The scaled kernel, same shape and dtype; unchanged where the kernel is constant.
+  """
+  fan = quantized.size // quantized.shape[-2]
+  std = jnp.std(quantized.astype(jnp.float32), ddof=1)
+  factor = jnp.where(std > 0, 1 / (jnp.sqrt(jnp.float32(fan)) * jnp.where(std > 0, std, 1)), 1)
+  return quantized * jax.lax.stop_gradient(factor).astype(quantized.dtype)
