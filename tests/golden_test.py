@@ -48,6 +48,7 @@ def quant_config(data) -> layers.QuantConfig:
   return layers.QuantConfig(
     granularity='kernel' if data['bits_w'].ndim else 'layer',
     choices=range(max(lowest, 0), 17),
+    input_choices=range(17),
     weight_only=weight_only,
     signed_input=bool(data['signed']),
     scheme=str(data['scheme']),
