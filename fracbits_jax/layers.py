@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fracbits_jax import quantize
+from fracbits_jax import conv, quantize
 
 GRANULARITIES = ('layer', 'kernel')
 FLOAT_BITS = 32
@@ -135,6 +135,8 @@ class _Quantized(nn.Module):
 
 class QuantConv(_Quantized, nn.Conv):
   """`nn.Conv` with a quantized kernel and quantized inputs; `quant=None` is `nn.Conv` itself."""
+
+  conv_general_dilated: Any = conv.conv_general_dilated
 
 
 class QuantDense(_Quantized, nn.Dense):
