@@ -32,6 +32,7 @@ class Layer:
     weights: entries of the kernel, K.
     biases: entries of the bias, at 4 bytes each.
     channels: output channels, C_out.
+    kind: `dense`, `pointwise`, `depthwise` or `standard` (any other convolution).
     kernel_bits: the kernel's bit-width where it is fixed; `None` where it is learned.
     input_bits: the same for the inputs.
     per_channel: whether a learned kernel has one bit-width per output channel.
@@ -43,6 +44,7 @@ class Layer:
   macs: int
   weights: int
   channels: int
+  kind: str = 'standard'
   biases: int = 0
   kernel_bits: int | None = None
   input_bits: int | None = None
@@ -61,6 +63,14 @@ def learned(layer: Layer) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
   return found
 
 
+def _kind(module: QuantConv | QuantDense, kernel_shape: tuple[int, ...]) -> str:
+  if isinstance(module, QuantDense):
+    return 'dense'
+  if module.feature_group_count > 1 and kernel_shape[-2] == 1:
+    return 'depthwise'
+  return 'pointwise' if math.prod(kernel_shape[:-2]) == 1 else 'standard'
+
+
 def _row(module: QuantConv | QuantDense, out_shape: tuple[int, ...], examples: int) -> Layer:
   quant: QuantConfig | None = module.quant
   kernel = module.variables['params']['kernel']
@@ -70,6 +80,7 @@ def _row(module: QuantConv | QuantDense, out_shape: tuple[int, ...], examples: i
     macs=positions * kernel.size,
     weights=kernel.size,
     channels=kernel.shape[-1],
+    kind=_kind(module, kernel.shape),
     biases=out_shape[-1] if module.use_bias else 0,
   )
   if quant is None:
@@ -202,12 +213,23 @@ def uniform_bits(layers: Sequence[Layer], value: float) -> dict:
   return fill_bits(layers, lambda *_: value)
 
 
+def bits_range(layers: Sequence[Layer]) -> tuple[dict, dict]:
+  """The collections `bits` with every learned bit-width at its least and at its largest allowed value."""
+  return tuple(fill_bits(layers, lambda layer, which, shape, choices, i=i: choices[i]) for i in (0, -1))
+
+
 def cost_range(metric: str, layers: Sequence[Layer]) -> tuple[float, float]:
   """The least and the largest cost that the allowed bit-widths can reach."""
-  low = fill_bits(layers, lambda layer, which, shape, choices: choices[0])
-  high = fill_bits(layers, lambda layer, which, shape, choices: choices[-1])
-  function = METRICS[metric].function
-  return float(function(low, layers)), float(function(high, layers))
+  return tuple(float(METRICS[metric].function(bits, layers)) for bits in bits_range(layers))
+
+
+def equivalent_bits(budget: Budget, layers: Sequence[Layer]) -> float:
+  """The bit-width whose uniform assignment costs as much as the target, from 0 to 32; monotone, so bisected."""
+  low, high = 0.0, float(FLOAT_BITS)
+  for _ in range(50):
+    middle = (low + high) / 2
+    low, high = (middle, high) if budget.cost(uniform_bits(layers, middle), layers) <= budget.target else (low, middle)
+  return high
 
 
 def budget(

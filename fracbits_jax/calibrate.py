@@ -1,0 +1,90 @@
+"""Where the clips of the inputs start: the values that quantize the float network's activations best."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from fracbits_jax import quantize
+from fracbits_jax.layers import watch_layers
+
+_SAMPLES = 4096  # values of a layer's inputs, of each batch
+_CANDIDATES = 100
+
+
+def sample_inputs(model: nn.Module, variables: Any, batches: Iterable[jax.Array]) -> dict[str, np.ndarray]:
+  """Values of the inputs of every layer, by the layer's path: `[batches, 4096]`, evenly spread over each batch.
+
+  Batch norm uses the statistics of each batch, as it does when the training goes on from here.
+  """
+  model = model.clone(axis_name=None)
+
+  @jax.jit
+  def run(variables, images):
+    found = {}
+
+    def keep(module, x, y):
+      del y
+      flat = x.reshape(-1)
+      found['/'.join(module.path)] = flat[jnp.arange(_SAMPLES) * flat.size // _SAMPLES]
+
+    with watch_layers(keep):
+      model.apply(variables, images, train=True, mutable=['batch_stats'])
+    return found
+
+  samples = [run(variables, images) for images in batches]
+  return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+@functools.partial(jax.jit, static_argnames=('signed', 'choices'))
+def best_clip(x: jax.Array, bits: jax.Array, *, signed: bool, choices: tuple[int, ...]) -> jax.Array:
+  """The clip that quantizes `x` with the least squared error.
+
+  Args:
+    x: sample of a layer's inputs, any shape.
+    bits: their bit-width, `()`, fractional or not.
+    signed: whether the range is two-sided.
+    choices: allowed bit-widths.
+
+  Returns:
+    The best of 100 candidates, evenly spaced up to max |x|; 1 where x is 0 throughout.
+  """
+  largest = jnp.max(jnp.abs(x))
+  candidates = largest * jnp.arange(1, _CANDIDATES + 1) / _CANDIDATES
+
+  def error(alpha):
+    return jnp.mean((quantize.activation(x, bits, alpha, signed=signed, choices=choices) - x) ** 2)
+
+  return jnp.where(largest > 0, candidates[jnp.argmin(jax.lax.map(error, candidates))], 1.0)
+
+
+def clips(params: Any, bits: Any, samples: dict[str, np.ndarray], configs: dict[str, Any]) -> Any:
+  """`params` with every `alpha` replaced by the best clip for its layer's samples.
+
+  Args:
+    params: parameters of the quantized network.
+    bits: its collection `bits`.
+    samples: inputs of each layer of the float network, by path.
+    configs: `QuantConfig` of each layer, by path.
+  """
+  flat, flat_bits = (traverse_util.flatten_dict(tree, sep='/') for tree in (params, bits))
+  for name, x in samples.items():
+    if f'{name}/alpha' in flat:
+      quant = configs[name]
+      width = quant.input_bits if quant.input_bits is not None else flat_bits[f'{name}/input']
+      choices = quant.input_choices if quant.input_bits is None else (quant.input_bits,)
+      flat[f'{name}/alpha'] = best_clip(x, jnp.float32(width), signed=quant.signed_input, choices=choices)
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def quant_configs(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
+  """The `QuantConfig` of each layer of a quantized network, by path; shapes alone are traced."""
+  configs = {}
+  with watch_layers(lambda module, x, y: configs.update({'/'.join(module.path): module.quant})):
+    jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+  return configs

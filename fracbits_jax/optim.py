@@ -1,0 +1,72 @@
+"""The optimizer of every phase: SGD for the weights, SGD at a rate of their own for the bits."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from fracbits_jax.cost import Layer
+
+
+def cosine_part(
+  base: float, steps: int, *, warmup_steps: int = 0, part: tuple[float, float] = (0.0, 1.0)
+) -> optax.Schedule:
+  """The stretch from `part[0]` to `part[1]` of one cosine decay, spread over `steps`.
+
+      rate(t) = base (1 + cos(pi p)) / 2,    p from part[0] at t = 0 to part[1] at t = steps
+
+  Several phases can share one schedule this way: (0, 0.8) for the search, (0.8, 1) for the finetuning.
+
+  Args:
+    base: the rate at p = 0.
+    steps: length of the phase in steps.
+    warmup_steps: steps over which the rate rises linearly from 0 to the schedule.
+    part: where in the cosine the phase begins and ends, both from 0 to 1.
+  """
+
+  def schedule(step):
+    p = part[0] + (part[1] - part[0]) * jnp.minimum(step / max(steps, 1), 1)
+    return base * 0.5 * (1 + jnp.cos(math.pi * p)) * jnp.minimum((step + 1) / (warmup_steps + 1), 1)
+
+  return schedule
+
+
+def decay_mask(params: Any, layers: Sequence[Layer]) -> Any:
+  """A tree like `params`, true for the kernels of dense layers and of convolutions that are not depthwise."""
+  decayed = {f'{layer.name}/kernel' for layer in layers if layer.kind != 'depthwise'}
+  flat = traverse_util.flatten_dict(params, sep='/')
+  missing = decayed - flat.keys()
+  if missing:
+    raise ValueError(f'no parameters {", ".join(sorted(missing))}: the layer table belongs to another network')
+  return traverse_util.unflatten_dict({name: name in decayed for name in flat}, sep='/')
+
+
+def sgd(
+  schedule: optax.Schedule,
+  *,
+  momentum: float,
+  weight_decay: float,
+  mask: Any,
+  bits_rate: float | None,
+) -> optax.GradientTransformation:
+  """SGD with Nesterov momentum for the tree `{'params': ..., 'bits': ...}`.
+
+  Args:
+    schedule: learning rate of the parameters by step.
+    momentum: Nesterov momentum, of parameters and bits alike.
+    weight_decay: added to the gradients where `mask` is true, before the momentum.
+    mask: tree of booleans like `params`.
+    bits_rate: the bits' learning rate as a multiple of the schedule; `None` keeps the bits as they are.
+  """
+  decay = optax.add_decayed_weights(weight_decay, {'params': mask, 'bits': False})
+  weights = optax.chain(decay, optax.sgd(schedule, momentum, nesterov=True))
+  bits = optax.set_to_zero()
+  if bits_rate is not None:
+    bits = optax.sgd(lambda step: bits_rate * schedule(step), momentum, nesterov=True)
+  return optax.named_chain(
+    ('weights', optax.masked(weights, {'params': True, 'bits': False})),
+    ('bits', optax.masked(bits, {'params': False, 'bits': True})),
+  )

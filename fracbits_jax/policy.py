@@ -1,0 +1,359 @@
+"""From fractional bit-widths to integer ones under a budget, and the file that records them.
+
+Discretization works on positions: a bit-width's position counts the allowed values below it and adds the fraction of
+the way to the next one, so sets such as (2, 4, 8) and runs of integers are treated alike.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fracbits_jax import cost as costs
+from fracbits_jax.cost import Bits, Budget, Layer
+
+FORMAT = 'fracbits_policy'
+VERSION = 1
+CLOSE = 0.99  # the share of the target that a policy should use
+ENOUGH = 0.9999  # no further unit is tried beyond this share
+_BISECTIONS = 50
+_REFUSALS = 256
+
+
+class _Vector:
+  """The learned bit-widths of a network as one vector of positions."""
+
+  def __init__(self, layers: Sequence[Layer]):
+    self.layers = layers
+    self.slots = [(l, which, *spec) for l in layers for which, spec in costs.learned(l).items()]
+    self.last = np.concatenate([np.full(_size(shape), len(c) - 1) for _, _, shape, c in self.slots] or [np.zeros(0)])
+
+  def positions(self, bits: Bits) -> np.ndarray:
+    """Real positions of fractional bits; bits outside the allowed range are clipped."""
+    found = []
+    for layer, which, shape, choices in self.slots:
+      value = np.asarray(_get(bits, layer, which), np.float64)
+      if value.shape != shape:
+        raise ValueError(f'bits of {layer.name}/{which} have shape {value.shape}, the layer table says {shape}')
+      if not np.isfinite(value).all():
+        raise ValueError(f'bits of {layer.name}/{which} are not finite: {value}')
+      found.append(np.interp(value.reshape(-1), choices, np.arange(len(choices))))
+    return np.concatenate(found) if found else np.zeros(0)
+
+  def bits(self, positions: np.ndarray) -> dict:
+    """The collection `bits` at integer positions."""
+    pieces = iter(np.split(positions.astype(int), np.cumsum([_size(shape) for _, _, shape, _ in self.slots])[:-1]))
+    return costs.fill_bits(self.layers, lambda layer, which, shape, c: np.asarray(c)[next(pieces)].reshape(shape))
+
+  def cost(self, positions: np.ndarray, budget: Budget) -> float:
+    """The cost at integer positions."""
+    return float(budget.cost(self.bits(positions), self.layers))
+
+  def round(self, positions: np.ndarray) -> np.ndarray:
+    """The nearest integer positions inside the range; a tie rounds down."""
+    return np.clip(np.ceil(positions - 0.5), 0, self.last)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+  return int(np.prod(shape, dtype=int))
+
+
+def _get(bits: Bits, layer: Layer, which: str) -> Any:
+  node: Any = bits
+  for key in (*layer.name.split('/'), which):
+    if not isinstance(node, Mapping) or key not in node:
+      raise ValueError(f'no bits for {layer.name}/{which}: the bits belong to another network, or the table does')
+    node = node[key]
+  return node
+
+
+def _raise(vector: _Vector, budget: Budget, at: np.ndarray, order: np.ndarray) -> np.ndarray:
+  """Moves the units in `order` up by one position each, in that order, leaving out those that would not fit."""
+
+  def raised(count: int) -> np.ndarray:
+    result = at.copy()
+    result[order[:count]] += 1
+    return result
+
+  for _ in range(_REFUSALS):
+    if not order.size or vector.cost(at, budget) >= ENOUGH * budget.target:
+      break
+    # The cost grows with every unit, so the longest prefix that fits is found by bisection.
+    low, high = 0, order.size
+    while low < high:
+      middle = (low + high + 1) // 2
+      low, high = (middle, high) if vector.cost(raised(middle), budget) <= budget.target else (low, middle - 1)
+    at, order = raised(low), order[low + 1 :]
+  return at
+
+
+def _exchange(vector: _Vector, budget: Budget, at: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+  """Lowers one unit to raise others, where that comes closer to the target; the last resort of coarse networks."""
+  best, best_cost = at, vector.cost(at, budget)
+  for unit in np.argsort(wanted - at)[:_BISECTIONS]:
+    if at[unit] > 0:
+      trial = at.copy()
+      trial[unit] -= 1
+      others = np.flatnonzero((trial < vector.last) & (np.arange(at.size) != unit))
+      trial = _raise(vector, budget, trial, others[np.argsort(trial[others] - wanted[others], kind='stable')])
+      trial_cost = vector.cost(trial, budget)
+      if best_cost < trial_cost <= budget.target:
+        best, best_cost = trial, trial_cost
+  return best
+
+
+def discretize_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> dict:
+  """Turns fractional bit-widths into allowed ones that meet a budget.
+
+  An offset is bisected so that round(position + offset) meets the target; then single bit-widths that this rounded
+  down are rounded up, largest remainder first, while the budget allows. Where that leaves more than 1% unused, others
+  are raised as well, those nearest to their searched value first.
+
+  Args:
+    bits: the searched collection `bits`, fractional.
+    layers: the layer table.
+    budget: metric and target.
+
+  Returns:
+    The collection `bits` with allowed values only, in NumPy float64. Its cost never exceeds the target.
+
+  Raises:
+    ValueError: if bits are missing, misshapen or not finite, or if no allowed assignment meets the target.
+  """
+  vector = _Vector(layers)
+  wanted = vector.positions(bits)
+  if vector.cost(np.zeros_like(wanted), budget) > budget.target:
+    least, largest = costs.cost_range(budget.metric, layers)
+    raise ValueError(
+      f'no allowed assignment of bits meets {budget.target:.6g} {budget.unit}: they reach from {least:.6g} to '
+      f'{largest:.6g} {budget.unit}'
+    )
+  low, high = -(wanted.max(initial=0) + 1), 0.0
+  if vector.cost(vector.round(wanted), budget) <= budget.target:
+    low = 0.0
+  for _ in range(_BISECTIONS):
+    middle = (low + high) / 2
+    low, high = (middle, high) if vector.cost(vector.round(wanted + middle), budget) <= budget.target else (low, middle)
+  at = vector.round(wanted + low)
+  rounded_down = np.flatnonzero((at < wanted) & (at < vector.last))
+  at = _raise(vector, budget, at, rounded_down[np.argsort(at[rounded_down] - wanted[rounded_down], kind='stable')])
+  while vector.cost(at, budget) < CLOSE * budget.target:
+    open_units = np.flatnonzero(at < vector.last)
+    raised = _raise(vector, budget, at, open_units[np.argsort((at - wanted)[open_units], kind='stable')])
+    if np.array_equal(raised, at):
+      raised = _exchange(vector, budget, at, wanted)
+      if np.array_equal(raised, at):
+        break
+    at = raised
+  return vector.bits(at)
+
+
+def _integers(value: Any) -> int | tuple[int, ...]:
+  array = np.asarray(value)
+  if not np.array_equal(array, np.round(array)):
+    raise ValueError(f'bits={array} are not integers: a policy holds discretized bits')
+  return tuple(int(b) for b in array) if array.ndim else int(array)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+  """The bit-widths of one layer in a policy.
+
+  Attributes:
+    name: the layer's path.
+    kernel: bit-width of the kernel, a tuple where there is one per output channel.
+    input: bit-width of the inputs.
+    macs: multiply-accumulates for one example.
+    weights: entries of the kernel.
+    cost_share: the layer's share of the network's cost, from 0 to 1.
+    learned: which of `kernel` and `input` were learned rather than fixed.
+  """
+
+  name: str
+  kernel: int | tuple[int, ...]
+  input: int
+  macs: int
+  weights: int
+  cost_share: float
+  learned: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+  """The integer bit-widths of a network, the budget that they meet, and what they cost.
+
+  Attributes:
+    layers: an entry per layer, in the order in which the layers run.
+    metric: the budget's metric.
+    target: the budget's target, in the metric's unit.
+    cost: what the policy costs in that metric.
+    bitops_g: GBitOPs for one example.
+    size_mb: size in MB.
+  """
+
+  layers: tuple[Entry, ...]
+  metric: str
+  target: float
+  cost: float
+  bitops_g: float
+  size_mb: float
+
+  def bits(self) -> dict:
+    """The collection `bits` of the learned bit-widths."""
+    bits: dict = {}
+    for entry in self.layers:
+      for which in entry.learned:
+        node = bits
+        for key in entry.name.split('/'):
+          node = node.setdefault(key, {})
+        node[which] = np.asarray(getattr(entry, which), np.float64)
+    return bits
+
+  def check(self, layers: Sequence[Layer]) -> None:
+    """Raises `ValueError` that names every mismatch between this policy and a layer table."""
+    mine, theirs = {e.name: e for e in self.layers}, {l.name: l for l in layers}
+    problems = [f'{name} is not in the network' for name in mine if name not in theirs]
+    problems += [f'{name} is not in the policy' for name in theirs if name not in mine]
+    for name in mine.keys() & theirs.keys():
+      problems += [f'{name} {problem}' for problem in _mismatches(mine[name], theirs[name])]
+    if problems:
+      raise ValueError(f'the policy is for another network: {"; ".join(sorted(problems))}')
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes the policy as JSON, whole or not at all."""
+    document = {'format': FORMAT, 'version': VERSION, **dataclasses.asdict(self)}
+    layers = document.pop('layers')
+    # One line a layer: the file is for reading.
+    rows = ',\n'.join('    ' + json.dumps(row) for row in layers)
+    head = json.dumps(document, indent=2)[:-2]
+    path = pathlib.Path(path)
+    partial = path.with_name(path.name + '.partial')
+    partial.write_text(f'{head},\n  "layers": [\n{rows}\n  ]\n}}\n')
+    partial.replace(path)
+
+
+def _mismatches(entry: Entry, layer: Layer) -> list[str]:
+  problems = []
+  for field in ('macs', 'weights'):
+    mine, theirs = getattr(entry, field), getattr(layer, field)
+    if mine != theirs:
+      problems.append(f'has {mine} {field} in the policy and {theirs} in the network')
+  specs = costs.learned(layer)
+  if set(entry.learned) != set(specs):
+    learned = [', '.join(sorted(which)) or 'nothing' for which in (entry.learned, specs)]
+    return [*problems, f'learns {learned[0]} in the policy and {learned[1]} in the network']
+  for which in ('kernel', 'input'):
+    value = np.asarray(getattr(entry, which))
+    if which not in specs:
+      fixed = getattr(layer, f'{which}_bits')
+      if value.shape or value != fixed:
+        problems.append(f'has {value} {which} bits in the policy and {fixed} in the network')
+      continue
+    shape, choices = specs[which]
+    if value.shape != shape:
+      problems.append(f'has {which} bits of shape {value.shape} in the policy and {shape} in the network')
+    elif not np.isin(value, choices).all():
+      problems.append(f'has {which} bits {value} outside the allowed {choices}')
+  return problems
+
+
+def from_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> Policy:
+  """The policy of integer bit-widths `bits`; raises `ValueError` where they are not integers."""
+  total = float(budget.cost(bits, layers))
+  entries = []
+  for l in layers:
+    specs = costs.learned(l)
+    entries.append(
+      Entry(
+        name=l.name,
+        kernel=_integers(_get(bits, l, 'kernel')) if 'kernel' in specs else int(l.kernel_bits),
+        input=_integers(_get(bits, l, 'input')) if 'input' in specs else int(l.input_bits),
+        macs=l.macs,
+        weights=l.weights,
+        cost_share=round(float(budget.cost(bits, (l,))) / total, 6),
+        learned=tuple(specs),
+      )
+    )
+  return Policy(
+    layers=tuple(entries),
+    metric=budget.metric,
+    target=budget.target,
+    cost=total,
+    bitops_g=float(costs.bitops(bits, layers)),
+    size_mb=float(costs.model_size(bits, layers)),
+  )
+
+
+def discretize(bits: Bits, layers: Sequence[Layer], budget: Budget) -> Policy:
+  """`discretize_bits` as a policy; arguments and errors as there."""
+  return from_bits(discretize_bits(bits, layers, budget), layers, budget)
+
+
+def load(path: str | os.PathLike, layers: Sequence[Layer] | None = None) -> Policy:
+  """Reads a policy file, and checks it against a network's layer table where one is given.
+
+  Raises:
+    ValueError: one sentence that names the file and what is wrong with it, or every mismatch with the network.
+  """
+  try:
+    document = json.loads(pathlib.Path(path).read_text())
+  except OSError as error:
+    raise ValueError(f'policy file {path} cannot be read: {error.strerror}') from None
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'policy file {path} is broken: it is not JSON ({error})') from None
+  try:
+    policy = _parse(document)
+    if layers is not None:
+      policy.check(layers)
+  except ValueError as error:
+    raise ValueError(f'policy file {path}: {error}') from None
+  return policy
+
+
+def _parse(document: Any) -> Policy:
+  if not isinstance(document, dict) or document.get('format') != FORMAT:
+    raise ValueError(f'it is broken: "format" is not "{FORMAT}"')
+  if document.get('version') != VERSION:
+    raise ValueError(f'it has version {document.get("version")!r}: this program reads version {VERSION}')
+  rows = _field(document, 'layers', list)
+  return Policy(
+    layers=tuple(_parse_entry(row) for row in rows),
+    metric=_field(document, 'metric', str),
+    **{key: float(_field(document, key, (int, float))) for key in ('target', 'cost', 'bitops_g', 'size_mb')},
+  )
+
+
+def _parse_entry(row: Any) -> Entry:
+  if not isinstance(row, dict):
+    raise ValueError('it is broken: a layer is not an object')
+  kernel = row.get('kernel')
+  kernel = tuple(_bit(b) for b in kernel) if isinstance(kernel, list) else _bit(kernel)
+  learned = tuple(_field(row, 'learned', list))
+  if not set(map(str, learned)) <= {'kernel', 'input'}:
+    raise ValueError(f'it is broken: "learned" is {learned}, but only "kernel" and "input" can be')
+  return Entry(
+    name=_field(row, 'name', str),
+    kernel=kernel,
+    input=_bit(row.get('input')),
+    macs=_field(row, 'macs', int),
+    weights=_field(row, 'weights', int),
+    cost_share=float(_field(row, 'cost_share', (int, float))),
+    learned=learned,
+  )
+
+
+def _field(row: Mapping, key: str, kind: Any) -> Any:
+  value = row.get(key)
+  if not isinstance(value, kind) or isinstance(value, bool):
+    raise ValueError(f'it is broken: "{key}" is {value!r}')
+  return value
+
+
+def _bit(value: Any) -> int:
+  if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 32:
+    raise ValueError(f'it is broken: {value!r} is not a bit-width, an integer from 0 to 32')
+  return value

@@ -1,0 +1,96 @@
+"""What a person sees while a run goes on, and what stays of it: a line, `metrics.jsonl`, TensorBoard events."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import tensorboardX
+
+from fracbits_jax.cost import METRICS
+
+_LINE_SECONDS = 10  # between two lines where the output is not a terminal
+
+
+def read_rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+  """The rows of `metrics.jsonl`, oldest first; a half-written last row is left out."""
+  path = pathlib.Path(workdir) / 'metrics.jsonl'
+  rows = []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+      rows.append(json.loads(line))
+    except ValueError:
+      break
+  return rows
+
+
+def duration(seconds: float) -> str:
+  """Seconds as `m:ss` or `h:mm:ss`."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
+
+
+class Progress:
+  """The rows of a run, shown as they come in."""
+
+  def __init__(self, workdir: str | os.PathLike, phases: tuple[str, ...]):
+    self._path = pathlib.Path(workdir) / 'metrics.jsonl'
+    self._phases = phases
+    self._events = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / 'tensorboard'))
+    self._shown_at = 0.0
+    self._open_line = False
+
+  def rewind(self, phase: str, step: int) -> None:
+    """Forgets what was written after `step` of `phase`, before that stretch is run again."""
+    at = (self._phases.index(phase), step)
+    kept = [row for row in read_rows(self._path.parent) if (self._phases.index(row['phase']), row['step']) <= at]
+    partial = self._path.with_name(self._path.name + '.partial')
+    partial.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    partial.replace(self._path)
+
+  def row(self, row: dict[str, Any], *, global_step: int, last: bool) -> None:
+    """Keeps a row and shows it; `last` says that it ends its phase."""
+    with self._path.open('a') as file:
+      file.write(json.dumps(row) + '\n')
+    for name, value in row.items():
+      if isinstance(value, float):
+        self._events.add_scalar(f'{row["phase"]}/{name}', value, global_step)
+    for name, value in row.get('bits', {}).items():
+      self._events.add_scalar(f'bits/{name}', value, global_step)
+    self._show(_line(row), last)
+
+  def _show(self, line: str, last: bool) -> None:
+    if sys.stdout.isatty():
+      print(f'\r\x1b[K{line}', end='\n' if last else '', flush=True)
+      self._open_line = not last
+    elif last or time.monotonic() - self._shown_at >= _LINE_SECONDS:
+      print(line, flush=True)
+      self._shown_at = time.monotonic()
+
+  def say(self, text: str) -> None:
+    """Prints a line of its own."""
+    print(f'\n{text}' if self._open_line else text, flush=True)
+    self._open_line = False
+
+  def close(self) -> None:
+    """Writes out what TensorBoard has not got yet."""
+    self._events.close()
+
+
+def _line(row: dict[str, Any]) -> str:
+  parts = [
+    f'{row["phase"]:<8} epoch {row["epoch"]:g}/{row["epochs"]:g}',
+    f'step {row["step"]}/{row["steps"]}',
+    f'loss {row["loss"]:.4f}',
+    f'accuracy {row["accuracy"]:.1%}',
+  ]
+  if 'validation_accuracy' in row:
+    parts.append(f'validation {row["validation_accuracy"]:.1%}')
+  if 'cost' in row:
+    unit = METRICS[row['metric']].unit
+    parts.append(f'cost {row["cost"]:.4g}/{row["target"]:.4g} {unit} ({row["cost"] / row["target"]:.3f})')
+  parts.append(f'{row["images_per_second"]:,.0f} images/s')
+  return '  '.join([*parts, f'{duration(row["seconds_left"])} left'])

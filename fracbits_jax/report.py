@@ -1,0 +1,2 @@
+def summary(workdir, result): return str(result)
+def write(*a): pass

@@ -1,0 +1,180 @@
+"""Training: the state, the step, and the one loop that every phase runs."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax import lax
+
+from fracbits_jax import cost, data
+from fracbits_jax.experiment import AXIS
+
+Batch = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a step changes."""
+
+  step: jax.Array
+  params: Any
+  bits: Any
+  batch_stats: Any
+  opt_state: Any
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """The collections that the network takes."""
+    return {'params': self.params, 'bits': self.bits, 'batch_stats': self.batch_stats}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Penalty:
+  """What a search adds to the task loss: kappa |C(bits) / C_target - 1|."""
+
+  budget: cost.Budget
+  layers: tuple[cost.Layer, ...]
+  kappa: float
+
+
+def make_train_step(
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  penalty: Penalty | None = None,
+  bits_range: tuple[Any, Any] | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """The step `train_step(state, batch) -> (state, metrics)`, to be mapped over the axis `batch`.
+
+  Args:
+    model: a network called as `model(images, train=True)`.
+    optimizer: for the tree `{'params': ..., 'bits': ...}`.
+    penalty: the cost term of the loss; `None` leaves it out.
+    bits_range: least and largest value of every bit-width, into which they are projected after each update; `None`
+      for networks whose bits do not change.
+  """
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    images = batch['image'].astype(jnp.float32)
+
+    def loss_function(learned):
+      variables = {**learned, 'batch_stats': state.batch_stats}
+      logits, updated = model.apply(variables, images, train=True, mutable=['batch_stats'])
+      loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']))
+      metrics = {'loss': loss, 'accuracy': jnp.mean(jnp.argmax(logits, -1) == batch['label'])}
+      if penalty is not None:
+        metrics['cost'] = penalty.budget.cost(learned['bits'], penalty.layers)
+        loss = loss + penalty.kappa * penalty.budget.penalty(learned['bits'], penalty.layers)
+      return loss, (metrics, updated['batch_stats'])
+
+    learned = {'params': state.params, 'bits': state.bits}
+    gradients, (metrics, batch_stats) = jax.grad(loss_function, has_aux=True)(learned)
+    gradients, metrics = lax.pmean((gradients, metrics), AXIS)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, learned)
+    learned = optax.apply_updates(learned, updates)
+    if bits_range is not None:
+      learned['bits'] = jax.tree.map(jnp.clip, learned['bits'], *bits_range)
+    state = TrainState(
+      step=state.step + 1,
+      params=learned['params'],
+      bits=learned['bits'],
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+    )
+    return state, metrics
+
+  return train_step
+
+
+def make_eval_step(model: nn.Module) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+  """The step `eval_step(variables, batch) -> sums`: of the examples, of those answered rightly, of their losses."""
+
+  def eval_step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
+    logits = model.apply(variables, batch['image'].astype(jnp.float32))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+    right = jnp.argmax(logits, -1) == batch['label']
+    mask = batch['mask']
+    sums = {'count': jnp.sum(mask), 'right': jnp.sum(right * mask), 'loss': jnp.sum(losses * mask)}
+    return lax.psum(sums, AXIS)
+
+  return eval_step
+
+
+def replicate(tree: Any) -> Any:
+  """The tree with a leading axis of one copy for each local device, as `pmap` takes it."""
+  devices = jax.local_device_count()
+  return jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * devices), tree)
+
+
+def unreplicate(tree: Any) -> Any:
+  """One copy of a replicated tree, in host memory."""
+  return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)).reshape(x.shape[1:]), tree)
+
+
+def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """A batch `[N, ...]` as `[devices, N / devices, ...]`."""
+  devices = jax.local_device_count()
+  return {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
+
+
+class Evaluator:
+  """Accuracy and loss of networks of one definition on the splits of a data set."""
+
+  def __init__(self, model: nn.Module, dataset: data.Dataset, batch_size: int):
+    self._step = jax.pmap(make_eval_step(model), axis_name=AXIS)
+    self._dataset, self._batch_size = dataset, batch_size
+
+  def __call__(self, variables: Any, split: str) -> dict[str, float]:
+    """`accuracy` (0 to 1) and `loss` of replicated variables, each example counted once."""
+    batches = data.eval_batches(self._dataset, split, batch_size=self._batch_size)
+    sums = [self._step(variables, shard(batch)) for batch in batches]
+    total = jax.tree.map(lambda *x: float(np.sum([np.asarray(y)[0] for y in x])), *sums)
+    return {'accuracy': total['right'] / total['count'], 'loss': total['loss'] / total['count']}
+
+
+def run_phase(
+  state: TrainState,
+  train_step: Callable,
+  batches: Iterator[dict[str, np.ndarray]],
+  *,
+  start: int,
+  steps: int,
+  steps_per_epoch: int,
+  report: Callable[[int, TrainState, list[dict[str, jax.Array]]], None],
+  save: Callable[[int, TrainState], None],
+  save_seconds: float,
+) -> TrainState:
+  """The one loop: runs steps `start` to `steps` of a phase on a replicated state.
+
+  Args:
+    state: replicated state after `start` steps; its buffers are given away.
+    train_step: a mapped `train_step(state, batch) -> (state, metrics)`.
+    batches: yields global batches.
+    start: steps already done.
+    steps: length of the phase.
+    steps_per_epoch: steps between two reports.
+    report: called with the step, the state and the metrics of the steps since the last report.
+    save: called with the step and the state, at least `save_seconds` apart and after the last step.
+    save_seconds: see `save`.
+
+  Returns:
+    The replicated state after `steps` steps.
+  """
+  pending: list[dict[str, jax.Array]] = []
+  saved_at = time.monotonic()
+  for step in range(start + 1, steps + 1):
+    state, metrics = train_step(state, shard(next(batches)))
+    pending.append(metrics)
+    if step % steps_per_epoch == 0 or step == steps:
+      report(step, state, pending)
+      pending = []
+    if step == steps or time.monotonic() - saved_at >= save_seconds:
+      save(step, state)
+      saved_at = time.monotonic()
+  return state

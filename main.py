@@ -1,0 +1,32 @@
+"""Trains a float network, searches its bit-widths under a budget, makes them integers and finetunes.
+
+    python main.py [--config=configs/NAME.py] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from fracbits_jax import run
+
+_CONFIG = config_flags.DEFINE_config_file('config', 'configs/digits.py', 'The recipe.', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, "Folder of the run; runs/<config's name> unless given.")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    sys.exit(f'error: unexpected arguments {" ".join(argv[1:])}: every setting is a --flag')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # checkpoints and data sets tell every step they take
+  name = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
+  workdir = _WORKDIR.value or pathlib.Path('runs') / pathlib.Path(name).stem
+  try:
+    run.run(_CONFIG.value, workdir)
+  except (ValueError, FloatingPointError) as error:
+    sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+  app.run(main)
