@@ -1,6 +1,6 @@
 """Trains a float network, searches its bit-widths under a budget, makes them integers and finetunes.
 
-    python main.py [--config=configs/NAME.py] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
+python main.py [--config=configs/NAME.py] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
 """
 
 import pathlib
@@ -11,7 +11,20 @@ from ml_collections import config_flags
 
 from fracbits_jax import run
 
-_CONFIG = config_flags.DEFINE_config_file('config', 'configs/digits.py', 'The recipe.', lock_config=True)
+
+def _fail(error: Exception) -> None:
+  """Ends the program with one sentence."""
+  text = str(error)
+  if isinstance(error, KeyError | AttributeError):
+    text = f'the config has no such field: {error.args[0]}'.replace('\\n', ' ').replace('\\', '')
+  sys.exit(f'error: {" ".join(text.split())}')
+
+
+try:
+  # Overrides of fields are read here already, so a mistyped field is found here.
+  _CONFIG = config_flags.DEFINE_config_file('config', 'configs/digits.py', 'The recipe.', lock_config=True)
+except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+  _fail(error)
 _WORKDIR = flags.DEFINE_string('workdir', None, "Folder of the run; runs/<config's name> unless given.")
 
 
@@ -20,12 +33,14 @@ def main(argv: list[str]) -> None:
     sys.exit(f'error: unexpected arguments {" ".join(argv[1:])}: every setting is a --flag')
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # checkpoints and data sets tell every step they take
-  name = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
-  workdir = _WORKDIR.value or pathlib.Path('runs') / pathlib.Path(name).stem
   try:
+    name = config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0]
+    workdir = _WORKDIR.value or pathlib.Path('runs') / pathlib.Path(name).stem
     run.run(_CONFIG.value, workdir)
-  except (ValueError, FloatingPointError) as error:
-    sys.exit(f'error: {error}')
+  except (ValueError, OSError, FloatingPointError) as error:
+    if flags.FLAGS.verbosity >= logging.DEBUG:
+      raise
+    _fail(error)
 
 
 if __name__ == '__main__':

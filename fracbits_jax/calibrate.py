@@ -77,7 +77,7 @@ def clips(params: Any, bits: Any, samples: dict[str, np.ndarray], configs: dict[
     if f'{name}/alpha' in flat:
       quant = configs[name]
       width = quant.input_bits if quant.input_bits is not None else flat_bits[f'{name}/input']
-      choices = quant.input_choices if quant.input_bits is None else (quant.input_bits,)
+      choices = quant.allowed_input_bits if quant.input_bits is None else (quant.input_bits,)
       flat[f'{name}/alpha'] = best_clip(x, jnp.float32(width), signed=quant.signed_input, choices=choices)
   return traverse_util.unflatten_dict(flat, sep='/')
 

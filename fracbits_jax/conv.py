@@ -75,9 +75,7 @@ def _pointwise(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, ...], pre
 
 
 def _plain_depthwise(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, ...], padding: Padding) -> jax.Array:
-  return lax.conv_general_dilated(
-    x, kernel, strides, padding, dimension_numbers=_NHWC, feature_group_count=x.shape[-1]
-  )
+  return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_NHWC, feature_group_count=x.shape[-1])
 
 
 def _windows(x: jax.Array, size: tuple[int, ...], strides: tuple[int, ...], padding: Padding) -> dict:
@@ -135,9 +133,7 @@ def _depthwise_bwd(strides, padding, residuals, g):
   def plain(x, kernel, g):
     return jax.vjp(functools.partial(_plain_depthwise, **settings), x, kernel)[1](g)
 
-  return lax.platform_dependent(
-    x, kernel, g, cpu=functools.partial(_shifted_depthwise_vjp, **settings), default=plain
-  )
+  return lax.platform_dependent(x, kernel, g, cpu=functools.partial(_shifted_depthwise_vjp, **settings), default=plain)
 
 
 _depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)

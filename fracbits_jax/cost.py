@@ -91,7 +91,7 @@ def _row(module: QuantConv | QuantDense, out_shape: tuple[int, ...], examples: i
     input_bits=quant.counted_input_bits,
     per_channel=quant.granularity == 'kernel',
     choices=quant.choices,
-    input_choices=quant.input_choices,
+    input_choices=quant.allowed_input_bits,
   )
 
 
@@ -269,7 +269,9 @@ def budget(
 def format_table(bits: Bits, layers: Sequence[Layer]) -> str:
   """The table by layer as text: bits, multiply-accumulates, weights, costs."""
   name_width = max(len('layer'), *(len(l.name) for l in layers))
-  lines = [f'{"layer":<{name_width}} {"kernel":>7} {"input":>7} {"MMACs":>10} {"weights":>11} {"GBitOPs":>10} {"MB":>9}']
+  lines = [
+    f'{"layer":<{name_width}} {"kernel":>7} {"input":>7} {"MMACs":>10} {"weights":>11} {"GBitOPs":>10} {"MB":>9}'
+  ]
   for l in layers:
     w, a = (float(_at(bits, l, which)) for which in ('kernel', 'input'))
     costs = f'{float(bitops(bits, (l,))):>10.5f} {float(model_size(bits, (l,))):>9.5f}'

@@ -139,9 +139,7 @@ def load(name: str, *, data_dir: str | None = None, image_size: int | None = Non
   if spec.embedded:
     _prepare(builder)
   try:
-    sources = [
-      builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()}) for split in spec.splits
-    ]
+    sources = [builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()}) for split in spec.splits]
   except (KeyError, ValueError, FileNotFoundError, AssertionError, tfds.core.DatasetNotFoundError):
     raise ValueError(
       f'{name} has not been prepared in {builder.data_dir} as array_record files: prepare it with '

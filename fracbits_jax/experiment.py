@@ -65,7 +65,8 @@ def prepare(config: ConfigDict) -> Experiment:
   budget = _budget(config.budget, layers)
   init_bits = config.quant.init_bits
   if init_bits is None:
-    init_bits = cost.equivalent_bits(budget, layers) + 0.5
+    # The paper's start for a search; a policy that is not searched is the uniform one.
+    init_bits = cost.equivalent_bits(budget, layers) + (0.5 if 'search' in config.phases else 0)
   quant = dataclasses.replace(quant, init_bits=float(init_bits))
   return Experiment(
     config=config,

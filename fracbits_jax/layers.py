@@ -58,11 +58,10 @@ class QuantConfig:
     if self.granularity not in GRANULARITIES:
       raise ValueError(f'granularity={self.granularity!r} is unknown: choose one of {", ".join(GRANULARITIES)}')
     quantize.check_scheme(self.scheme)
-    choices = quantize.check_choices(self.choices)
-    object.__setattr__(self, 'choices', choices)
-    inputs = tuple(b for b in choices if b > 0) if self.input_choices is None else self.input_choices
+    object.__setattr__(self, 'choices', quantize.check_choices(self.choices))
     try:
-      object.__setattr__(self, 'input_choices', quantize.check_choices(inputs))
+      allowed = quantize.check_choices(self.allowed_input_bits)
+      object.__setattr__(self, 'input_choices', None if self.input_choices is None else allowed)
     except ValueError as error:
       raise ValueError(f'for inputs, {error}') from None
     largest_input = FLOAT_BITS if self.weight_only else quantize.MAX_BITS
@@ -74,6 +73,11 @@ class QuantConfig:
       raise ValueError(f'init_bits={self.init_bits!r} is not a bit-width: give a number of at least 0')
     if not self.alpha_init > 0:
       raise ValueError(f'alpha_init={self.alpha_init!r} is not a clip: give a number above 0')
+
+  @property
+  def allowed_input_bits(self) -> tuple[int, ...]:
+    """The allowed bit-widths of the inputs."""
+    return tuple(b for b in self.choices if b > 0) if self.input_choices is None else self.input_choices
 
   @property
   def learns_input(self) -> bool:
@@ -114,7 +118,7 @@ class _Quantized(nn.Module):
   def _quantized_input(self, inputs: jax.Array) -> jax.Array:
     quant = self.quant
     alpha = super().param('alpha', nn.initializers.constant(quant.alpha_init), (), jnp.float32)
-    choices, bits = quant.input_choices, quant.input_bits
+    choices, bits = quant.allowed_input_bits, quant.input_bits
     if bits is None:
       bits = self._bits('input', choices, ())
     else:

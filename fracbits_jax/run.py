@@ -57,7 +57,9 @@ def _claim(workdir: pathlib.Path, config: ConfigDict) -> None:
       if mine_flat.get(name) != theirs_flat.get(name)
     ]
     if changed:
-      raise ValueError(f'{workdir} holds a run of another configuration: {"; ".join(changed)}; choose another --workdir')
+      raise ValueError(
+        f'{workdir} holds a run of another configuration: {"; ".join(changed)}; choose another --workdir'
+      )
     return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -81,8 +83,11 @@ class Run:
   def run(self) -> dict[str, Any]:
     """All phases, then the test split, the report and the result."""
     say, budget = self.progress.say, self.experiment.budget
-    say(f'{self.workdir}: {", ".join(self.phases)} on {self.experiment.dataset.name}, {jax.local_device_count()} x cpu'
-        if jax.default_backend() == 'cpu' else f'{self.workdir}: {", ".join(self.phases)}')
+    say(
+      f'{self.workdir}: {", ".join(self.phases)} on {self.experiment.dataset.name}, {jax.local_device_count()} x cpu'
+      if jax.default_backend() == 'cpu'
+      else f'{self.workdir}: {", ".join(self.phases)}'
+    )
     say(f'budget {budget.target:.4g} {budget.unit}; {len(self.experiment.layers)} layers')
     states: dict[str, TrainState] = {}
     for phase in self.phases:
@@ -124,9 +129,7 @@ class Run:
       source = data.train_batches(
         self.experiment.dataset, batch_size=self.config.data.batch_size, seed=self.config.seed
       )
-      images = [
-        jnp.asarray(next(source)['image'], jnp.float32) for _ in range(self.config.quant.calibration_batches)
-      ]
+      images = [jnp.asarray(next(source)['image'], jnp.float32) for _ in range(self.config.quant.calibration_batches)]
       samples = calibrate.sample_inputs(self.experiment.float_model, variables, images)
       configs = calibrate.quant_configs(self.experiment.quant_model, self.experiment.dataset.image_shape)
       params = calibrate.clips(params, bits, samples, configs)
@@ -175,6 +178,7 @@ class Run:
       weight_decay=optimizer.weight_decay,
       mask=optim.decay_mask(params, self.experiment.layers),
       bits_rate=optimizer.bits_rate if phase == 'search' else None,
+      clip_norm=optimizer.clip_norm,
     )
 
   def _train_step(self, phase: str, optimizer: optax.GradientTransformation):
@@ -257,7 +261,8 @@ class Run:
       'seconds': round(self.seconds, 1),
     }
     rows = read_rows(self.workdir)
-    report.write(self.workdir, result, rows, self.policy)
+    uniform = cost.equivalent_bits(experiment.budget, experiment.layers)
+    report.write(self.workdir, result, rows, self.policy, uniform)
     (self.workdir / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
     self.progress.say(report.summary(self.workdir, result))
     return result
@@ -279,7 +284,9 @@ class Monitor:
     """Makes the row of the steps since the last report; raises `FloatingPointError` where the loss is not finite."""
     owner, phase = self._run, self._phase
     config, steps = owner.config, owner.steps[phase]
-    values = {name: [float(np.asarray(m[name].addressable_data(0)).reshape(-1)[0]) for m in metrics] for name in metrics[0]}
+    values = {
+      name: [float(np.asarray(m[name].addressable_data(0)).reshape(-1)[0]) for m in metrics] for name in metrics[0]
+    }
     for name, series in values.items():
       for i, value in enumerate(series):
         if not math.isfinite(value):

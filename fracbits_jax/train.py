@@ -106,10 +106,10 @@ def make_eval_step(model: nn.Module) -> Callable[[Any, Batch], dict[str, jax.Arr
   return eval_step
 
 
-def replicate(tree: Any) -> Any:
-  """The tree with a leading axis of one copy for each local device, as `pmap` takes it."""
-  devices = jax.local_device_count()
-  return jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * devices), tree)
+def replicate(tree: Any, devices: int | None = None) -> Any:
+  """The tree with a leading axis of one copy for each device (all local ones by default), as `pmap` takes it."""
+  copies = devices or jax.local_device_count()
+  return jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * copies), tree)
 
 
 def unreplicate(tree: Any) -> Any:
@@ -117,10 +117,10 @@ def unreplicate(tree: Any) -> Any:
   return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)).reshape(x.shape[1:]), tree)
 
 
-def shard(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """A batch `[N, ...]` as `[devices, N / devices, ...]`."""
-  devices = jax.local_device_count()
-  return {name: x.reshape(devices, -1, *x.shape[1:]) for name, x in batch.items()}
+def shard(batch: dict[str, np.ndarray], devices: int | None = None) -> dict[str, np.ndarray]:
+  """A batch `[N, ...]` as `[devices, N / devices, ...]`, over all local devices by default."""
+  parts = devices or jax.local_device_count()
+  return {name: x.reshape(parts, -1, *x.shape[1:]) for name, x in batch.items()}
 
 
 class Evaluator:

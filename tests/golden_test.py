@@ -100,7 +100,9 @@ def test_conv_cost(case):
   fixed = {}
   if data['bits_w_min'] > 0:
     fixed['kernel_bits'] = int(data['bits_w_min'])
-  layer = cost.Layer(name='conv', macs=out_h * out_w * kernel.size, weights=kernel.size, channels=kernel.shape[-1], **fixed)
+  layer = cost.Layer(
+    name='conv', macs=out_h * out_w * kernel.size, weights=kernel.size, channels=kernel.shape[-1], **fixed
+  )
   bits = {'conv': {'kernel': jnp.asarray(data['bits_w']), 'input': jnp.asarray(data['bits_a'])}}
   value, gradient = jax.value_and_grad(cost.bitops)(bits, (layer,))
   np.testing.assert_allclose(value, data['bitops_g'], rtol=1e-4)

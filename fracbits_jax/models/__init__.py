@@ -19,6 +19,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
   'preact_resnet18': functools.partial(ResNet, stages=(2, 2, 2, 2), preact=True),
   'preact_resnet34': functools.partial(ResNet, stages=(3, 4, 6, 3), preact=True),
   'preact_resnet50': functools.partial(ResNet, stages=(3, 4, 6, 3), bottleneck=True, preact=True),
+  'resnet8': functools.partial(CifarResNet, blocks=1),
   'resnet20': functools.partial(CifarResNet, blocks=3),
   'resnet56': functools.partial(CifarResNet, blocks=9),
   'resnet110': functools.partial(CifarResNet, blocks=18),

@@ -29,7 +29,9 @@ class Parts:
   train: bool
   axis_name: str | None
 
-  def _conv(self, quant: QuantConfig | None, features: int, size: int, stride: int, groups: int, name: str) -> QuantConv:
+  def _conv(
+    self, quant: QuantConfig | None, features: int, size: int, stride: int, groups: int, name: str
+  ) -> QuantConv:
     return QuantConv(
       features,
       (size, size),
@@ -51,7 +53,15 @@ class Parts:
     return self._conv(quant, features, size, stride, 1, name)
 
   def conv(
-    self, features: int, size: int, stride: int = 1, *, groups: int = 1, signed: bool = False, bare: bool = False, name: str
+    self,
+    features: int,
+    size: int,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    signed: bool = False,
+    bare: bool = False,
+    name: str,
   ) -> QuantConv:
     """A convolution without bias, padded symmetrically.
 
@@ -78,5 +88,3 @@ max_pool = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), p
 def global_pool(x: jax.Array) -> jax.Array:
   """The mean over height and width, `[N, H, W, C]` to `[N, C]`."""
   return jnp.mean(x, axis=(1, 2))
-
-

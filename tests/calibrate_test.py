@@ -1,0 +1,50 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fracbits_jax import calibrate, cost, models, quantize
+from fracbits_jax.layers import QuantConfig
+
+CHOICES = tuple(range(1, 9))
+
+
+@pytest.mark.parametrize('signed', [False, True])
+@pytest.mark.parametrize('bits', [2.0, 3.5])
+def test_no_other_clip_quantizes_better(signed, bits):
+  x = jax.random.normal(jax.random.key(0), (4000,))
+  x = x if signed else jax.nn.relu(x)
+  error = lambda alpha: float(jnp.mean((quantize.activation(x, bits, alpha, signed=signed, choices=CHOICES) - x) ** 2))
+  best = calibrate.best_clip(x, jnp.float32(bits), signed=signed, choices=CHOICES)
+  assert error(best) <= min(error(alpha) for alpha in np.linspace(0.2, 5, 30)) * 1.02
+  assert 0 < best < jnp.max(jnp.abs(x))
+
+
+def test_more_bits_want_a_wider_clip():
+  x = jax.nn.relu(jax.random.normal(jax.random.key(0), (4000,)))
+  found = [float(calibrate.best_clip(x, jnp.float32(b), signed=False, choices=CHOICES)) for b in (1, 2, 4, 8)]
+  assert found == sorted(found)
+
+
+def test_inputs_that_are_zero_throughout_get_a_usable_clip():
+  assert calibrate.best_clip(jnp.zeros(10), jnp.float32(3), signed=False, choices=CHOICES) == 1
+
+
+def test_every_clip_of_a_network_is_set_from_its_own_inputs():
+  shape = (32, 32, 1)
+  quant = QuantConfig(init_bits=3.5)
+  plain, quantized = (models.create('resnet8', num_classes=10, width=0.5, quant=q) for q in (None, quant))
+  variables = plain.init(jax.random.key(0), jnp.zeros((1, *shape)))
+  images = jax.random.uniform(jax.random.key(1), (8, *shape)) * 255
+  samples = calibrate.sample_inputs(plain, variables, [images, images])
+  layers = cost.trace(quantized, shape)
+  assert samples.keys() == {layer.name for layer in layers}
+  assert samples['classifier'].shape == (2, 4096)
+  np.testing.assert_allclose(samples['stem'].max(), images.max(), rtol=0.01)
+  start = quantized.init(jax.random.key(0), jnp.zeros((1, *shape)))
+  params = calibrate.clips(start['params'], start['bits'], samples, calibrate.quant_configs(quantized, shape))
+  assert 'alpha' not in params['stem']
+  for layer in layers[1:]:
+    x = samples[layer.name]
+    expected = calibrate.best_clip(x, jnp.float32(3.5), signed=False, choices=CHOICES)
+    np.testing.assert_array_equal(params[layer.name]['alpha'], expected)

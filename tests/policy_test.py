@@ -1,0 +1,203 @@
+import json
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from fracbits_jax import cost, policy
+from fracbits_jax.cost import Layer
+
+TABLE = (
+  Layer(name='stem', macs=1000, weights=100, channels=4, kernel_bits=8, input_bits=8),
+  Layer(name='block/a', macs=3000, weights=300, channels=3, per_channel=True),
+  Layer(name='block/b', macs=9000, weights=900, channels=5, choices=(2, 4, 8), input_choices=(2, 4, 8)),
+  Layer(name='head', macs=500, weights=500, channels=5, biases=5, kernel_bits=8),
+)
+
+
+def budget(equivalent_bits=3.0, metric='bitops'):
+  return cost.budget(metric, TABLE, equivalent_bits=equivalent_bits)
+
+
+def made(equivalent_bits=3.0) -> policy.Policy:
+  return policy.discretize(cost.uniform_bits(TABLE, 3.4), TABLE, budget(equivalent_bits))
+
+
+@st.composite
+def problems(draw):
+  """Layer tables of random size with random bits, and a target somewhere in their range."""
+  choices = draw(st.sampled_from([tuple(range(1, 9)), tuple(range(9)), (2, 4, 8), (4, 8)]))
+  input_choices = tuple(b for b in choices if b)
+  per_channel = draw(st.booleans())
+  table = []
+  for i in range(draw(st.integers(1, 12))):
+    channels = draw(st.integers(1, 20))
+    fixed = draw(st.sampled_from(['nothing', 'nothing', 'nothing', 'kernel', 'input']))
+    table.append(
+      Layer(
+        name=f'block/{i}',
+        macs=draw(st.integers(1, 10**7)),
+        weights=draw(st.integers(1, 10**5)),
+        channels=channels,
+        biases=draw(st.sampled_from([0, channels])),
+        kernel_bits=8 if fixed == 'kernel' else None,
+        input_bits=8 if fixed == 'input' else None,
+        per_channel=per_channel,
+        choices=choices,
+        input_choices=input_choices,
+      )
+    )
+  rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+  spread = draw(st.floats(0, 5))
+  bits = cost.fill_bits(table, lambda l, which, shape, c: rng.uniform(-1, 9) + spread * rng.normal(size=shape))
+  metric = draw(st.sampled_from(sorted(cost.METRICS)))
+  low, high = cost.cost_range(metric, table)
+  hypothesis.assume(low < high)
+  target = low + draw(st.floats(0, 0.999)) * (high - low)
+  hypothesis.assume(target > 0)
+  return bits, tuple(table), cost.Budget(metric=metric, target=target)
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(problems())
+def test_the_discretized_cost_never_exceeds_the_target(problem):
+  bits, table, limit = problem
+  found = policy.discretize(bits, table, limit)
+  assert found.cost <= limit.target
+  for layer in table:
+    for which, (shape, choices) in cost.learned(layer).items():
+      value = np.asarray(policy._get(found.bits(), layer, which))
+      assert value.shape == shape
+      assert np.isin(value, choices).all()
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(problems())
+def test_no_single_bit_width_can_still_be_raised_when_over_one_percent_is_unused(problem):
+  bits, table, limit = problem
+  found = policy.discretize(bits, table, limit)
+  if found.cost >= policy.CLOSE * limit.target:
+    return
+  vector = policy._Vector(table)
+  at = vector.positions(found.bits())
+  for unit in np.flatnonzero(at < vector.last):
+    raised = at.copy()
+    raised[unit] += 1
+    assert vector.cost(raised, limit) > limit.target
+
+
+def test_bits_that_are_allowed_and_meet_the_target_stay():
+  bits = cost.uniform_bits(TABLE, 4)
+  found = policy.discretize(bits, TABLE, budget(4)).bits()
+  for name in ('a', 'b'):
+    for which in ('kernel', 'input'):
+      np.testing.assert_array_equal(found['block'][name][which], bits['block'][name][which])
+
+
+def test_the_largest_remainder_is_rounded_up_first():
+  table = tuple(Layer(name=n, macs=1000, weights=10, channels=1, input_bits=8) for n in 'abc')
+  bits = {'a': {'kernel': 3.4}, 'b': {'kernel': 3.45}, 'c': {'kernel': 3.1}}
+  limit = cost.Budget(metric='bitops', target=10.5 * 8000 / 1e9)  # room for 10 bits, and 9 after rounding
+  found = policy.discretize(bits, table, limit).bits()
+  assert [int(found[n]['kernel']) for n in 'abc'] == [3, 4, 3]
+
+
+def test_one_offset_lowers_all_when_the_search_ended_above_the_target():
+  table = tuple(Layer(name=n, macs=1000, weights=10, channels=1, input_bits=8) for n in 'abc')
+  bits = {'a': {'kernel': 7.9}, 'b': {'kernel': 5.9}, 'c': {'kernel': 4.9}}
+  limit = cost.Budget(metric='bitops', target=12 * 8000 / 1e9)
+  found = policy.discretize(bits, table, limit).bits()
+  assert [int(found[n]['kernel']) for n in 'abc'] == [6, 4, 2] or sum(int(found[n]['kernel']) for n in 'abc') == 12
+
+
+def test_thousands_of_bit_widths_come_within_a_permille_of_the_target():
+  rng = np.random.default_rng(0)
+  table = tuple(
+    Layer(name=f'{i}', macs=int(rng.integers(10**5, 10**7)), weights=1000, channels=300, per_channel=True)
+    for i in range(40)
+  )
+  bits = cost.fill_bits(table, lambda l, which, shape, choices: rng.uniform(2, 6, shape))
+  found = policy.discretize(bits, table, cost.budget('bitops', table, equivalent_bits=3.3))
+  assert 0.999 < found.cost / found.target <= 1
+
+
+def test_bits_that_are_missing_misshapen_or_not_finite_are_refused():
+  good = cost.uniform_bits(TABLE, 3)
+  with pytest.raises(ValueError, match='no bits for block/a/kernel'):
+    policy.discretize({}, TABLE, budget())
+  with pytest.raises(ValueError, match='have shape'):
+    policy.discretize({**good, 'head': {'input': np.ones(2)}}, TABLE, budget())
+  with pytest.raises(ValueError, match='not finite'):
+    policy.discretize({**good, 'head': {'input': np.nan}}, TABLE, budget())
+  with pytest.raises(ValueError, match='are not integers'):
+    policy.from_bits(cost.uniform_bits(TABLE, 3.5), TABLE, budget())
+  with pytest.raises(ValueError, match='no allowed assignment'):
+    policy.discretize(good, TABLE, cost.Budget(metric='bitops', target=1e-9))
+
+
+def test_a_policy_survives_its_file(tmp_path):
+  path = tmp_path / 'policy.json'
+  first = made()
+  first.save(path)
+  assert policy.load(path, TABLE) == first
+  assert list(tmp_path.iterdir()) == [path]
+  document = json.loads(path.read_text())
+  rows = {row['name']: row for row in document['layers']}
+  assert list(rows) == [layer.name for layer in TABLE]
+  assert len(rows['block/a']['kernel']) == 3
+  assert rows['stem']['kernel'] == rows['stem']['input'] == 8
+  np.testing.assert_allclose(sum(row['cost_share'] for row in rows.values()), 1, atol=1e-4)
+  assert document['cost'] <= document['target']
+
+
+def test_every_mismatch_with_a_network_is_named(tmp_path):
+  path = tmp_path / 'policy.json'
+  made().save(path)
+  other = (
+    Layer(name='stem', macs=1001, weights=100, channels=4, kernel_bits=8, input_bits=8),
+    Layer(name='block/a', macs=3000, weights=300, channels=4, per_channel=True),
+    Layer(name='block/b', macs=9000, weights=900, channels=5, choices=(1, 16), input_choices=(2, 4, 8)),
+    Layer(name='tail', macs=500, weights=500, channels=5),
+  )
+  with pytest.raises(ValueError, match='for another network') as caught:
+    policy.load(path, other)
+  message = str(caught.value)
+  for part in ('policy.json', 'stem has 1000 macs', 'block/a has kernel bits of shape', 'outside the allowed',
+               'head is not in the network', 'tail is not in the policy'):  # fmt: skip
+    assert part in message
+  assert '\n' not in message
+
+
+@pytest.mark.parametrize(
+  'break_it',
+  [
+    lambda text: text[: len(text) // 2],
+    lambda text: '',
+    lambda text: '[]',
+    lambda text: '[' * 100_000,
+    lambda text: text.replace('fracbits_policy', 'other'),
+    lambda text: text.replace('"version": 1', '"version": 99'),
+    lambda text: text.replace('"input": 8', '"input": "8"'),
+    lambda text: text.replace('"input": 8', '"input": -8'),
+    lambda text: text.replace('"input": 8', '"input": true'),
+    lambda text: text.replace('"macs"', '"max"'),
+    lambda text: text.replace('"learned": []', '"learned": ["bias"]'),
+    lambda text: text.replace('"layers"', '"rows"'),
+    lambda text: text.replace('"metric": "bitops"', '"metric": null'),
+  ],
+)
+def test_broken_files_are_refused_in_one_sentence(break_it, tmp_path):
+  path = tmp_path / 'policy.json'
+  made().save(path)
+  broken = break_it(path.read_text())
+  assert broken != path.read_text()
+  path.write_text(broken)
+  with pytest.raises(ValueError, match='policy file .*policy.json') as caught:
+    policy.load(path, TABLE)
+  assert '\n' not in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='cannot be read: No such file'):
+    policy.load(tmp_path / 'none.json')

@@ -1,0 +1,227 @@
+"""Whole runs of a tiny network on digits, and what `main.py` says to bad input."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits, mbv1_bitops
+from fracbits_jax import cost, experiment, policy, progress, report, run
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def tiny(tmp_path, **changes):
+  config = digits.get_config()
+  config.model.name = 'resnet8'
+  config.model.width = 0.5
+  config.data.data_dir = str(tmp_path / 'tfds')
+  config.data.image_size = 16
+  config.data.batch_size = 128  # nine steps an epoch
+  config.quant.calibration_batches = 2
+  config.eval_epochs = 1.0
+  config.pretrain.epochs = 3.0
+  config.search.epochs = 3.0
+  config.finetune.epochs = 2.0
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('run')
+  return folder, run.run(tiny(folder), folder / 'run')
+
+
+def test_a_run_leaves_a_policy_within_budget_and_a_result(finished):
+  folder, result = finished
+  workdir = folder / 'run'
+  assert json.loads((workdir / 'result.json').read_text()) == result
+  assert {'phase', 'test_accuracy', 'float_accuracy', 'metric', 'target', 'cost', 'bitops_g', 'size_mb', 'epochs', 'steps',
+          'seconds'} <= result.keys()  # fmt: skip
+  assert 0.99 * result['target'] <= result['cost'] <= result['target']
+  assert result['steps'] == 8 * 9
+  table = experiment.prepare(tiny(folder)).layers
+  found = policy.load(workdir / 'policy.json', table)
+  assert found.cost == result['cost']
+  np.testing.assert_allclose(cost.bitops(found.bits(), table), result['bitops_g'], rtol=1e-9)
+  assert (workdir / 'config.json').exists()
+  assert list((workdir / 'tensorboard').iterdir())
+
+
+def test_the_rows_tell_every_epoch_of_every_phase(finished):
+  folder, _ = finished
+  rows = progress.read_rows(folder / 'run')
+  assert [(row['phase'], row['step']) for row in rows] == [
+    *(('pretrain', s) for s in (9, 18, 27)),
+    *(('search', s) for s in (9, 18, 27)),
+    *(('finetune', s) for s in (9, 18)),
+  ]
+  searched = [row['bits'] for row in rows if row['phase'] == 'search']
+  assert searched[0] != searched[-1]
+  final = [row['bits'] for row in rows if row['phase'] == 'finetune']
+  assert final[0] == final[-1]
+  assert all(value == int(value) for value in final[0].values())
+
+
+def test_the_report_holds_its_plots_and_the_summary_its_numbers(finished):
+  folder, result = finished
+  page = (folder / 'run' / 'report.html').read_text()
+  assert page.count('<svg') == page.count('</svg>') == 4
+  for name in ('bits_by_layer', 'bits_over_time', 'cost_over_time', 'accuracy_over_time'):
+    for kind in ('png', 'svg'):
+      assert (folder / 'run' / 'plots' / f'{name}.{kind}').stat().st_size > 1000
+  text = report.summary(folder / 'run', result)
+  for part in ('float', 'searched', 'final', 'classifier', f'{result["test_accuracy"]:.2%}'):
+    assert part in text
+
+
+def test_a_finished_run_prints_its_result_and_trains_nothing(finished, capsys):
+  folder, result = finished
+  before = {p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*') if p.is_file()}
+  assert run.run(tiny(folder), folder / 'run') == result
+  assert 'is finished' in capsys.readouterr().out
+  assert before == {p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*') if p.is_file()}
+
+
+def test_another_configuration_in_the_same_folder_is_refused(finished):
+  folder, _ = finished
+  with pytest.raises(ValueError, match=r'seed is 5 and was 0; choose another --workdir'):
+    run.run(tiny(folder, seed=5), folder / 'run')
+
+
+class Stop(Exception):
+  pass
+
+
+def test_a_run_that_was_cut_off_continues_and_ends_where_the_undisturbed_one_ends(finished, monkeypatch, capsys):
+  folder, expected = finished
+  workdir = folder / 'cut'
+  original = run.Monitor.report
+
+  def cut(self, step, state, metrics):
+    original(self, step, state, metrics)
+    if (self._phase, step) == ('search', 18):
+      raise Stop
+
+  config = tiny(folder, checkpoint_seconds=0.0)  # a checkpoint after every step
+  with monkeypatch.context() as patch:
+    patch.setattr(run.Monitor, 'report', cut)
+    with pytest.raises(Stop):
+      run.run(config, workdir)
+  result = run.run(config, workdir)
+  output = capsys.readouterr().out
+  assert 'pretrain continues' not in output
+  assert 'search continues at step 17 of 27' in output
+  same = ('test_accuracy', 'float_accuracy', 'searched_accuracy', 'cost', 'steps')
+  assert {k: result[k] for k in same} == {k: expected[k] for k in same}
+  rows, others = progress.read_rows(workdir), progress.read_rows(folder / 'run')
+  assert [r['step'] for r in rows] == [r['step'] for r in others]
+  assert rows[-1]['loss'] == others[-1]['loss']
+
+
+def test_a_given_policy_is_finetuned_without_a_search(finished):
+  folder, searched = finished
+  changes = {'phases': ('finetune',), 'policy': str(folder / 'run' / 'policy.json'), 'finetune.epochs': 1.0}
+  result = run.run(tiny(folder, **changes), folder / 'given')
+  assert result['cost'] == searched['cost']
+  assert policy.load(folder / 'given' / 'policy.json') == policy.load(folder / 'run' / 'policy.json')
+
+
+def test_without_search_and_policy_the_bits_are_uniform(finished):
+  folder, searched = finished
+  result = run.run(tiny(folder, **{'phases': ('finetune',), 'finetune.epochs': 0.0}), folder / 'uniform')
+  found = policy.load(folder / 'uniform' / 'policy.json')
+  assert {getattr(e, which) for e in found.layers for which in e.learned} == {3}
+  assert result['cost'] == result['target'] == searched['target']
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'model.name': 'vgg'}, "model 'vgg' is unknown"),
+    ({'data.dataset': 'mnist3d'}, "dataset 'mnist3d' is unknown"),
+    ({'phases': ('pretrain', 'sleep')}, 'sleep.*give some of pretrain, search, finetune'),
+    ({'phases': ('search', 'pretrain')}, 'out of order'),
+    ({'phases': ()}, 'holds nothing'),
+    ({'budget.metric': 'flops'}, "metric 'flops' is unknown"),
+    ({'budget.target': 1e-9}, 'cannot be met .* at least'),
+    ({'budget.target': 1e9}, 'already met .* below'),
+    ({'data.batch_size': 130}, '130 does not divide over the 4 devices'),
+    ({'data.batch_size': 4096}, 'more than the 1197 training images'),
+    ({'quant.choices': ()}, r'choices=\(\) are not bit-widths'),
+    ({'quant.choices': (4, 2)}, r'choices=\(4, 2\) are not bit-widths'),
+    ({'quant.granularity': 'channel'}, "granularity='channel' is unknown"),
+    ({'search.epochs': -1.0}, 'search.epochs=-1.0 is out of range'),
+    ({'search.cosine': (0.5, 0.2)}, 'search.cosine'),
+    ({'policy': 'nowhere.json', 'phases': ('finetune',)}, 'policy file nowhere.json cannot be read'),
+    ({'policy': 'nowhere.json'}, 'leave search out of phases'),
+  ],
+)
+def test_bad_settings_are_one_sentence_before_anything_is_written(changes, message, finished, tmp_path):
+  folder, _ = finished
+  config = tiny(folder)
+  with pytest.raises(ValueError, match=message) as caught:
+    config.update_from_flattened_dict(changes)
+    run.run(config, tmp_path / 'run')
+  assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_policy_for_another_network_is_refused(finished, tmp_path):
+  folder, _ = finished
+  changes = {'model.width': 1.0, 'phases': ('finetune',), 'policy': str(folder / 'run' / 'policy.json')}
+  with pytest.raises(ValueError, match='for another network'):
+    run.run(tiny(folder, **changes), tmp_path / 'run')
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path):
+  folder, _ = finished
+  with pytest.raises(FloatingPointError, match='the loss is (nan|inf) at step [0-9]+ of pretrain'):
+    run.run(tiny(folder, **{'pretrain.learning_rate': 1e30, 'optimizer.clip_norm': None}), tmp_path / 'run')
+
+
+def test_the_paper_recipe_explains_where_its_data_is_missing(tmp_path):
+  config = mbv1_bitops.get_config()
+  config.data.data_dir = str(tmp_path)
+  with pytest.raises(ValueError, match='imagenet2012 has not been prepared'):
+    experiment.prepare(config)
+
+
+def test_the_paper_recipe_runs_on_digits_by_the_override_that_it_names(tmp_path):
+  config = mbv1_bitops.get_config()
+  config.update_from_flattened_dict({'data.dataset': 'digits', 'model.width': 0.25, 'data.data_dir': str(tmp_path)})
+  found = experiment.prepare(config)
+  assert found.budget.target == pytest.approx(0.0327, rel=0.01)
+  assert found.init_bits == pytest.approx(3.5)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, 'main.py', *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+  )
+
+
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('--config.budgt.target=5', 'budgt'),
+    ('--config.model.name=vgg', "error: model 'vgg' is unknown"),
+    ('--config=configs/none.py', 'none.py'),
+    ('extra', 'error: unexpected arguments extra'),
+  ],
+)
+def test_the_command_line_refuses_in_words_and_fails(argument, message, tmp_path):
+  done = command(argument, f'--workdir={tmp_path / "run"}')
+  assert done.returncode != 0
+  assert message in done.stderr
+  assert 'Traceback' not in done.stderr
+  assert not (tmp_path / 'run').exists()
+
+
+def test_several_devices_are_there_for_these_tests():
+  assert jax.local_device_count() == 4

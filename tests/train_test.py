@@ -1,0 +1,134 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from fracbits_jax import cost, models, optim, train
+from fracbits_jax.layers import QuantConfig
+
+SHAPE = (16, 16, 1)
+CHOICES = tuple(range(1, 9))
+
+
+@functools.cache
+def setting(granularity='layer'):
+  """A small quantized network, its search step, and a state to start from."""
+  quant = QuantConfig(init_bits=3.5, choices=CHOICES, granularity=granularity, alpha_init=2.0)
+  model = models.create('resnet8', num_classes=10, width=0.5, quant=quant, axis_name='batch')
+  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+  table = cost.trace(model, SHAPE)
+  optimizer = optim.sgd(
+    optim.cosine_part(0.02, 100),
+    momentum=0.9,
+    weight_decay=1e-4,
+    mask=optim.decay_mask(variables['params'], table),
+    bits_rate=5.0,
+  )
+  penalty = train.Penalty(budget=cost.budget('bitops', table, equivalent_bits=3), layers=table, kappa=1.0)
+  bits_range = jax.tree.map(jnp.float32, cost.bits_range(table))
+  step = train.make_train_step(model, optimizer, penalty, bits_range)
+  learned = {'params': variables['params'], 'bits': variables['bits']}
+  state = train.TrainState(
+    step=jnp.int32(0), **learned, batch_stats=variables['batch_stats'], opt_state=optimizer.init(learned)
+  )
+  return model, table, step, jax.tree.map(np.asarray, state)
+
+
+def batch(n=32, seed=0):
+  rng = np.random.default_rng(seed)
+  return {'image': rng.integers(0, 256, (n, *SHAPE), np.uint8), 'label': rng.integers(0, 10, n).astype(np.int32)}
+
+
+def after_steps(devices, steps=2):
+  _, _, step, state = setting()
+  mapped = jax.pmap(step, axis_name='batch', devices=jax.local_devices()[:devices])
+  state = train.replicate(state, devices)
+  for i in range(steps):
+    state, metrics = mapped(state, train.shard(batch(seed=i), devices))
+  return train.unreplicate(state), {k: float(v[0]) for k, v in metrics.items()}
+
+
+@functools.cache
+def on_one_device():
+  return after_steps(1)
+
+
+@pytest.mark.parametrize('devices', [2, 4])
+def test_the_same_batch_gives_the_same_state_on_any_number_of_devices(devices):
+  alone, alone_metrics = on_one_device()
+  spread, metrics = after_steps(devices)
+  names = traverse_util.flatten_dict(
+    {'params': alone.params, 'bits': alone.bits, 'batch_stats': alone.batch_stats}, sep='/'
+  )
+  others = traverse_util.flatten_dict(
+    {'params': spread.params, 'bits': spread.bits, 'batch_stats': spread.batch_stats}, sep='/'
+  )
+  for name, expected in names.items():
+    np.testing.assert_allclose(others[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
+  for name, value in alone_metrics.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_a_search_step_moves_weights_clips_bits_and_statistics():
+  _, _, _, before = setting()
+  after, metrics = on_one_device()
+  assert after.step == 2
+  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before.variables, after.variables)
+  still = [name for name, changed in traverse_util.flatten_dict(moved, sep='/').items() if not changed]
+  assert still == []
+  assert all(np.isfinite(value) for value in metrics.values())
+  assert metrics.keys() == {'loss', 'accuracy', 'cost'}
+
+
+def test_the_bits_follow_the_penalty_and_stay_in_range():
+  """With a penalty that outweighs the task, bits over the target fall, and none leaves the allowed range."""
+  model, table, _, state = setting()
+  optimizer = optim.sgd(
+    lambda step: 1.0, momentum=0.0, weight_decay=0.0, mask=optim.decay_mask(state.params, table), bits_rate=1e4
+  )
+  penalty = train.Penalty(budget=cost.budget('bitops', table, equivalent_bits=1.5), layers=table, kappa=1e4)
+  step = train.make_train_step(model, optimizer, penalty, jax.tree.map(jnp.float32, cost.bits_range(table)))
+  state = state.replace(opt_state=optimizer.init({'params': state.params, 'bits': state.bits}))
+  mapped = jax.pmap(step, axis_name='batch', devices=jax.local_devices()[:1])
+  after, _ = mapped(train.replicate(state, 1), train.shard(batch(), 1))
+  for value in jax.tree.leaves(train.unreplicate(after).bits):
+    assert value == CHOICES[0]
+
+
+def test_evaluation_ignores_what_fills_the_last_batch():
+  model, _, _, state = setting()
+  step = jax.pmap(train.make_eval_step(model), axis_name='batch', devices=jax.local_devices()[:2])
+  full = batch(8)
+  variables = train.replicate(state.variables, 2)
+  masked = {**full, 'mask': np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32)}
+  garbage = {**masked, 'image': np.where(masked['mask'][:, None, None, None] > 0, full['image'], 255).astype(np.uint8)}
+  sums = [{k: float(v[0]) for k, v in step(variables, train.shard(b, 2)).items()} for b in (masked, garbage)]
+  assert sums[0]['count'] == 5
+  assert sums[0] == pytest.approx(sums[1])
+
+
+def test_the_loop_runs_reports_and_saves_each_step_once():
+  seen = {'steps': [], 'reports': [], 'saves': []}
+
+  def step(state, batch):
+    seen['steps'].append(int(batch['x'][0, 0]))
+    return state + 1, {'loss': state}
+
+  state = train.run_phase(
+    0,
+    step,
+    iter([{'x': np.full(8, i)} for i in range(100)]),
+    start=3,
+    steps=11,
+    steps_per_epoch=4,
+    report=lambda at, state, metrics: seen['reports'].append((at, state, len(metrics))),
+    save=lambda at, state: seen['saves'].append(at),
+    save_seconds=1e9,
+  )
+  assert state == 8
+  assert seen['steps'] == list(range(8))
+  assert seen['reports'] == [(4, 1, 1), (8, 5, 4), (11, 8, 3)]
+  assert seen['saves'] == [11]
