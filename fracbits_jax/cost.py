@@ -124,17 +124,23 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> tuple[Layer, ...]:
   return tuple(rows.values())
 
 
+def lookup(bits: Bits, layer: Layer, which: str) -> Any:
+  """The learned bit-width `which` (`kernel` or `input`) of a layer; raises `ValueError` where it is missing."""
+  node: Any = bits
+  for key in (*layer.name.split('/'), which):
+    if not isinstance(node, Mapping) or key not in node:
+      raise ValueError(f'no bits for {layer.name}/{which}: the bits belong to another network, or the table does')
+    node = node[key]
+  return node
+
+
 def _at(bits: Bits, layer: Layer, which: str) -> Any:
   """A bit-width of a layer: the fixed one, or the mean of the learned ones."""
   fixed = layer.kernel_bits if which == 'kernel' else layer.input_bits
   if fixed is not None:
     return fixed
-  node = bits
-  for key in (*layer.name.split('/'), which):
-    if not isinstance(node, Mapping) or key not in node:
-      raise ValueError(f'no bits for {layer.name}/{which}: the bits belong to another network, or the table does')
-    node = node[key]
-  return node.mean() if np.ndim(node) else node
+  value = lookup(bits, layer, which)
+  return value.mean() if np.ndim(value) else value
 
 
 def bitops(bits: Bits, layers: Sequence[Layer]) -> Any:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from fracbits_jax import calibrate, cost, data, optim, policy, report, train
 from fracbits_jax.checkpoint import Checkpoints
 from fracbits_jax.experiment import AXIS, PHASES, Experiment, prepare
-from fracbits_jax.progress import Progress, duration, read_rows
+from fracbits_jax.progress import Progress, read_rows
 from fracbits_jax.train import TrainState
 
 
@@ -145,7 +145,7 @@ class Run:
     return self._quantized(earlier, bits)
 
   def _initial_bits(self) -> Any:
-    clipped = lambda layer, which, shape, choices: np.clip(self.experiment.init_bits, choices[0], choices[-1])  # noqa: E731
+    clipped = lambda layer, which, shape, choices: np.clip(self.experiment.init_bits, choices[0], choices[-1])
     return _float32(cost.fill_bits(self.experiment.layers, clipped))
 
   def _integer_bits(self) -> Any:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from fracbits_jax import cost, policy
+from fracbits_jax import cost, discretize, policy
 from fracbits_jax.cost import Layer
 
 TABLE = (
@@ -67,7 +67,7 @@ def test_the_discretized_cost_never_exceeds_the_target(problem):
   assert found.cost <= limit.target
   for layer in table:
     for which, (shape, choices) in cost.learned(layer).items():
-      value = np.asarray(policy._get(found.bits(), layer, which))
+      value = np.asarray(cost.lookup(found.bits(), layer, which))
       assert value.shape == shape
       assert np.isin(value, choices).all()
 
@@ -77,9 +77,9 @@ def test_the_discretized_cost_never_exceeds_the_target(problem):
 def test_no_single_bit_width_can_still_be_raised_when_over_one_percent_is_unused(problem):
   bits, table, limit = problem
   found = policy.discretize(bits, table, limit)
-  if found.cost >= policy.CLOSE * limit.target:
+  if found.cost >= discretize.CLOSE * limit.target:
     return
-  vector = policy._Vector(table)
+  vector = discretize.Vector(table)
   at = vector.positions(found.bits())
   for unit in np.flatnonzero(at < vector.last):
     raised = at.copy()
@@ -193,7 +193,7 @@ def test_broken_files_are_refused_in_one_sentence(break_it, tmp_path):
   broken = break_it(path.read_text())
   assert broken != path.read_text()
   path.write_text(broken)
-  with pytest.raises(ValueError, match='policy file .*policy.json') as caught:
+  with pytest.raises(ValueError, match=r'policy file .*policy\.json') as caught:
     policy.load(path, TABLE)
   assert '\n' not in str(caught.value)
 
