@@ -15,6 +15,7 @@ CLOSE = 0.99  # the share of the target that a policy should use
 ENOUGH = 0.9999  # no further unit is tried beyond this share
 _BISECTIONS = 50
 _REFUSALS = 256
+_EXCHANGES = 50
 
 
 class Vector:
@@ -78,14 +79,14 @@ def _raise(vector: Vector, budget: Budget, at: np.ndarray, order: np.ndarray) ->
 def _exchange(vector: Vector, budget: Budget, at: np.ndarray, wanted: np.ndarray) -> np.ndarray:
   """Lowers one unit to raise others, where that comes closer to the target; the last resort of coarse networks."""
   best, best_cost = at, vector.cost(at, budget)
-  for unit in np.argsort(wanted - at)[:_BISECTIONS]:
+  for unit in np.argsort(wanted - at)[:_EXCHANGES]:
     if at[unit] > 0:
       trial = at.copy()
       trial[unit] -= 1
       others = np.flatnonzero((trial < vector.last) & (np.arange(at.size) != unit))
       trial = _raise(vector, budget, trial, others[np.argsort(trial[others] - wanted[others], kind='stable')])
       trial_cost = vector.cost(trial, budget)
-      if best_cost < trial_cost <= budget.target:
+      if best_cost + (1 - ENOUGH) * budget.target < trial_cost <= budget.target:
         best, best_cost = trial, trial_cost
   return best
 

@@ -8,6 +8,7 @@ For real bits, l and h are the neighbouring allowed bit-widths below and above, 
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -31,7 +32,7 @@ def check_choices(choices: Sequence[int] | None) -> tuple[int, ...]:
   try:
     values = tuple(choices)
     valid = bool(values) and all(int(b) == b and 0 <= b <= MAX_BITS for b in values)
-    valid = valid and all(a < b for a, b in zip(values, values[1:], strict=False))
+    valid = valid and all(a < b for a, b in itertools.pairwise(values))
   except (TypeError, ValueError):
     valid = False
   if not valid:
