@@ -68,6 +68,13 @@ def prepare(config: ConfigDict) -> Experiment:
     # The paper's start for a search; a policy that is not searched is the uniform one.
     init_bits = cost.equivalent_bits(budget, layers) + (0.5 if 'search' in config.phases else 0)
   quant = dataclasses.replace(quant, init_bits=float(init_bits))
+  given = policy.load(config.policy, layers) if config.policy else None
+  if given is not None and budget.cost(given.bits(), layers) > budget.target:
+    spent = float(budget.cost(given.bits(), layers))
+    raise ValueError(
+      f'policy {config.policy!r} costs {spent:.6g} {budget.unit}, over the budget of {budget.target:.6g}: raise the '
+      'budget or give another policy'
+    )
   return Experiment(
     config=config,
     dataset=dataset,
@@ -76,7 +83,7 @@ def prepare(config: ConfigDict) -> Experiment:
     layers=layers,
     budget=budget,
     init_bits=float(init_bits),
-    policy=policy.load(config.policy, layers) if config.policy else None,
+    policy=given,
   )
 
 

@@ -52,7 +52,7 @@ def policy_by_layer(policy: Policy, reference_bits: float | None = None) -> Figu
       axis.set_title(f'bits of the {which}s', color=color)
       axis.grid(axis='x', visible=False)
       axis.set_ylim(0, axis.get_ylim()[1] * 1.12)
-    axes[0].legend(loc='upper right', fontsize=9, ncols=2)
+    axes[0].legend(loc='lower right', bbox_to_anchor=(1, 1), borderaxespad=0.2, fontsize=9)
     if len(policy.layers) <= 64:
       axes[1].set_xticks(range(len(policy.layers)), [_label(e.name) for e in policy.layers], rotation=90, fontsize=8)
     else:

@@ -114,7 +114,7 @@ def replicate(tree: Any, devices: int | None = None) -> Any:
 
 def unreplicate(tree: Any) -> Any:
   """One copy of a replicated tree, in host memory."""
-  return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)).reshape(x.shape[1:]), tree)
+  return jax.tree.map(lambda x: np.asarray(np.asarray(x.addressable_data(0)).reshape(-1, *x.shape[1:])[0]), tree)
 
 
 def shard(batch: dict[str, np.ndarray], devices: int | None = None) -> dict[str, np.ndarray]:

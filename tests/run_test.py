@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import digits, mbv1_bitops
-from fracbits_jax import cost, experiment, policy, progress, report, run
+from fracbits_jax import cost, experiment, monitor, policy, progress, report, run
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -101,7 +101,7 @@ class Stop(Exception):
 def test_a_run_that_was_cut_off_continues_and_ends_where_the_undisturbed_one_ends(finished, monkeypatch, capsys):
   folder, expected = finished
   workdir = folder / 'cut'
-  original = run.Monitor.report
+  original = monitor.Monitor.report
 
   def cut(self, step, state, metrics):
     original(self, step, state, metrics)
@@ -110,7 +110,7 @@ def test_a_run_that_was_cut_off_continues_and_ends_where_the_undisturbed_one_end
 
   config = tiny(folder, checkpoint_seconds=0.0)  # a checkpoint after every step
   with monkeypatch.context() as patch:
-    patch.setattr(run.Monitor, 'report', cut)
+    patch.setattr(monitor.Monitor, 'report', cut)
     with pytest.raises(Stop):
       run.run(config, workdir)
   result = run.run(config, workdir)
@@ -175,6 +175,13 @@ def test_a_policy_for_another_network_is_refused(finished, tmp_path):
   folder, _ = finished
   changes = {'model.width': 1.0, 'phases': ('finetune',), 'policy': str(folder / 'run' / 'policy.json')}
   with pytest.raises(ValueError, match='for another network'):
+    run.run(tiny(folder, **changes), tmp_path / 'run')
+
+
+def test_a_policy_over_the_budget_is_refused(finished, tmp_path):
+  folder, _ = finished
+  changes = {'budget.equivalent_bits': 2.5, 'phases': ('finetune',), 'policy': str(folder / 'run' / 'policy.json')}
+  with pytest.raises(ValueError, match='over the budget'):
     run.run(tiny(folder, **changes), tmp_path / 'run')
 
 

@@ -1,0 +1,107 @@
+"""What a phase begins with: its variables, its optimizer, its step."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import traverse_util
+
+from fracbits_jax import calibrate, cost, data, optim, train
+from fracbits_jax.experiment import Experiment
+from fracbits_jax.train import TrainState
+
+Variables = dict[str, Any]
+
+
+def model(experiment: Experiment, phase: str) -> nn.Module:
+  """The network of a phase: float for `pretrain`, quantized otherwise."""
+  return experiment.float_model if phase == 'pretrain' else experiment.quant_model
+
+
+def shapes(experiment: Experiment, phase: str) -> Variables:
+  """Shapes and dtypes of the variables of a phase's network; `bits` is there, if empty."""
+  images = jax.ShapeDtypeStruct((1, *experiment.dataset.image_shape), jnp.float32)
+  return {'bits': {}, **jax.eval_shape(model(experiment, phase).init, jax.random.key(0), images)}
+
+
+def float_variables(experiment: Experiment) -> Variables:
+  """Initial variables of the float network; a quantized network that is not pretrained starts from them as well."""
+  images = jnp.zeros((1, *experiment.dataset.image_shape), jnp.float32)
+  init = jax.jit(experiment.float_model.init)
+  return {'bits': {}, **init(jax.random.key(experiment.config.seed), images)}
+
+
+def initial_bits(experiment: Experiment) -> Any:
+  """The collection `bits` at the configured start, clipped to what is allowed."""
+  start = lambda layer, which, shape, choices: np.clip(experiment.init_bits, choices[0], choices[-1])
+  return as_float32(cost.fill_bits(experiment.layers, start))
+
+
+def quantized_variables(experiment: Experiment, variables: Variables, bits: Any) -> Variables:
+  """The quantized network with a float network's weights and statistics, given bits, and calibrated clips."""
+  config, dataset = experiment.config, experiment.dataset
+  flat = traverse_util.flatten_dict(variables['params'], sep='/')
+  for name in traverse_util.flatten_dict(shapes(experiment, 'search')['params'], sep='/'):
+    flat.setdefault(name, jnp.float32(config.quant.alpha_init))  # the clips are all that is new
+  params = traverse_util.unflatten_dict(flat, sep='/')
+  if config.quant.calibration_batches:
+    batches = data.train_batches(dataset, batch_size=config.data.batch_size, seed=config.seed)
+    images = [jnp.asarray(next(batches)['image'], jnp.float32) for _ in range(config.quant.calibration_batches)]
+    samples = calibrate.sample_inputs(experiment.float_model, variables, images)
+    quant_configs = calibrate.quant_configs(experiment.quant_model, dataset.image_shape)
+    params = calibrate.clips(params, bits, samples, quant_configs)
+  return {'params': params, 'bits': bits, 'batch_stats': variables['batch_stats']}
+
+
+def optimizer(experiment: Experiment, phase: str, *, steps: int, steps_per_epoch: int) -> optax.GradientTransformation:
+  """The configured optimizer of a phase; only a search changes the bits."""
+  settings, common = experiment.config[phase], experiment.config.optimizer
+  schedule = optim.cosine_part(
+    settings.learning_rate,
+    steps,
+    warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
+    part=tuple(settings.cosine),
+  )
+  return optim.sgd(
+    schedule,
+    momentum=common.momentum,
+    weight_decay=common.weight_decay,
+    mask=optim.decay_mask(shapes(experiment, phase)['params'], experiment.layers),
+    bits_rate=common.bits_rate if phase == 'search' else None,
+    clip_norm=common.clip_norm,
+  )
+
+
+def state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:
+  """The state before the first step."""
+  learned = {'params': variables['params'], 'bits': variables['bits']}
+  return TrainState(
+    step=jnp.int32(0), **learned, batch_stats=variables['batch_stats'], opt_state=optimizer.init(learned)
+  )
+
+
+def train_step(experiment: Experiment, phase: str, optimizer: optax.GradientTransformation) -> Any:
+  """The step of a phase, mapped over the local devices; it takes over the buffers of the state."""
+  penalty = bits_range = None
+  if phase == 'search':
+    kappa = experiment.config.budget.kappa
+    kappa = experiment.budget.target if kappa is None else kappa
+    penalty = train.Penalty(budget=experiment.budget, layers=experiment.layers, kappa=kappa)
+    bits_range = as_float32(cost.bits_range(experiment.layers))
+  step = train.make_train_step(model(experiment, phase), optimizer, penalty, bits_range)
+  return jax.pmap(step, axis_name=train.AXIS, donate_argnums=0)
+
+
+@functools.cache
+def evaluator(model: nn.Module, dataset: data.Dataset, batch_size: int) -> train.Evaluator:
+  """The evaluator of a network; phases that share the network share its compiled step."""
+  return train.Evaluator(model, dataset, batch_size)
+
+
+def as_float32(tree: Any) -> Any:
+  """A tree of arrays in float32, the precision of bits inside a network."""
+  return jax.tree.map(lambda x: np.asarray(x, np.float32), tree)
