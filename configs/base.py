@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
   config.optimizer.bits_rate = 1.0  # the bits' learning rate as a multiple of the weights'
 
   config.checkpoint_seconds = 60.0  # least time between two checkpoints; each phase ends with one as well
+  config.report_steps = 200  # between two rows of metrics.jsonl; an epoch where that is shorter
   config.eval_epochs = 1.0  # epochs between two evaluations on the validation split
 
   config.pretrain = phase(150, 0.05)

@@ -21,7 +21,8 @@ def get_config():
   config.budget.equivalent_bits = 3.0
 
   # One cosine over 150 epochs: 120 of search, 30 of finetuning.
-  config.pretrain = base.phase(150, 0.05)
-  config.search = base.phase(120, 0.05, cosine=(0.0, 0.8))
-  config.finetune = base.phase(30, 0.05, cosine=(0.8, 1.0))
+  learning_rate = 0.05 * config.data.batch_size / 256
+  config.pretrain = base.phase(150, learning_rate)
+  config.search = base.phase(120, learning_rate, cosine=(0.0, 0.8))
+  config.finetune = base.phase(30, learning_rate, cosine=(0.8, 1.0))
   return config

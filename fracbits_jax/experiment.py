@@ -105,6 +105,8 @@ def _check_numbers(config: ConfigDict) -> None:
       f'data.batch_size={batch_size} does not divide over the {devices} devices of this machine: give a multiple of '
       f'{devices}'
     )
+  if config.report_steps < 1:
+    raise ValueError(f'report_steps={config.report_steps} is out of range: give a number of at least 1')
   for phase in config.phases:
     settings = config[phase]
     for name, least in (('epochs', 0), ('learning_rate', 0), ('warmup_epochs', 0)):

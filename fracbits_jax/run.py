@@ -140,7 +140,7 @@ class Run:
       batches,
       start=start,
       steps=steps,
-      steps_per_epoch=self.steps_per_epoch,
+      report_steps=min(self.steps_per_epoch, self.config.report_steps),
       report=monitor.report,
       save=save,
       save_seconds=self.config.checkpoint_seconds,

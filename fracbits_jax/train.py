@@ -145,7 +145,7 @@ def run_phase(
   *,
   start: int,
   steps: int,
-  steps_per_epoch: int,
+  report_steps: int,
   report: Callable[[int, TrainState, list[dict[str, jax.Array]]], None],
   save: Callable[[int, TrainState], None],
   save_seconds: float,
@@ -158,7 +158,7 @@ def run_phase(
     batches: yields global batches.
     start: steps already done.
     steps: length of the phase.
-    steps_per_epoch: steps between two reports.
+    report_steps: steps between two reports.
     report: called with the step, the state and the metrics of the steps since the last report.
     save: called with the step and the state, at least `save_seconds` apart and after the last step.
     save_seconds: see `save`.
@@ -171,7 +171,7 @@ def run_phase(
   for step in range(start + 1, steps + 1):
     state, metrics = train_step(state, shard(next(batches)))
     pending.append(metrics)
-    if step % steps_per_epoch == 0 or step == steps:
+    if step % report_steps == 0 or step == steps:
       report(step, state, pending)
       pending = []
     if step == steps or time.monotonic() - saved_at >= save_seconds:

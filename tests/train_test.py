@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,14 +61,9 @@ def on_one_device():
 def test_the_same_batch_gives_the_same_state_on_any_number_of_devices(devices):
   alone, alone_metrics = on_one_device()
   spread, metrics = after_steps(devices)
-  names = traverse_util.flatten_dict(
-    {'params': alone.params, 'bits': alone.bits, 'batch_stats': alone.batch_stats}, sep='/'
-  )
-  others = traverse_util.flatten_dict(
-    {'params': spread.params, 'bits': spread.bits, 'batch_stats': spread.batch_stats}, sep='/'
-  )
-  for name, expected in names.items():
-    np.testing.assert_allclose(others[name], expected, rtol=1e-5, atol=1e-5, err_msg=name)
+  for collection in ('params', 'bits', 'batch_stats'):
+    expected, found = getattr(alone, collection), getattr(spread, collection)
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
   for name, value in alone_metrics.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
 
@@ -79,7 +75,8 @@ def test_a_search_step_moves_weights_clips_bits_and_statistics():
   moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before.variables, after.variables)
   still = [name for name, changed in traverse_util.flatten_dict(moved, sep='/').items() if not changed]
   assert still == []
-  assert all(np.isfinite(value) for value in metrics.values())
+  chex.assert_tree_all_finite(after)
+  chex.assert_tree_all_finite(metrics)
   assert metrics.keys() == {'loss', 'accuracy', 'cost'}
 
 
@@ -123,7 +120,7 @@ def test_the_loop_runs_reports_and_saves_each_step_once():
     iter([{'x': np.full(8, i)} for i in range(100)]),
     start=3,
     steps=11,
-    steps_per_epoch=4,
+    report_steps=4,
     report=lambda at, state, metrics: seen['reports'].append((at, state, len(metrics))),
     save=lambda at, state: seen['saves'].append(at),
     save_seconds=1e9,
