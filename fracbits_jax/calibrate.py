@@ -18,7 +18,7 @@ _CANDIDATES = 100
 
 
 def sample_inputs(model: nn.Module, variables: Any, batches: Iterable[jax.Array]) -> dict[str, np.ndarray]:
-  """Values of the inputs of every layer, by the layer's path: `[batches, 4096]`, evenly spread over each batch.
+  """Values of the inputs of every layer, by the layer's path: `[batches, 4096]`, drawn at random from each batch.
 
   Batch norm uses the statistics of each batch, as it does when the training goes on from here.
   """
@@ -30,8 +30,9 @@ def sample_inputs(model: nn.Module, variables: Any, batches: Iterable[jax.Array]
 
     def keep(module, x, y):
       del y
-      flat = x.reshape(-1)
-      found['/'.join(module.path)] = flat[jnp.arange(_SAMPLES) * flat.size // _SAMPLES]
+      # At random, since evenly spaced positions would all lie in the same few channels.
+      positions = np.random.default_rng(0).integers(x.size, size=_SAMPLES)
+      found['/'.join(module.path)] = x[np.unravel_index(positions, x.shape)]
 
     with watch_layers(keep):
       model.apply(variables, images, train=True, mutable=['batch_stats'])

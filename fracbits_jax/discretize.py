@@ -1,9 +1,11 @@
 """Discretization: from fractional bit-widths to allowed ones that meet a budget.
 
 It works on positions: a bit-width's position counts the allowed values below it and adds the fraction of the way to the
-next one, so sets such as (2, 4, 8) and runs of integers are treated alike.
+next one, so sets such as (2, 4, 8) and runs of integers are treated alike. Bit-widths that the metric does not price,
+such as those of inputs under a size budget, are rounded to the nearest and otherwise left alone.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,49 +17,76 @@ CLOSE = 0.99  # the share of the target that a policy should use
 ENOUGH = 0.9999  # no further unit is tried beyond this share
 _BISECTIONS = 50
 _REFUSALS = 256
-_EXCHANGES = 50
+_CELLS = 20_000  # into which the knapsack divides the target
 
 
 class Vector:
-  """The learned bit-widths of a network as one vector of positions."""
+  """The learned bit-widths of a network as one vector of positions, and what they cost under a budget."""
 
-  def __init__(self, layers: Sequence[Layer]):
-    self.layers = layers
+  def __init__(self, layers: Sequence[Layer], budget: Budget):
+    self.layers, self.budget = layers, budget
     self.slots = [(l, which, *spec) for l in layers for which, spec in costs.learned(l).items()]
-    self.last = np.concatenate([np.full(_size(shape), len(c) - 1) for _, _, shape, c in self.slots] or [np.zeros(0)])
+    sizes = [int(np.prod(shape, dtype=int)) for _, _, shape, _ in self.slots]
+    self.starts = np.cumsum([0, *sizes])
+    self.last = np.repeat([len(choices) - 1 for *_, choices in self.slots], sizes).astype(float)
+    self.lowest = np.zeros_like(self.last)
+    self.priced = np.zeros(self.last.shape, bool)
+    least = self.cost(self.lowest)
+    for i in range(len(self.slots)):
+      raised = self.lowest.copy()
+      raised[self.units(i)] = self.last[self.units(i)]
+      self.priced[self.units(i)] = self.cost(raised) > least
+
+  def units(self, slot: int) -> slice:
+    """Where a slot's bit-widths lie in the vector."""
+    return slice(self.starts[slot], self.starts[slot + 1])
 
   def positions(self, bits: Bits) -> np.ndarray:
     """Real positions of fractional bits; bits outside the allowed range are clipped."""
-    found = []
-    for layer, which, shape, choices in self.slots:
+    found = np.zeros_like(self.last)
+    for i, (layer, which, shape, choices) in enumerate(self.slots):
       value = np.asarray(costs.lookup(bits, layer, which), np.float64)
       if value.shape != shape:
         raise ValueError(f'bits of {layer.name}/{which} have shape {value.shape}, the layer table says {shape}')
       if not np.isfinite(value).all():
-        raise ValueError(f'bits of {layer.name}/{which} are not finite: {value}')
-      found.append(np.interp(value.reshape(-1), choices, np.arange(len(choices))))
-    return np.concatenate(found) if found else np.zeros(0)
+        raise ValueError(f'bits of {layer.name}/{which} are not finite')
+      found[self.units(i)] = np.interp(value.reshape(-1), choices, np.arange(len(choices)))
+    return found
 
   def bits(self, positions: np.ndarray) -> dict:
     """The collection `bits` at integer positions."""
-    pieces = iter(np.split(positions.astype(int), np.cumsum([_size(shape) for _, _, shape, _ in self.slots])[:-1]))
-    return costs.fill_bits(self.layers, lambda layer, which, shape, c: np.asarray(c)[next(pieces)].reshape(shape))
+    at = iter(positions[self.units(i)].astype(int) for i in range(len(self.slots)))
+    return costs.fill_bits(self.layers, lambda layer, which, shape, c: np.asarray(c)[next(at)].reshape(shape))
 
-  def cost(self, positions: np.ndarray, budget: Budget) -> float:
+  def cost(self, positions: np.ndarray) -> float:
     """The cost at integer positions."""
-    return float(budget.cost(self.bits(positions), self.layers))
+    return float(self.budget.cost(self.bits(positions), self.layers))
+
+  def fits(self, positions: np.ndarray) -> bool:
+    """Whether integer positions meet the target."""
+    return self.cost(positions) <= self.budget.target
 
   def round(self, positions: np.ndarray) -> np.ndarray:
     """The nearest integer positions inside the range; a tie rounds down."""
     return np.clip(np.ceil(positions - 0.5), 0, self.last)
 
 
-def _size(shape: tuple[int, ...]) -> int:
-  return int(np.prod(shape, dtype=int))
+def _offset(vector: Vector, wanted: np.ndarray) -> np.ndarray:
+  """The rounded positions for the largest offset, at most 0, with which they meet the target."""
+  shifted = lambda offset: vector.round(wanted + offset * vector.priced)
+  low, high = -(wanted.max(initial=0) + 1), 0.0
+  if vector.fits(shifted(0.0)):
+    return shifted(0.0)
+  for _ in range(_BISECTIONS):
+    middle = (low + high) / 2
+    low, high = (middle, high) if vector.fits(shifted(middle)) else (low, middle)
+  return shifted(low)
 
 
-def _raise(vector: Vector, budget: Budget, at: np.ndarray, order: np.ndarray) -> np.ndarray:
-  """Moves the units in `order` up by one position each, in that order, leaving out those that would not fit."""
+def _raise(vector: Vector, wanted: np.ndarray, at: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+  """Moves candidates up by one position each, largest remainder first, leaving out those that would not fit."""
+  order = np.flatnonzero(candidates & vector.priced & (at < vector.last))
+  order = order[np.argsort((at - wanted)[order], kind='stable')]
 
   def raised(count: int) -> np.ndarray:
     result = at.copy()
@@ -65,30 +94,77 @@ def _raise(vector: Vector, budget: Budget, at: np.ndarray, order: np.ndarray) ->
     return result
 
   for _ in range(_REFUSALS):
-    if not order.size or vector.cost(at, budget) >= ENOUGH * budget.target:
+    if not order.size or vector.cost(at) >= ENOUGH * vector.budget.target:
       break
     # The cost grows with every unit, so the longest prefix that fits is found by bisection.
     low, high = 0, order.size
     while low < high:
       middle = (low + high + 1) // 2
-      low, high = (middle, high) if vector.cost(raised(middle), budget) <= budget.target else (low, middle - 1)
+      low, high = (middle, high) if vector.fits(raised(middle)) else (low, middle - 1)
     at, order = raised(low), order[low + 1 :]
   return at
 
 
-def _exchange(vector: Vector, budget: Budget, at: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-  """Lowers one unit to raise others, where that comes closer to the target; the last resort of coarse networks."""
-  best, best_cost = at, vector.cost(at, budget)
-  for unit in np.argsort(wanted - at)[:_EXCHANGES]:
-    if at[unit] > 0:
-      trial = at.copy()
-      trial[unit] -= 1
-      others = np.flatnonzero((trial < vector.last) & (np.arange(at.size) != unit))
-      trial = _raise(vector, budget, trial, others[np.argsort(trial[others] - wanted[others], kind='stable')])
-      trial_cost = vector.cost(trial, budget)
-      if best_cost + (1 - ENOUGH) * budget.target < trial_cost <= budget.target:
-        best, best_cost = trial, trial_cost
-  return best
+def _options(vector: Vector, wanted: np.ndarray, at: np.ndarray, layer: Layer) -> list[tuple[float, float, dict]]:
+  """What a layer can be: (cost, squared distance to the searched positions, positions by slot).
+
+  The channels of a kernel with one bit-width each move together, as far as any of them can.
+  """
+  slots = [i for i, slot in enumerate(vector.slots) if slot[0] is layer]
+  ways = []
+  for i in slots:
+    units, reach = vector.units(i), int(vector.last[vector.units(i)].max(initial=0))
+    if not vector.priced[units].any():
+      ways.append([at[units]])
+    elif vector.slots[i][2]:
+      moves = range(-reach, reach + 1)
+      ways.append([np.clip(at[units] + move, 0, vector.last[units]) for move in moves])
+    else:
+      ways.append([np.asarray([position], float) for position in range(reach + 1)])
+  found = []
+  for way in itertools.product(*ways):
+    trial = at.copy()
+    for i, positions in zip(slots, way, strict=True):
+      trial[vector.units(i)] = positions
+    distance = sum(float(np.mean((p - wanted[vector.units(i)]) ** 2)) for i, p in zip(slots, way, strict=True))
+    price = float(vector.budget.cost(vector.bits(trial), (layer,)))
+    found.append((price, distance, dict(zip(slots, way, strict=True))))
+  return found
+
+
+def _knapsack(vector: Vector, wanted: np.ndarray, at: np.ndarray) -> np.ndarray:
+  """The assignment nearest to the searched one among those that use 99% of the target; the fullest if none does.
+
+  Dynamic programming over the layers and over what has been spent, in cells of 1/20,000 of the target. Costs are
+  rounded up to cells, so no assignment is over the target.
+  """
+  cell = vector.budget.target / _CELLS
+  best = np.full(_CELLS + 1, np.inf)  # least distance by cells spent
+  best[0] = 0.0
+  steps = []
+  for layer in vector.layers:
+    options = _options(vector, wanted, at, layer)
+    reached, chosen = np.full_like(best, np.inf), np.zeros(best.size, int)
+    for k, (price, distance, _) in enumerate(options):
+      cells = int(np.ceil(price / cell))
+      if cells <= _CELLS:
+        total = best[: best.size - cells] + distance
+        better = total < reached[cells:]
+        reached[cells:][better], chosen[cells:][better] = total[better], k
+    steps.append((options, chosen))
+    best = reached
+  if not np.isfinite(best).any():
+    return at
+  close = int(np.ceil(CLOSE * _CELLS)) + len(vector.layers)  # a cell may be lost in each layer
+  close = min(close, int(np.flatnonzero(np.isfinite(best)).max()))
+  spent = close + int(np.argmin(best[close:]))
+  result = at.copy()
+  for options, chosen in reversed(steps):
+    price, _, positions = options[chosen[spent]]
+    for i, value in positions.items():
+      result[vector.units(i)] = value
+    spent -= int(np.ceil(price / cell))
+  return result
 
 
 def discretize_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> dict:
@@ -96,7 +172,8 @@ def discretize_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> dict
 
   An offset is bisected so that round(position + offset) meets the target; then single bit-widths that this rounded
   down are rounded up, largest remainder first, while the budget allows. Where that leaves more than 1% unused, others
-  are raised as well, those nearest to their searched value first.
+  are raised as well, those nearest to their searched value first; and where single steps do not get there, a knapsack
+  over all layers finds the assignment nearest to the searched one that does.
 
   Args:
     bits: the searched collection `bits`, fractional.
@@ -109,29 +186,21 @@ def discretize_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> dict
   Raises:
     ValueError: if bits are missing, misshapen or not finite, or if no allowed assignment meets the target.
   """
-  vector = Vector(layers)
+  vector = Vector(layers, budget)
   wanted = vector.positions(bits)
-  if vector.cost(np.zeros_like(wanted), budget) > budget.target:
+  if not vector.fits(vector.lowest):
     least, largest = costs.cost_range(budget.metric, layers)
     raise ValueError(
       f'no allowed assignment of bits meets {budget.target:.6g} {budget.unit}: they reach from {least:.6g} to '
       f'{largest:.6g} {budget.unit}'
     )
-  low, high = -(wanted.max(initial=0) + 1), 0.0
-  if vector.cost(vector.round(wanted), budget) <= budget.target:
-    low = 0.0
-  for _ in range(_BISECTIONS):
-    middle = (low + high) / 2
-    low, high = (middle, high) if vector.cost(vector.round(wanted + middle), budget) <= budget.target else (low, middle)
-  at = vector.round(wanted + low)
-  rounded_down = np.flatnonzero((at < wanted) & (at < vector.last))
-  at = _raise(vector, budget, at, rounded_down[np.argsort(at[rounded_down] - wanted[rounded_down], kind='stable')])
-  while vector.cost(at, budget) < CLOSE * budget.target:
-    open_units = np.flatnonzero(at < vector.last)
-    raised = _raise(vector, budget, at, open_units[np.argsort((at - wanted)[open_units], kind='stable')])
+  at = _offset(vector, wanted)
+  at = _raise(vector, wanted, at, at < wanted)
+  while vector.cost(at) < CLOSE * budget.target:
+    raised = _raise(vector, wanted, at, np.ones(at.shape, bool))
     if np.array_equal(raised, at):
-      raised = _exchange(vector, budget, at, wanted)
-      if np.array_equal(raised, at):
-        break
+      packed = _knapsack(vector, wanted, at)
+      at = packed if vector.cost(at) < vector.cost(packed) <= budget.target else at
+      break
     at = raised
   return vector.bits(at)

@@ -50,6 +50,12 @@ class Monitor:
     """Seconds that the run has taken so far, over all its starts."""
     return self._earlier_seconds + time.monotonic() - self._began
 
+  def check(self, step: int, state: TrainState) -> None:
+    """Raises `FloatingPointError` that names the first array of a state whose values are not finite."""
+    for name, value in traverse_util.flatten_dict(state.variables, sep='/').items():
+      if not np.isfinite(value).all():
+        raise FloatingPointError(f'{name} is not finite after step {step} of {self._phase}')
+
   def report(self, step: int, state: TrainState, metrics: list[dict[str, jax.Array]]) -> None:
     """Makes the row of the steps since the last one.
 

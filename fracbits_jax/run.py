@@ -131,8 +131,9 @@ class Run:
     )
 
     def save(step: int, state: TrainState) -> None:
-      meta = {'data': batches.get_state(), 'seconds': monitor.seconds()}
-      checkpoints.save(step, train.unreplicate(state), meta)
+      state = train.unreplicate(state)
+      monitor.check(step, state)
+      checkpoints.save(step, state, {'data': batches.get_state(), 'seconds': monitor.seconds()})
 
     state = train.run_phase(
       train.replicate(state),

@@ -160,7 +160,8 @@ def run_phase(
     steps: length of the phase.
     report_steps: steps between two reports.
     report: called with the step, the state and the metrics of the steps since the last report.
-    save: called with the step and the state, at least `save_seconds` apart and after the last step.
+    save: called with the step and the state after a report, so that what is saved has been looked at; at least
+      `save_seconds` apart, and after the last step.
     save_seconds: see `save`.
 
   Returns:
@@ -174,7 +175,7 @@ def run_phase(
     if step % report_steps == 0 or step == steps:
       report(step, state, pending)
       pending = []
-    if step == steps or time.monotonic() - saved_at >= save_seconds:
-      save(step, state)
-      saved_at = time.monotonic()
+      if step == steps or time.monotonic() - saved_at >= save_seconds:
+        save(step, state)
+        saved_at = time.monotonic()
   return state

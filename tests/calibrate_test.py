@@ -2,9 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from fracbits_jax import calibrate, cost, models, quantize
-from fracbits_jax.layers import QuantConfig
+from fracbits_jax.layers import QuantConfig, QuantDense
 
 CHOICES = tuple(range(1, 9))
 
@@ -28,6 +29,23 @@ def test_more_bits_want_a_wider_clip():
 
 def test_inputs_that_are_zero_throughout_get_a_usable_clip():
   assert calibrate.best_clip(jnp.zeros(10), jnp.float32(3), signed=False, choices=CHOICES) == 1
+
+
+def test_the_sample_of_a_layer_holds_all_its_channels():
+  class Network(nn.Module):
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+      # The scale of a channel is its number, so the values tell their channels.
+      return QuantDense(2, use_bias=False, name='dense')(jnp.ones_like(x) * jnp.arange(64.0)[None, None, None])
+
+  images = jnp.ones((64, 32, 32, 64))
+  network = Network()
+  (sample,) = calibrate.sample_inputs(network, network.init(jax.random.key(0), images[:1]), [images]).values()
+  counts = np.bincount(sample.reshape(-1).astype(int), minlength=64)
+  assert counts.min() > 20
+  assert counts.max() < 120
 
 
 def test_every_clip_of_a_network_is_set_from_its_own_inputs():

@@ -108,7 +108,7 @@ def test_a_run_that_was_cut_off_continues_and_ends_where_the_undisturbed_one_end
     if (self._phase, step) == ('search', 18):
       raise Stop
 
-  config = tiny(folder, checkpoint_seconds=0.0)  # a checkpoint after every step
+  config = tiny(folder, checkpoint_seconds=0.0)  # a checkpoint after every report
   with monkeypatch.context() as patch:
     patch.setattr(monitor.Monitor, 'report', cut)
     with pytest.raises(Stop):
@@ -116,7 +116,7 @@ def test_a_run_that_was_cut_off_continues_and_ends_where_the_undisturbed_one_end
   result = run.run(config, workdir)
   output = capsys.readouterr().out
   assert 'pretrain continues' not in output
-  assert 'search continues at step 17 of 27' in output
+  assert 'search continues at step 9 of 27' in output
   same = ('test_accuracy', 'float_accuracy', 'searched_accuracy', 'cost', 'steps')
   assert {k: result[k] for k in same} == {k: expected[k] for k in same}
   rows, others = progress.read_rows(workdir), progress.read_rows(folder / 'run')
