@@ -53,7 +53,6 @@ def get_config() -> ConfigDict:
   config.optimizer = ConfigDict()
   config.optimizer.momentum = 0.9
   config.optimizer.weight_decay = 4e-5
-  config.optimizer.clip_norm = config_dict.placeholder(float)  # None: gradients as they come
   config.optimizer.bits_rate = 1.0  # the bits' learning rate as a multiple of the weights'
 
   config.checkpoint_seconds = 60.0  # least time between two checkpoints; each phase ends with one as well

@@ -72,7 +72,6 @@ def optimizer(experiment: Experiment, phase: str, *, steps: int, steps_per_epoch
     weight_decay=common.weight_decay,
     mask=optim.decay_mask(shapes(experiment, phase)['params'], experiment.layers),
     bits_rate=common.bits_rate if phase == 'search' else None,
-    clip_norm=common.clip_norm,
   )
 
 

@@ -64,7 +64,7 @@ def conv_general_dilated(
     product = functools.partial(_pointwise, strides=strides, precision=precision)
     return lax.platform_dependent(lhs, rhs, cpu=product, default=general)
   if rhs.shape[2] == 1 and rhs.shape[3] == lhs.shape[3] == feature_group_count and min(min(pads)) >= 0:
-    return _depthwise(lhs, rhs, strides, pads)
+    return _depthwise(lhs, rhs, strides, pads, precision)
   return general(lhs, rhs)
 
 
@@ -74,8 +74,12 @@ def _pointwise(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, ...], pre
   return jnp.dot(x, kernel[0, 0], precision=precision)
 
 
-def _plain_depthwise(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, ...], padding: Padding) -> jax.Array:
-  return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_NHWC, feature_group_count=x.shape[-1])
+def _plain_depthwise(
+  x: jax.Array, kernel: jax.Array, *, strides: tuple[int, ...], padding: Padding, precision: Any
+) -> jax.Array:
+  return lax.conv_general_dilated(
+    x, kernel, strides, padding, dimension_numbers=_NHWC, feature_group_count=x.shape[-1], precision=precision
+  )
 
 
 def _windows(x: jax.Array, size: tuple[int, ...], strides: tuple[int, ...], padding: Padding) -> dict:
@@ -111,29 +115,26 @@ def _shifted_depthwise_vjp(
   return g_x, g_kernel.reshape(kernel.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x, kernel, strides, padding):
-  settings = dict(strides=strides, padding=padding)
-  return lax.platform_dependent(
-    x,
-    kernel,
-    cpu=functools.partial(_shifted_depthwise, **settings),
-    default=functools.partial(_plain_depthwise, **settings),
-  )
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _depthwise(x, kernel, strides, padding, precision):
+  shifted = functools.partial(_shifted_depthwise, strides=strides, padding=padding)
+  plain = functools.partial(_plain_depthwise, strides=strides, padding=padding, precision=precision)
+  return lax.platform_dependent(x, kernel, cpu=shifted, default=plain)
 
 
-def _depthwise_fwd(x, kernel, strides, padding):
-  return _depthwise(x, kernel, strides, padding), (x, kernel)
+def _depthwise_fwd(x, kernel, strides, padding, precision):
+  return _depthwise(x, kernel, strides, padding, precision), (x, kernel)
 
 
-def _depthwise_bwd(strides, padding, residuals, g):
+def _depthwise_bwd(strides, padding, precision, residuals, g):
   x, kernel = residuals
-  settings = dict(strides=strides, padding=padding)
+  shifted = functools.partial(_shifted_depthwise_vjp, strides=strides, padding=padding)
 
   def plain(x, kernel, g):
-    return jax.vjp(functools.partial(_plain_depthwise, **settings), x, kernel)[1](g)
+    forward = functools.partial(_plain_depthwise, strides=strides, padding=padding, precision=precision)
+    return jax.vjp(forward, x, kernel)[1](g)
 
-  return lax.platform_dependent(x, kernel, g, cpu=functools.partial(_shifted_depthwise_vjp, **settings), default=plain)
+  return lax.platform_dependent(x, kernel, g, cpu=shifted, default=plain)
 
 
 _depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)

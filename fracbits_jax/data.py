@@ -5,9 +5,9 @@ Batches are dicts of NumPy arrays: `image` uint8 `[N, H, W, C]`, `label` int32 `
 """
 
 import dataclasses
+import importlib
 import math
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -133,19 +133,15 @@ def load(name: str, *, data_dir: str | None = None, image_size: int | None = Non
   """
   spec = check_name(name)
   if spec.embedded:
-    importlib_name = f'fracbits_jax.datasets.{name}'
-    __import__(importlib_name)
-  builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
-  if spec.embedded:
-    _prepare(builder)
+    importlib.import_module(f'fracbits_jax.datasets.{name}')
   try:
-    sources = [builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()}) for split in spec.splits]
-  except (KeyError, ValueError, FileNotFoundError, AssertionError, tfds.core.DatasetNotFoundError):
-    raise ValueError(
-      f'{name} has not been prepared in {builder.data_dir} as array_record files: prepare it with '
-      f'tfds.builder({name!r}, file_format="array_record").download_and_prepare(), or try the same recipe on the '
-      'embedded digits with --config.data.dataset=digits --config.model.width=0.25'
-    ) from None
+    builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
+    if spec.embedded:
+      _prepare(builder)
+    decoders = {'image': tfds.decode.SkipDecoding()}
+    sources = [builder.as_data_source(split, decoders=decoders) for split in spec.splits]
+  except _NOT_READABLE:
+    raise ValueError(_how_to_prepare(name, data_dir)) from None
   size = spec.image_size if image_size is None else image_size
   opened = [_open(source, spec) for source in sources]
   return Dataset(
@@ -154,6 +150,30 @@ def load(name: str, *, data_dir: str | None = None, image_size: int | None = Non
     image_size=size,
     num_classes=builder.info.features['label'].num_classes,
     **dict(zip(('train', 'validation', 'test'), opened, strict=True)),
+  )
+
+
+# What TFDS raises where data are missing, or are there in a format without random access.
+_NOT_READABLE = (
+  AssertionError,
+  FileNotFoundError,
+  KeyError,
+  NotImplementedError,
+  ValueError,
+  tfds.core.DatasetNotFoundError,
+)
+
+
+def _how_to_prepare(name: str, data_dir: str | None) -> str:
+  folder = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
+  first = ''
+  if name == 'imagenet2012':
+    first = f'put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into {folder}/downloads/manual and '
+  given = '' if data_dir is None else f', data_dir={data_dir!r}'
+  return (
+    f'{name} has not been prepared in {folder} as array_record files: {first}run tfds.builder({name!r}{given}, '
+    'file_format="array_record").download_and_prepare(), or try the same recipe on the embedded digits with '
+    '--config.data.dataset=digits --config.model.width=0.25'
   )
 
 
@@ -263,8 +283,3 @@ def eval_batches(dataset: Dataset, split: str, *, batch_size: int) -> Iterator[d
       'label': np.pad(labels, (0, missing)),
       'mask': np.pad(np.ones(len(examples), np.float32), (0, missing)),
     }
-
-
-def default_data_dir() -> pathlib.Path:
-  """Where TFDS keeps data unless it is told otherwise."""
-  return pathlib.Path(os.path.expanduser(tfds.core.constants.DATA_DIR))

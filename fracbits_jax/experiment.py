@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,24 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from fracbits_jax import cost, data, models, policy
+from fracbits_jax import cost, data, models, policy, train
 from fracbits_jax.layers import QuantConfig
 
 PHASES = ('pretrain', 'search', 'finetune')
-AXIS = 'batch'
+# (field, least, largest); fields that are None follow something else.
+_RANGES = (
+  ('seed', 0, 2**31 - 1),
+  ('model.width', 0.01, 16),
+  ('data.image_size', 8, 4096),
+  ('quant.calibration_batches', 0, math.inf),
+  ('budget.kappa', 0, math.inf),
+  ('optimizer.momentum', 0, 1),
+  ('optimizer.weight_decay', 0, math.inf),
+  ('optimizer.bits_rate', 0, math.inf),
+  ('checkpoint_seconds', 0, math.inf),
+  ('report_steps', 1, math.inf),
+  ('eval_epochs', 0, math.inf),
+)
 _SMALL_IMAGE = 64  # up to this size the stem keeps the resolution, unless the configuration says otherwise
 
 
@@ -105,16 +119,24 @@ def _check_numbers(config: ConfigDict) -> None:
       f'data.batch_size={batch_size} does not divide over the {devices} devices of this machine: give a multiple of '
       f'{devices}'
     )
-  if config.report_steps < 1:
-    raise ValueError(f'report_steps={config.report_steps} is out of range: give a number of at least 1')
+  for name, least, most in _RANGES:
+    _check_range(name, _at(config, name), least, most)
   for phase in config.phases:
-    settings = config[phase]
-    for name, least in (('epochs', 0), ('learning_rate', 0), ('warmup_epochs', 0)):
-      if not settings[name] >= least:
-        raise ValueError(f'{phase}.{name}={settings[name]} is out of range: give a number of at least {least}')
-    start, end = settings.cosine
-    if not 0 <= start <= end <= 1:
-      raise ValueError(f'{phase}.cosine={tuple(settings.cosine)} is no part of a schedule: give 0 <= start <= end <= 1')
+    for name in ('epochs', 'learning_rate', 'warmup_epochs'):
+      _check_range(f'{phase}.{name}', config[phase][name], 0, math.inf)
+    cosine = tuple(config[phase].cosine)
+    if len(cosine) != 2 or not 0 <= cosine[0] <= cosine[1] <= 1:
+      raise ValueError(f'{phase}.cosine={cosine} is no part of a schedule: give (start, end), 0 <= start <= end <= 1')
+
+
+def _at(config: ConfigDict, name: str) -> Any:
+  return functools.reduce(lambda node, key: node[key], name.split('.'), config)
+
+
+def _check_range(name: str, value: float | None, least: float, most: float) -> None:
+  if value is not None and not (least <= value <= most and math.isfinite(value)):
+    limit = f'at least {least}' if most == math.inf else f'from {least} to {most}'
+    raise ValueError(f'{name}={value} is out of range: give a number {"of " if most == math.inf else ""}{limit}')
 
 
 def _quant_config(config: ConfigDict) -> QuantConfig:
@@ -141,7 +163,7 @@ def _network(config: ConfigDict) -> Callable[..., nn.Module]:
       quant=quant,
       width=config.model.width,
       small_images=image_size <= _SMALL_IMAGE if small is None else small,
-      axis_name=AXIS,
+      axis_name=train.AXIS,
     )
 
   return create

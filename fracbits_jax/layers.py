@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from fracbits_jax import conv, quantize
@@ -67,8 +68,10 @@ class QuantConfig:
     largest_input = FLOAT_BITS if self.weight_only else quantize.MAX_BITS
     for name, largest in (('kernel_bits', quantize.MAX_BITS), ('input_bits', largest_input)):
       value = getattr(self, name)
-      if value is not None and not 0 <= value <= largest:
-        raise ValueError(f'{name}={value!r} is not a fixed bit-width: give 0 to {largest}, or None to learn it')
+      if value is not None and not (isinstance(value, int | np.integer) and 0 <= value <= largest):
+        raise ValueError(
+          f'{name}={value!r} is not a fixed bit-width: give an integer from 0 to {largest}, or None to learn it'
+        )
     if not self.init_bits >= 0:
       raise ValueError(f'init_bits={self.init_bits!r} is not a bit-width: give a number of at least 0')
     if not self.alpha_init > 0:
@@ -166,7 +169,7 @@ def watch_layers(seen: Callable[[QuantConv | QuantDense, jax.Array, jax.Array], 
       y = call(*args, **kwargs)
     finally:
       running.pop()
-    seen(module, args[0], y)
+    seen(module, args[0] if args else kwargs['inputs'], y)
     return y
 
   with nn.intercept_methods(intercept):

@@ -51,7 +51,6 @@ def sgd(
   weight_decay: float,
   mask: Any,
   bits_rate: float | None,
-  clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
   """SGD with Nesterov momentum for the tree `{'params': ..., 'bits': ...}`.
 
@@ -61,14 +60,12 @@ def sgd(
     weight_decay: added to the gradients where `mask` is true, before the momentum.
     mask: tree of booleans like `params`.
     bits_rate: the bits' learning rate as a multiple of the schedule; `None` keeps the bits as they are.
-    clip_norm: largest global norm of the gradients of the parameters, and of those of the bits; `None` for no limit.
   """
   decay = optax.add_decayed_weights(weight_decay, {'params': mask, 'bits': False})
-  clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-  weights = optax.chain(clip, decay, optax.sgd(schedule, momentum, nesterov=True))
+  weights = optax.chain(decay, optax.sgd(schedule, momentum, nesterov=True))
   bits = optax.set_to_zero()
   if bits_rate is not None:
-    bits = optax.chain(clip, optax.sgd(lambda step: bits_rate * schedule(step), momentum, nesterov=True))
+    bits = optax.sgd(lambda step: bits_rate * schedule(step), momentum, nesterov=True)
   return optax.named_chain(
     ('weights', optax.masked(weights, {'params': True, 'bits': False})),
     ('bits', optax.masked(bits, {'params': False, 'bits': True})),

@@ -12,6 +12,7 @@ import numpy as np
 from fracbits_jax import cost as costs
 from fracbits_jax.cost import Bits, Budget, Layer
 from fracbits_jax.discretize import discretize_bits
+from fracbits_jax.files import write_whole
 
 FORMAT = 'fracbits_policy'
 VERSION = 1
@@ -20,7 +21,8 @@ VERSION = 1
 def _integers(value: Any) -> int | tuple[int, ...]:
   array = np.asarray(value)
   if not np.array_equal(array, np.round(array)):
-    raise ValueError(f'bits={array} are not integers: a policy holds discretized bits')
+    odd = array[array != np.round(array)].reshape(-1)[0]
+    raise ValueError(f'bits {odd:g} are not integers: a policy holds discretized bits')
   return tuple(int(b) for b in array) if array.ndim else int(array)
 
 
@@ -95,10 +97,7 @@ class Policy:
     # One line a layer: the file is for reading.
     rows = ',\n'.join('    ' + json.dumps(row) for row in layers)
     head = json.dumps(document, indent=2)[:-2]
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(f'{head},\n  "layers": [\n{rows}\n  ]\n}}\n')
-    partial.replace(path)
+    write_whole(path, f'{head},\n  "layers": [\n{rows}\n  ]\n}}\n')
 
 
 def _mismatches(entry: Entry, layer: Layer) -> list[str]:
@@ -122,7 +121,8 @@ def _mismatches(entry: Entry, layer: Layer) -> list[str]:
     if value.shape != shape:
       problems.append(f'has {which} bits of shape {value.shape} in the policy and {shape} in the network')
     elif not np.isin(value, choices).all():
-      problems.append(f'has {which} bits {value} outside the allowed {choices}')
+      outside = sorted(set(value[~np.isin(value, choices)].reshape(-1).tolist()))
+      problems.append(f'has {which} bits {", ".join(map(str, outside))} outside the allowed {choices}')
   return problems
 
 
@@ -184,12 +184,15 @@ def _parse(document: Any) -> Policy:
     raise ValueError(f'it is broken: "format" is not "{FORMAT}"')
   if document.get('version') != VERSION:
     raise ValueError(f'it has version {document.get("version")!r}: this program reads version {VERSION}')
-  rows = _field(document, 'layers', list)
-  return Policy(
-    layers=tuple(_parse_entry(row) for row in rows),
-    metric=_field(document, 'metric', str),
-    **{key: float(_field(document, key, (int, float))) for key in ('target', 'cost', 'bitops_g', 'size_mb')},
-  )
+  layers = tuple(_parse_entry(row) for row in _field(document, 'layers', list))
+  names = [entry.name for entry in layers]
+  if len(set(names)) < len(names):
+    raise ValueError(f'it is broken: layer {max(names, key=names.count)} occurs twice')
+  metric = _field(document, 'metric', str)
+  if metric not in costs.METRICS:
+    raise ValueError(f'it has the metric {metric!r}: this program knows {", ".join(sorted(costs.METRICS))}')
+  numbers = {key: _number(document, key) for key in ('target', 'cost', 'bitops_g', 'size_mb')}
+  return Policy(layers=layers, metric=metric, **numbers)
 
 
 def _parse_entry(row: Any) -> Entry:
@@ -206,7 +209,7 @@ def _parse_entry(row: Any) -> Entry:
     input=_bit(row.get('input')),
     macs=_field(row, 'macs', int),
     weights=_field(row, 'weights', int),
-    cost_share=float(_field(row, 'cost_share', (int, float))),
+    cost_share=_number(row, 'cost_share'),
     learned=learned,
   )
 
@@ -216,6 +219,13 @@ def _field(row: Mapping, key: str, kind: Any) -> Any:
   if not isinstance(value, kind) or isinstance(value, bool):
     raise ValueError(f'it is broken: "{key}" is {value!r}')
   return value
+
+
+def _number(row: Mapping, key: str) -> float:
+  value = _field(row, key, (int, float))
+  if not 0 <= value < 1e30:
+    raise ValueError(f'it is broken: "{key}" is not a cost')
+  return float(value)
 
 
 def _bit(value: Any) -> int:

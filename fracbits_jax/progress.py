@@ -10,6 +10,7 @@ from typing import Any
 import tensorboardX
 
 from fracbits_jax.cost import METRICS
+from fracbits_jax.files import write_whole
 
 _LINE_SECONDS = 10  # between two lines where the output is not a terminal
 
@@ -47,9 +48,7 @@ class Progress:
     """Forgets what was written after `step` of `phase`, before that stretch is run again."""
     at = (self._phases.index(phase), step)
     kept = [row for row in read_rows(self._path.parent) if (self._phases.index(row['phase']), row['step']) <= at]
-    partial = self._path.with_name(self._path.name + '.partial')
-    partial.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-    partial.replace(self._path)
+    write_whole(self._path, ''.join(json.dumps(row) + '\n' for row in kept))
 
   def row(self, row: dict[str, Any], *, global_step: int, last: bool) -> None:
     """Keeps a row and shows it; `last` says that it ends its phase."""

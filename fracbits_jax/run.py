@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from fracbits_jax import begin, cost, data, policy, report, train
 from fracbits_jax.checkpoint import Checkpoints
 from fracbits_jax.experiment import PHASES, Experiment, prepare
+from fracbits_jax.files import write_whole
 from fracbits_jax.monitor import Monitor
 from fracbits_jax.progress import Progress, read_rows
 from fracbits_jax.train import TrainState
@@ -30,7 +31,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
   finished = workdir / 'result.json'
   if finished.exists():
     print(f'{workdir} is finished; start a new one with another --workdir')
-    result = json.loads(finished.read_text())
+    result = _read_object(finished)
     print(report.summary(workdir, result))
     return result
   return Run(experiment, workdir).run()
@@ -41,10 +42,7 @@ def _claim(workdir: pathlib.Path, config: ConfigDict) -> None:
   mine = json.loads(config.to_json())
   path = workdir / 'config.json'
   if path.exists():
-    try:
-      theirs = json.loads(path.read_text())
-    except ValueError:
-      raise ValueError(f'{path} is broken: choose another --workdir') from None
+    theirs = _read_object(path)
     mine_flat, theirs_flat = (traverse_util.flatten_dict(c, sep='.') for c in (mine, theirs))
     changed = [
       f'{name} is {mine_flat.get(name)!r} and was {theirs_flat.get(name)!r}'
@@ -58,9 +56,19 @@ def _claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(mine, indent=2) + '\n')
+    write_whole(path, json.dumps(mine, indent=2) + '\n')
   except OSError as error:
     raise ValueError(f'{workdir} cannot be written: {error.strerror}; choose another --workdir') from None
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    found = json.loads(path.read_text())
+  except ValueError:
+    found = None
+  if not isinstance(found, dict):
+    raise ValueError(f'{path} is broken: choose another --workdir, or remove the file')
+  return found
 
 
 class Run:
@@ -187,6 +195,6 @@ class Run:
     }
     uniform = cost.equivalent_bits(experiment.budget, experiment.layers)
     report.write(self.workdir, result, read_rows(self.workdir), self.policy, uniform)
-    (self.workdir / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
+    write_whole(self.workdir / 'result.json', json.dumps(result, indent=2) + '\n')
     self.progress.say(report.summary(self.workdir, result))
     return result

@@ -14,7 +14,8 @@ from flax import linen as nn
 from jax import lax
 
 from fracbits_jax import cost, data
-from fracbits_jax.experiment import AXIS
+
+AXIS = 'batch'  # the mapped axis: the devices that share a batch
 
 Batch = dict[str, jax.Array]
 

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -77,10 +79,20 @@ def test_shifts_fill_with_black():
   assert all((s == 5).sum() >= 36 for s in shifted)
 
 
+def test_data_in_a_format_without_random_access_are_explained(tmp_path):
+  folder = tmp_path / 'cifar10' / '3.0.2'
+  folder.mkdir(parents=True)
+  info = {'name': 'cifar10', 'version': '3.0.2', 'fileFormat': 'tfrecord', 'splits': []}
+  (folder / 'dataset_info.json').write_text(json.dumps(info))
+  with pytest.raises(ValueError, match='cifar10 has not been prepared in .* as array_record files'):
+    data.load('cifar10', data_dir=str(tmp_path))
+
+
 def test_unknown_and_unprepared_data_are_explained(tmp_path):
   with pytest.raises(ValueError, match=r"dataset 'mnist3d' is unknown: choose one of digits"):
     data.load('mnist3d')
   with pytest.raises(ValueError, match=r'imagenet2012 has not been prepared .* --config.data.dataset=digits') as caught:
     data.load('imagenet2012', data_dir=str(tmp_path))
   assert 'download_and_prepare' in str(caught.value)
+  assert f'data_dir={str(tmp_path)!r}' in str(caught.value)
   assert '\n' not in str(caught.value)

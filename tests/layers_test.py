@@ -74,11 +74,12 @@ def test_signed_inputs_keep_their_sign():
     np.testing.assert_allclose(layer.apply(variables, -one), [[expected]], atol=1e-6)
 
 
-def test_each_call_is_seen_once_with_the_inputs_before_quantization():
+@pytest.mark.parametrize('by_name', [False, True])
+def test_each_call_is_seen_once_with_the_inputs_before_quantization(by_name):
   seen = []
   layer = QuantDense(5, quant=QuantConfig(), name='dense')
   with watch_layers(lambda module, x, y: seen.append((module.name, x, y.shape))):
-    layer.init(jax.random.key(0), X)
+    layer.init(jax.random.key(0), **{'inputs': X}) if by_name else layer.init(jax.random.key(0), X)
   assert [(name, shape) for name, _, shape in seen] == [('dense', (2, 6, 6, 5))]
   assert seen[0][1] is X
 
@@ -92,6 +93,7 @@ def test_each_call_is_seen_once_with_the_inputs_before_quantization():
     (dict(choices=(0,)), 'for inputs, choices'),
     (dict(choices=(4, 2)), 'choices'),
     (dict(kernel_bits=17), 'kernel_bits=17'),
+    (dict(kernel_bits=3.5), 'kernel_bits=3.5'),
     (dict(input_bits=32), 'input_bits=32'),
     (dict(init_bits=-1.0), 'init_bits'),
     (dict(alpha_init=0.0), 'alpha_init'),

@@ -61,9 +61,13 @@ def on_one_device():
 def test_the_same_batch_gives_the_same_state_on_any_number_of_devices(devices):
   alone, alone_metrics = on_one_device()
   spread, metrics = after_steps(devices)
-  for collection in ('params', 'bits', 'batch_stats'):
-    expected, found = getattr(alone, collection), getattr(spread, collection)
-    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+  # Of the whole state; entries above 1, such as running variances of raw images, relative to their size.
+  chex.assert_trees_all_close(
+    jax.tree.map(lambda x, y: x / np.maximum(1, np.abs(y)), spread, alone),
+    jax.tree.map(lambda y: y / np.maximum(1, np.abs(y)), alone),
+    rtol=0,
+    atol=1e-5,
+  )
   for name, value in alone_metrics.items():
     np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
 

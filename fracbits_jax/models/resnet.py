@@ -34,31 +34,32 @@ class ResNet(nn.Module):
     x = nn.relu(parts.norm(name='stem_norm')(x))
     if not self.small_images:
       x = max_pool(x)
-    block = _preact_block if self.preact else _block
     for i, repeats in enumerate(self.stages):
       for j in range(repeats):
         stride = 2 if i > 0 and j == 0 else 1
         channels = scaled(64 * 2**i, self.width)
-        # The norm behind the stem is the first pre-activation.
-        first = self.preact and i == j == 0
-        x = block(parts, x, channels, stride, self.bottleneck, first, f'stage{i + 1}_block{j + 1}')
+        shapes, name = _shapes(channels, stride, self.bottleneck), f'stage{i + 1}_block{j + 1}'
+        if self.preact:
+          x = _preact_block(parts, x, shapes, stride, name, first=i == j == 0)
+        else:
+          x = _block(parts, x, shapes, stride, name)
     if self.preact:
       x = nn.relu(parts.norm(name='final_norm')(x))
     return parts.classifier(self.num_classes)(global_pool(x))
 
 
-def _shapes(channels: int, stride: int, bottleneck: bool) -> tuple[tuple[int, int, int], ...]:
+_Shapes = tuple[tuple[int, int, int], ...]
+
+
+def _shapes(channels: int, stride: int, bottleneck: bool) -> _Shapes:
   """(features, size, stride) of a block's convolutions."""
   if bottleneck:
     return (channels, 1, 1), (channels, 3, stride), (4 * channels, 1, 1)
   return (channels, 3, stride), (channels, 3, 1)
 
 
-def _block(
-  parts: Parts, x: jax.Array, channels: int, stride: int, bottleneck: bool, first: bool, name: str
-) -> jax.Array:
-  del first
-  y, shapes = x, _shapes(channels, stride, bottleneck)
+def _block(parts: Parts, x: jax.Array, shapes: _Shapes, stride: int, name: str) -> jax.Array:
+  y = x
   for i, (features, size, conv_stride) in enumerate(shapes, start=1):
     y = parts.conv(features, size, conv_stride, name=f'{name}_conv{i}')(y)
     y = parts.norm(name=f'{name}_norm{i}')(y)
@@ -70,10 +71,8 @@ def _block(
   return nn.relu(x + y)
 
 
-def _preact_block(
-  parts: Parts, x: jax.Array, channels: int, stride: int, bottleneck: bool, first: bool, name: str
-) -> jax.Array:
-  shapes = _shapes(channels, stride, bottleneck)
+def _preact_block(parts: Parts, x: jax.Array, shapes: _Shapes, stride: int, name: str, *, first: bool) -> jax.Array:
+  # The norm behind the stem is the pre-activation of the first block.
   y = shortcut = x if first else nn.relu(parts.norm(name=f'{name}_norm1')(x))
   for i, (features, size, conv_stride) in enumerate(shapes, start=1):
     if i > 1:
