@@ -18,7 +18,7 @@ def _fail(error: BaseException) -> None:
   """Ends the program with one sentence."""
   text = str(error)
   if isinstance(error, KeyError | AttributeError):
-    text = f'the config has no such field: {error.args[0]}'.replace('\\n', ' ').replace('\\', '')
+    text = f'the config has no such field: {error.args[0]}'.replace('\\n', ' ').replace('\\', '').replace("''", "'")
   sys.exit(f'error: {" ".join(text.split())}')
 
 

@@ -136,35 +136,44 @@ def _knapsack(vector: Vector, wanted: np.ndarray, at: np.ndarray) -> np.ndarray:
   """The assignment nearest to the searched one among those that use 99% of the target; the fullest if none does.
 
   Dynamic programming over the layers and over what has been spent, in cells of 1/20,000 of the target. Costs are
-  rounded up to cells, so no assignment is over the target.
+  rounded down to cells, so that nothing within reach is missed; what comes out is held against the exact cost.
   """
   cell = vector.budget.target / _CELLS
   best = np.full(_CELLS + 1, np.inf)  # least distance by cells spent
   best[0] = 0.0
   steps = []
   for layer in vector.layers:
-    options = _options(vector, wanted, at, layer)
+    options = [(int(price / cell), distance, way) for price, distance, way in _options(vector, wanted, at, layer)]
     reached, chosen = np.full_like(best, np.inf), np.zeros(best.size, int)
-    for k, (price, distance, _) in enumerate(options):
-      cells = int(np.ceil(price / cell))
+    for k, (cells, distance, _) in enumerate(options):
       if cells <= _CELLS:
         total = best[: best.size - cells] + distance
         better = total < reached[cells:]
         reached[cells:][better], chosen[cells:][better] = total[better], k
     steps.append((options, chosen))
     best = reached
-  if not np.isfinite(best).any():
-    return at
-  close = int(np.ceil(CLOSE * _CELLS)) + len(vector.layers)  # a cell may be lost in each layer
-  close = min(close, int(np.flatnonzero(np.isfinite(best)).max()))
-  spent = close + int(np.argmin(best[close:]))
-  result = at.copy()
-  for options, chosen in reversed(steps):
-    price, _, positions = options[chosen[spent]]
-    for i, value in positions.items():
-      result[vector.units(i)] = value
-    spent -= int(np.ceil(price / cell))
-  return result
+
+  def assignment(spent: int) -> np.ndarray:
+    result = at.copy()
+    for options, chosen in reversed(steps):
+      cells, _, way = options[chosen[spent]]
+      for i, positions in way.items():
+        result[vector.units(i)] = positions
+      spent -= cells
+    return result
+
+  ends = np.flatnonzero(np.isfinite(best))
+  near = ends[ends >= CLOSE * _CELLS - len(steps)]  # a cell may be lost in each layer
+  far = ends[ends < CLOSE * _CELLS - len(steps)][::-1][:_REFUSALS]
+  fullest, fullest_cost = at, vector.cost(at)
+  for spent in (*near[np.argsort(best[near], kind='stable')], *far):
+    found = assignment(spent)
+    cost = vector.cost(found)
+    if fullest_cost < cost <= vector.budget.target:
+      fullest, fullest_cost = found, cost
+    if CLOSE * vector.budget.target <= fullest_cost:
+      break
+  return fullest
 
 
 def discretize_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> dict:
@@ -199,8 +208,7 @@ def discretize_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> dict
   while vector.cost(at) < CLOSE * budget.target:
     raised = _raise(vector, wanted, at, np.ones(at.shape, bool))
     if np.array_equal(raised, at):
-      packed = _knapsack(vector, wanted, at)
-      at = packed if vector.cost(at) < vector.cost(packed) <= budget.target else at
+      at = _knapsack(vector, wanted, at)
       break
     at = raised
   return vector.bits(at)

@@ -84,7 +84,7 @@ def test_data_in_a_format_without_random_access_are_explained(tmp_path):
   folder.mkdir(parents=True)
   info = {'name': 'cifar10', 'version': '3.0.2', 'fileFormat': 'tfrecord', 'splits': []}
   (folder / 'dataset_info.json').write_text(json.dumps(info))
-  with pytest.raises(ValueError, match='cifar10 has not been prepared in .* as array_record files'):
+  with pytest.raises(ValueError, match=r'cifar10 has not been prepared in .* as array_record files'):
     data.load('cifar10', data_dir=str(tmp_path))
 
 
