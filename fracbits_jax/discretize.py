@@ -169,7 +169,7 @@ def _knapsack(vector: Vector, wanted: np.ndarray, at: np.ndarray) -> np.ndarray:
   for spent in (*near[np.argsort(best[near], kind='stable')], *far):
     found = assignment(spent)
     cost = vector.cost(found)
-    if fullest_cost < cost <= vector.budget.target:
+    if fullest_cost * (1 + 1e-9) < cost <= vector.budget.target:  # more than the order of a sum can make
       fullest, fullest_cost = found, cost
     if CLOSE * vector.budget.target <= fullest_cost:
       break
