@@ -32,7 +32,7 @@ def get_config():
   config.optimizer.bits_rate = 20.0
 
   config.pretrain = base.phase(25, 0.05, warmup_epochs=1)
-  config.search = base.phase(40, learning_rate, warmup_epochs=2, cosine=(0.0, 0.8))
-  config.finetune = base.phase(25, learning_rate, warmup_epochs=1)
+  config.search = base.phase(25, learning_rate, warmup_epochs=2, cosine=(0.0, 0.8))
+  config.finetune = base.phase(40, learning_rate, warmup_epochs=1)
   config.eval_epochs = 5.0
   return config

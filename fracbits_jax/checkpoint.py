@@ -26,10 +26,21 @@ class Checkpoints:
     self._manager.save(step, args=args)
 
   def restore(self, like: Any) -> tuple[Any, dict]:
-    """The newest checkpoint: the state, in the structure and shapes of `like`, and the JSON object."""
+    """The newest checkpoint: the state, in the structure and shapes of `like`, and the JSON object.
+
+    Raises:
+      ValueError: if it cannot be read, or holds another structure.
+    """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
-    restored = self._manager.restore(self._manager.latest_step(), args=args)
+    step = self._manager.latest_step()
+    try:
+      restored = self._manager.restore(step, args=args)
+    except (ValueError, KeyError, OSError):
+      raise ValueError(
+        f'checkpoint {self._manager.directory / str(step)} is damaged or of another network or version: start anew '
+        'with another --workdir'
+      ) from None
     return restored['state'], restored['meta']
 
   def close(self) -> None:
