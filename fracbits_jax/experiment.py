@@ -80,7 +80,7 @@ def prepare(config: ConfigDict) -> Experiment:
   init_bits = config.quant.init_bits
   if init_bits is None:
     # The paper's start for a search; a policy that is not searched is the uniform one.
-    init_bits = cost.equivalent_bits(budget, layers) + (0.5 if 'search' in config.phases else 0)
+    init_bits = round(cost.equivalent_bits(budget, layers), 6) + (0.5 if 'search' in config.phases else 0)
   quant = dataclasses.replace(quant, init_bits=float(init_bits))
   given = policy.load(config.policy, layers) if config.policy else None
   if given is not None and budget.cost(given.bits(), layers) > budget.target:
