@@ -25,7 +25,7 @@ def get_config():
   # The paper's rate, scaled to this batch.
   learning_rate = 0.05 * config.data.batch_size / 256
   # At the weights' own rate the bits hardly move: the budget is met only after 18 of the 25 epochs, by lowering all
-  # costly layers alike, and the bits end within a standard deviation of 0.27.
+  # costly layers alike, and the bits end within a standard deviation of 0.27 (measured with 1 to 8 bits allowed).
   config.optimizer.bits_rate = 10.0
 
   config.pretrain = base.phase(25, 0.05, warmup_epochs=1)
