@@ -3,6 +3,7 @@
 A quantized layer owns, beside the parameters of the layer it extends:
 
 * `params/alpha`: the clip of its inputs, `()`;
+* `params/kernel_alpha`: with the scheme `lsq`, the range of its kernel, `()`;
 * `bits/kernel`: the bit-width of its kernel, `()` or `[C_out]`;
 * `bits/input`: the bit-width of its inputs, `()`.
 
@@ -19,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from fracbits_jax import conv, quantize
+from fracbits_jax import bitwidths, conv, lsq, quantize
 
 GRANULARITIES = ('layer', 'kernel')
+SCHEMES = (*quantize.SCHEMES, 'lsq')
 FLOAT_BITS = 32
 
 
@@ -38,7 +40,10 @@ class QuantConfig:
     input_bits: a fixed integer bit-width for the inputs instead of a learned one.
     weight_only: leave the inputs as they are. They count as `input_bits` in the cost, or as 32 bits without it.
     signed_input: inputs are quantized on [-alpha, alpha] rather than on [0, alpha].
-    scheme: quantizer of the kernel, `original` or `modified`; inputs always use `original`.
+    scheme: `original` or `modified` for DoReFa kernels, whose inputs are always `original`; `lsq` for a learned step
+      size of kernels and inputs.
+    stochastic: draw one of the two neighbouring bit-widths instead of interpolating, wherever the network is applied
+      with a random stream `bits`.
     sat: rescale the quantized kernel as SAT does where no batch norm follows the layer.
     alpha_init: where the clip of the inputs starts.
   """
@@ -52,21 +57,23 @@ class QuantConfig:
   weight_only: bool = False
   signed_input: bool = False
   scheme: str = 'original'
+  stochastic: bool = False
   sat: bool = False
   alpha_init: float = 8.0
 
   def __post_init__(self):
     if self.granularity not in GRANULARITIES:
       raise ValueError(f'granularity={self.granularity!r} is unknown: choose one of {", ".join(GRANULARITIES)}')
-    quantize.check_scheme(self.scheme)
-    object.__setattr__(self, 'choices', quantize.check_choices(self.choices))
+    if self.scheme not in SCHEMES:
+      raise ValueError(f'scheme={self.scheme!r} is unknown: choose one of {", ".join(map(repr, SCHEMES))}')
+    object.__setattr__(self, 'choices', bitwidths.check_choices(self.choices))
     try:
-      allowed = quantize.check_choices(self.allowed_input_bits)
+      allowed = bitwidths.check_choices(self.allowed_input_bits)
       object.__setattr__(self, 'input_choices', None if self.input_choices is None else allowed)
     except ValueError as error:
       raise ValueError(f'for inputs, {error}') from None
-    largest_input = FLOAT_BITS if self.weight_only else quantize.MAX_BITS
-    for name, largest in (('kernel_bits', quantize.MAX_BITS), ('input_bits', largest_input)):
+    largest_input = FLOAT_BITS if self.weight_only else bitwidths.MAX_BITS
+    for name, largest in (('kernel_bits', bitwidths.MAX_BITS), ('input_bits', largest_input)):
       value = getattr(self, name)
       if value is not None and not (isinstance(value, int | np.integer) and 0 <= value <= largest):
         raise ValueError(
@@ -83,6 +90,11 @@ class QuantConfig:
     return tuple(b for b in self.choices if b > 0) if self.input_choices is None else self.input_choices
 
   @property
+  def prunes(self) -> bool:
+    """Whether output channels can be pruned: a learned bit-width for each of them, and 0 among the allowed ones."""
+    return self.granularity == 'kernel' and self.kernel_bits is None and self.choices[0] == 0
+
+  @property
   def learns_input(self) -> bool:
     """Whether the bit-width of the inputs is a variable."""
     return not self.weight_only and self.input_bits is None
@@ -97,9 +109,14 @@ class _Quantized(nn.Module):
   """Mixin before a linen layer: the layer sees quantized inputs, and its parameter `kernel` quantized.
 
   The layer's own code does the rest, so strides, groups, dilation, padding and dtypes are the library's.
+
+  Attributes:
+    quant: how the layer is quantized; `None` leaves it as it is.
+    source: the name of the sibling whose pruned channels are missing from the inputs; see `gate`.
   """
 
   quant: QuantConfig | None = None
+  source: str | None = None
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -113,31 +130,56 @@ class _Quantized(nn.Module):
     return self._quantized_kernel(value) if name == 'kernel' and self.quant is not None else value
 
   @nn.nowrap
-  def _bits(self, name: str, choices: tuple[int, ...], shape: tuple[int, ...]) -> jax.Array:
+  def _bits(
+    self, name: str, fixed: int | None, choices: tuple[int, ...], shape: tuple[int, ...]
+  ) -> tuple[jax.Array | int, dict[str, Any]]:
+    """A bit-width of this layer, with the choices and the noise that go with it."""
+    if fixed is not None:
+      return fixed, {'choices': (fixed,)}
     start = min(max(self.quant.init_bits, choices[0]), choices[-1])
-    return self.variable('bits', name, jnp.full, shape, start, jnp.float32).value
+    bits = self.variable('bits', name, jnp.full, shape, start, jnp.float32).value
+    drawn = self.quant.stochastic and self.has_rng('bits')
+    return bits, {'choices': choices, 'noise': bitwidths.draw_noise(self.make_rng('bits'), shape) if drawn else None}
 
   @nn.nowrap
   def _quantized_input(self, inputs: jax.Array) -> jax.Array:
     quant = self.quant
     alpha = super().param('alpha', nn.initializers.constant(quant.alpha_init), (), jnp.float32)
-    choices, bits = quant.allowed_input_bits, quant.input_bits
-    if bits is None:
-      bits = self._bits('input', choices, ())
-    else:
-      choices = (bits,)
-    return quantize.activation(inputs, bits, alpha, signed=quant.signed_input, choices=choices)
+    bits, how = self._bits('input', quant.input_bits, quant.allowed_input_bits, ())
+    function = lsq.activation if quant.scheme == 'lsq' else quantize.activation
+    return function(inputs, bits, alpha, signed=quant.signed_input, **how)
 
   @nn.nowrap
   def _quantized_kernel(self, kernel: jax.Array) -> jax.Array:
     quant = self.quant
-    choices, bits = quant.choices, quant.kernel_bits
-    if bits is None:
-      bits = self._bits('kernel', choices, kernel.shape[-1:] if quant.granularity == 'kernel' else ())
+    shape = kernel.shape[-1:] if quant.granularity == 'kernel' else ()
+    bits, how = self._bits('kernel', quant.kernel_bits, quant.choices, shape)
+    kept = self._kept(kernel, bits)
+    if quant.scheme == 'lsq':
+      start = lambda key: lsq.initial_range(kernel, bits)
+      quantized = lsq.kernel(kernel, bits, super().param('kernel_alpha', start), **how)
     else:
-      choices = (bits,)
-    quantized = quantize.kernel(kernel, bits, scheme=quant.scheme, choices=choices)
-    return quantize.rescale(quantized) if quant.sat else quantized
+      quantized = quantize.kernel(kernel, bits, scheme=quant.scheme, kept=kept, **how)
+    return quantize.rescale(quantized, kept) if quant.sat else quantized
+
+  @nn.nowrap
+  def _kept(self, kernel: jax.Array, bits: jax.Array | int) -> jax.Array | None:
+    """Which entries of the kernel belong to no pruned channel, broadcastable against it; `None` for all."""
+    ones = (1,) * (kernel.ndim - 1)
+    kept = None
+    if self.quant.prunes:
+      kept = (bits > 0).reshape(*ones, -1)
+    if self.source is not None:
+      of_source = gate(self, self.source) > 0
+      # A depthwise kernel has its input channels last, where the output channels are.
+      of_source = of_source.reshape(*ones, -1) if kernel.shape[-2] == 1 else of_source[:, None]
+      kept = of_source if kept is None else kept & of_source
+    return kept if kept is None else kept.reshape((1,) * (kernel.ndim - kept.ndim) + kept.shape)
+
+
+def gate(module: nn.Module, source: str) -> jax.Array:
+  """The gates of a prunable layer's channels, min(bits, 1) `[C]`, as seen by a module beside it that runs later."""
+  return jnp.minimum(module.parent.variables['bits'][source]['kernel'], 1)
 
 
 class QuantConv(_Quantized, nn.Conv):
@@ -148,6 +190,21 @@ class QuantConv(_Quantized, nn.Conv):
 
 class QuantDense(_Quantized, nn.Dense):
   """`nn.Dense` with a quantized kernel and quantized inputs; `quant=None` is `nn.Dense` itself."""
+
+
+class GatedBatchNorm(nn.BatchNorm):
+  """Batch norm whose outputs are gated: channels that the layer `source` has pruned come out as exactly 0.
+
+  Attributes:
+    source: the name of the prunable sibling that made these channels; `None` for batch norm as it is.
+  """
+
+  source: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = super().__call__(x)
+    return y if self.source is None else y * jnp.expand_dims(gate(self, self.source), range(y.ndim - 1)).astype(y.dtype)
 
 
 @contextlib.contextmanager

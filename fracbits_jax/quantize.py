@@ -8,39 +8,16 @@ For real bits, l and h are the neighbouring allowed bit-widths below and above, 
 """
 
 import functools
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
-MAX_BITS = 16
+from fracbits_jax.bitwidths import MAX_BITS, check_choices, mixture, neighbours
+
 SCHEMES = ('original', 'modified')
 
-_ALL_CHOICES = tuple(range(MAX_BITS + 1))
 _TINY = 1e-12
-
-
-def check_choices(choices: Sequence[int] | None) -> tuple[int, ...]:
-  """Returns the allowed bit-widths as a tuple; `None` stands for every integer from 0 to 16.
-
-  Raises:
-    ValueError: if `choices` is empty, not strictly increasing, or holds anything but integers from 0 to 16.
-  """
-  if choices is None:
-    return _ALL_CHOICES
-  try:
-    values = tuple(choices)
-    valid = bool(values) and all(int(b) == b and 0 <= b <= MAX_BITS for b in values)
-    valid = valid and all(a < b for a, b in itertools.pairwise(values))
-  except (TypeError, ValueError):
-    valid = False
-  if not valid:
-    raise ValueError(
-      f'choices={choices!r} are not bit-widths: give one or more integers from 0 to {MAX_BITS}, '
-      'strictly increasing, such as (2, 4, 8)'
-    )
-  return tuple(int(b) for b in values)
 
 
 def check_scheme(scheme: str) -> str:
@@ -48,27 +25,6 @@ def check_scheme(scheme: str) -> str:
   if scheme not in SCHEMES:
     raise ValueError(f'scheme={scheme!r} is unknown: choose one of {", ".join(map(repr, SCHEMES))}')
   return scheme
-
-
-def neighbours(bits: jax.Array, choices: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The allowed bit-widths around `bits`, and how far it is from the lower to the upper one.
-
-  Args:
-    bits: real bit-widths, any shape.
-    choices: allowed bit-widths, strictly increasing.
-
-  Returns:
-    `(low, high, fraction)`, each float32 in the shape of `bits`. An interior allowed value is its own `low`, the
-    largest allowed value is its own `high`, so the derivative with respect to the bits exists on the closed range.
-    Bits outside the range are clipped to it. With a single choice, low = high and the fraction is 0.
-  """
-  bits = jnp.clip(jnp.asarray(bits, jnp.float32), choices[0], choices[-1])
-  if len(choices) == 1:
-    return bits, bits, jnp.zeros_like(bits)
-  table = jnp.asarray(choices, jnp.float32)
-  index = jnp.searchsorted(table[1:-1], bits, side='right', method='compare_all')
-  low, high = table[index], table[index + 1]
-  return low, high, (bits - low) / (high - low)
 
 
 def _integer(x: jax.Array, bits: jax.Array, scheme: str, zero_point: float) -> jax.Array:
@@ -83,26 +39,34 @@ def _integer(x: jax.Array, bits: jax.Array, scheme: str, zero_point: float) -> j
   return jnp.where(bits > 0, q, jnp.float32(zero_point))
 
 
-def _interpolate(
-  x: jax.Array, bits: jax.Array, scheme: str, zero_point: float, choices: tuple[int, ...]
+def interpolate(
+  quantizer: Callable[[jax.Array], jax.Array], bits: jax.Array, choices: tuple[int, ...], noise: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-  """The interpolated value at `x` and its derivative with respect to `bits`, both in the shape of `x`."""
+  """What `quantizer` gives between integers, and the derivative of that with respect to the bits.
+
+  Args:
+    quantizer: a function of integer bit-widths, in the shape of `bits`, as float32.
+    bits: real bit-widths, of the rank of what the quantizer returns.
+    choices: allowed bit-widths.
+    noise: `None`, or the logistic noise by which one of the two neighbours is drawn, in the shape of `bits`.
+  """
   low, high, fraction = neighbours(bits, choices)
-  q_low = _integer(x, low, scheme, zero_point)
+  q_low = quantizer(low)
   if len(choices) == 1:
     return q_low, jnp.zeros_like(q_low)
-  q_high = _integer(x, high, scheme, zero_point)
+  q_high = quantizer(high)
+  share, share_slope = mixture(fraction, noise)
   in_range = (bits >= choices[0]) & (bits <= choices[-1])
-  slope = (q_high - q_low) * jnp.where(in_range, 1 / (high - low), 0)
-  return (1 - fraction) * q_low + fraction * q_high, slope
+  slope = (q_high - q_low) * jnp.where(in_range, share_slope / (high - low), 0)
+  return (1 - share) * q_low + share * q_high, slope
 
 
-def _with_rank(bits: jax.Array, x: jax.Array) -> jax.Array:
+def with_rank(bits: jax.Array, x: jax.Array) -> jax.Array:
   """`bits` with leading axes of size 1, as many as its broadcast against `x` needs."""
   return bits.reshape((1,) * (x.ndim - bits.ndim) + bits.shape)
 
 
-def _sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Sums `x` over the axes along which an array of `shape`, of the same rank, was broadcast."""
   axes = tuple(i for i, size in enumerate(shape) if size == 1 and x.shape[i] != 1)
   return jnp.sum(x, axis=axes, keepdims=True)
@@ -147,23 +111,28 @@ def uniform(x: jax.Array, bits: jax.Array | int, *, scheme: str = 'original', ze
   if isinstance(bits, int | float) and not (bits == int(bits) and 0 <= bits <= MAX_BITS):
     raise ValueError(f'bits={bits!r} is not an integer from 0 to {MAX_BITS}; fractional bits need quantize.fractional')
   x = jnp.asarray(x)
-  quantized = _integer(x.astype(jnp.float32), _with_rank(jnp.asarray(bits), x), scheme, zero_point)
+  quantized = _integer(x.astype(jnp.float32), with_rank(jnp.asarray(bits), x), scheme, zero_point)
   return _straight_through(x, quantized.astype(x.dtype))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _fractional(x, bits, scheme, zero_point, choices):
-  return _interpolate(x.astype(jnp.float32), bits, scheme, zero_point, choices)[0].astype(x.dtype)
+def _on_unit(x, bits, noise, scheme, zero_point, choices):
+  quantizer = functools.partial(_integer, x.astype(jnp.float32), scheme=scheme, zero_point=zero_point)
+  return interpolate(quantizer, bits, choices, noise)
 
 
-def _fractional_fwd(x, bits, scheme, zero_point, choices):
-  return _fractional(x, bits, scheme, zero_point, choices), (x, bits)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _fractional(x, bits, noise, scheme, zero_point, choices):
+  return _on_unit(x, bits, noise, scheme, zero_point, choices)[0].astype(x.dtype)
+
+
+def _fractional_fwd(x, bits, noise, scheme, zero_point, choices):
+  return _fractional(x, bits, noise, scheme, zero_point, choices), (x, bits, noise)
 
 
 def _fractional_bwd(scheme, zero_point, choices, residuals, g):
-  x, bits = residuals
-  _, slope = _interpolate(x.astype(jnp.float32), bits, scheme, zero_point, choices)
-  return g, _sum_to(g.astype(jnp.float32) * slope, bits.shape).astype(bits.dtype)
+  x, bits, noise = residuals
+  _, slope = _on_unit(x, bits, noise, scheme, zero_point, choices)
+  return g, sum_to(g.astype(jnp.float32) * slope, bits.shape).astype(bits.dtype), None
 
 
 _fractional.defvjp(_fractional_fwd, _fractional_bwd)
@@ -176,6 +145,7 @@ def fractional(
   scheme: str = 'original',
   zero_point: float = 0.0,
   choices: Sequence[int] | None = None,
+  noise: jax.Array | None = None,
 ) -> jax.Array:
   """Quantizes `x` in [0, 1] at real bit-widths, by interpolation between the neighbouring allowed ones.
 
@@ -193,6 +163,8 @@ def fractional(
     scheme: `original` or `modified`, as for `uniform`.
     zero_point: z, what 0 bits give.
     choices: allowed bit-widths, strictly increasing; `None` means 0, 1, ..., 16. Bits outside are clipped.
+    noise: of `bitwidths.draw_noise`, in the shape of `bits`: draws one of the two neighbours, the upper one with
+      probability f, instead of interpolating; `bitwidths.mixture` gives the derivative.
 
   Returns:
     An array of the shape and dtype of `x`.
@@ -203,11 +175,31 @@ def fractional(
   check_scheme(scheme)
   choices = check_choices(choices)
   x = jnp.asarray(x)
-  return _fractional(x, _with_rank(jnp.asarray(bits, jnp.float32), x), scheme, float(zero_point), choices)
+  bits, noise = (None if b is None else with_rank(jnp.asarray(b, jnp.float32), x) for b in (bits, noise))
+  return _fractional(x, bits, noise, scheme, float(zero_point), choices)
+
+
+def check_kernel_bits(w: jax.Array, bits: jax.Array) -> None:
+  """Raises `ValueError` unless there is one bit-width for the kernel, or one per output channel."""
+  if bits.shape not in ((), w.shape[-1:]):
+    raise ValueError(f'bits of shape {bits.shape} do not fit a kernel of shape {w.shape}: give () or {w.shape[-1:]}')
+
+
+def check_scalars(**values: jax.Array) -> None:
+  """Raises `ValueError` for a value that is not a scalar."""
+  for name, value in values.items():
+    if value.shape:
+      raise ValueError(f'{name} of shape {value.shape} given: a layer has one, of shape ()')
 
 
 def kernel(
-  w: jax.Array, bits: jax.Array | float, *, scheme: str = 'original', choices: Sequence[int] | None = None
+  w: jax.Array,
+  bits: jax.Array | float,
+  *,
+  scheme: str = 'original',
+  choices: Sequence[int] | None = None,
+  noise: jax.Array | None = None,
+  kept: jax.Array | None = None,
 ) -> jax.Array:
   """Quantizes a kernel in the manner of DoReFa (Zhou et al. 2016), at real bit-widths.
 
@@ -221,6 +213,9 @@ def kernel(
     bits: real bit-widths, `()` for the whole kernel or `[C_out]` for one per output channel.
     scheme: `original` or `modified`.
     choices: allowed bit-widths, as for `fractional`.
+    noise: draws bit-widths, as for `fractional`.
+    kept: booleans that broadcast against `w`, false where a channel has been pruned: such entries do not count for the
+      maximum, so that taking them away changes nothing.
 
   Returns:
     The quantized kernel in [-1, 1], of the shape and dtype of `w`.
@@ -229,35 +224,35 @@ def kernel(
     ValueError: as `fractional`, or bits of another shape.
   """
   w, bits = jnp.asarray(w), jnp.asarray(bits, jnp.float32)
-  if bits.shape not in ((), w.shape[-1:]):
-    raise ValueError(f'bits of shape {bits.shape} do not fit a kernel of shape {w.shape}: give () or {w.shape[-1:]}')
+  check_kernel_bits(w, bits)
   t = jnp.tanh(w.astype(jnp.float32))
+  t = t if kept is None else t * kept
   unit = (t / jnp.maximum(jnp.max(jnp.abs(t)), _TINY) + 1) / 2
-  return (2 * fractional(unit, bits, scheme=scheme, zero_point=0.5, choices=choices) - 1).astype(w.dtype)
+  return (2 * fractional(unit, bits, scheme=scheme, zero_point=0.5, choices=choices, noise=noise) - 1).astype(w.dtype)
 
 
-def _clipped(x, bits, alpha, signed, choices):
+def _clipped(x, bits, alpha, noise, signed, choices):
   """q, its derivative with respect to the bits, and x / |alpha|; q is in units of |alpha|."""
   ratio = x.astype(jnp.float32) / jnp.maximum(jnp.abs(alpha), _TINY)
   if not signed:
-    return *_interpolate(jnp.clip(ratio, 0, 1), bits, 'original', 0.0, choices), ratio
-  q, slope = _interpolate((jnp.clip(ratio, -1, 1) + 1) / 2, bits, 'original', 0.5, choices)
+    return *_on_unit(jnp.clip(ratio, 0, 1), bits, noise, 'original', 0.0, choices), ratio
+  q, slope = _on_unit((jnp.clip(ratio, -1, 1) + 1) / 2, bits, noise, 'original', 0.5, choices)
   return 2 * q - 1, 2 * slope, ratio
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _activation(x, bits, alpha, signed, choices):
-  q, _, _ = _clipped(x, bits, alpha, signed, choices)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _activation(x, bits, alpha, noise, signed, choices):
+  q, _, _ = _clipped(x, bits, alpha, noise, signed, choices)
   return (jnp.abs(alpha) * q).astype(x.dtype)
 
 
-def _activation_fwd(x, bits, alpha, signed, choices):
-  return _activation(x, bits, alpha, signed, choices), (x, bits, alpha)
+def _activation_fwd(x, bits, alpha, noise, signed, choices):
+  return _activation(x, bits, alpha, noise, signed, choices), (x, bits, alpha, noise)
 
 
 def _activation_bwd(signed, choices, residuals, g):
-  x, bits, alpha = residuals
-  q, slope, ratio = _clipped(x, bits, alpha, signed, choices)
+  x, bits, alpha, noise = residuals
+  q, slope, ratio = _clipped(x, bits, alpha, noise, signed, choices)
   lowest = -1 if signed else 0
   inside = (ratio >= lowest) & (ratio <= 1)
   beyond = jnp.where(ratio > 1, 1, lowest)
@@ -265,7 +260,7 @@ def _activation_bwd(signed, choices, residuals, g):
   g = g.astype(jnp.float32)
   g_alpha = jnp.sum(g * jnp.where(inside, q - ratio, beyond)) * jnp.sign(alpha)
   g_bits = jnp.sum(g * slope) * jnp.abs(alpha)
-  return g_x, g_bits.astype(bits.dtype), g_alpha.astype(alpha.dtype)
+  return g_x, g_bits.astype(bits.dtype), g_alpha.astype(alpha.dtype), None
 
 
 _activation.defvjp(_activation_fwd, _activation_bwd)
@@ -278,6 +273,7 @@ def activation(
   *,
   signed: bool = False,
   choices: Sequence[int] | None = None,
+  noise: jax.Array | None = None,
 ) -> jax.Array:
   """Clips the inputs of a layer at a learned alpha and quantizes them at a real bit-width.
 
@@ -294,6 +290,7 @@ def activation(
     alpha: the clip, shape `()`, used as |alpha|.
     signed: whether the range is [-|alpha|, |alpha|] rather than [0, |alpha|].
     choices: allowed bit-widths, as for `fractional`.
+    noise: draws the bit-width, as for `fractional`; shape `()`.
 
   Returns:
     An array of the shape and dtype of `x`.
@@ -302,13 +299,11 @@ def activation(
     ValueError: bits or alpha that are not scalars, or bad choices.
   """
   x, bits, alpha = jnp.asarray(x), jnp.asarray(bits, jnp.float32), jnp.asarray(alpha, jnp.float32)
-  for name, value in (('bits', bits), ('alpha', alpha)):
-    if value.shape:
-      raise ValueError(f'{name} of shape {value.shape} given: the inputs of a layer share one, of shape ()')
-  return _activation(x, bits, alpha, bool(signed), check_choices(choices))
+  check_scalars(bits=bits, alpha=alpha)
+  return _activation(x, bits, alpha, noise, bool(signed), check_choices(choices))
 
 
-def rescale(quantized: jax.Array) -> jax.Array:
+def rescale(quantized: jax.Array, kept: jax.Array | None = None) -> jax.Array:
   """Scales a quantized kernel as SAT does for a layer without a batch norm behind it (Jin et al. 2019).
 
       kernel / (sqrt(fan) std(kernel)),    fan = C_out k_h k_w
@@ -317,11 +312,13 @@ def rescale(quantized: jax.Array) -> jax.Array:
 
   Args:
     quantized: kernel `[C_in, C_out]` or `[k_h, k_w, C_in, C_out]`.
+    kept: booleans that broadcast against it, false where a channel has been pruned: such entries do not count.
 
   Returns:
     The scaled kernel, same shape and dtype; unchanged where the kernel is constant.
   """
   fan = quantized.size // quantized.shape[-2]
-  std = jnp.std(quantized.astype(jnp.float32), ddof=1)
+  where = None if kept is None else jnp.broadcast_to(kept, quantized.shape)
+  std = jnp.std(quantized.astype(jnp.float32), ddof=1, where=where)
   factor = jnp.where(std > 0, 1 / (jnp.sqrt(jnp.float32(fan)) * jnp.where(std > 0, std, 1)), 1)
   return quantized * jax.lax.stop_gradient(factor).astype(quantized.dtype)

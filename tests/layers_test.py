@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from fracbits_jax import quantize
-from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense, watch_layers
+from fracbits_jax import lsq, quantize
+from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense, watch_layers
 
 X = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
 
@@ -31,6 +31,73 @@ def test_a_layer_is_the_float_layer_of_quantized_inputs_and_kernel():
   x = quantize.activation(X, 2.6, params['alpha'], choices=quant.choices)
   expected = nn.Conv(5, (3, 3), padding=1).apply({'params': {'kernel': kernel, 'bias': params['bias']}}, x)
   np.testing.assert_allclose(layer.apply(variables, X), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_learned_step_has_a_range_of_its_own_for_the_kernel():
+  quant = QuantConfig(init_bits=2.6, scheme='lsq', signed_input=True)
+  layer = QuantDense(5, quant=quant)
+  variables = layer.init(jax.random.key(1), X)
+  params = variables['params']
+  assert params['kernel_alpha'] == lsq.initial_range(params['kernel'], 2.6)
+  kernel = lsq.kernel(params['kernel'], 2.6, params['kernel_alpha'], choices=quant.choices)
+  x = lsq.activation(X, 2.6, params['alpha'], signed=True, choices=quant.choices)
+  expected = nn.Dense(5).apply({'params': {'kernel': kernel, 'bias': params['bias']}}, x)
+  np.testing.assert_allclose(layer.apply(variables, X), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_bits_are_drawn_only_where_a_stream_for_them_is_given():
+  layer = QuantDense(5, quant=QuantConfig(init_bits=2.6, stochastic=True, granularity='kernel'))
+  plain = QuantDense(5, quant=QuantConfig(init_bits=2.6, granularity='kernel'))
+  variables = layer.init(jax.random.key(1), X)
+  np.testing.assert_array_equal(layer.apply(variables, X), plain.apply(variables, X))
+  drawn = [layer.apply(variables, X, rngs={'bits': jax.random.key(seed)}) for seed in (0, 0, 1)]
+  np.testing.assert_array_equal(drawn[0], drawn[1])
+  assert (drawn[0] != drawn[2]).any()
+  assert (drawn[0] != plain.apply(variables, X)).any()
+
+
+class Pruned(nn.Module):
+  """A prunable convolution, its gated norm, and what consumes its channels."""
+
+  quant: QuantConfig
+
+  @nn.compact
+  def __call__(self, x):
+    keeps = dataclasses.replace(self.quant, choices=range(1, 9))
+    x = QuantConv(4, (1, 1), quant=self.quant, name='first')(x)
+    x = nn.relu(GatedBatchNorm(use_running_average=True, source='first', name='norm')(x))
+    self.sow('intermediates', 'gated', x)
+    x = QuantConv(4, (3, 3), feature_group_count=4, quant=keeps, source='first', name='depthwise')(x)
+    return QuantDense(3, quant=dataclasses.replace(keeps, sat=True), source='first', name='last')(x.mean((1, 2)))
+
+
+def test_a_pruned_channel_is_zero_behind_its_norm_and_leaves_no_trace():
+  model = Pruned(QuantConfig(granularity='kernel', choices=range(9), init_bits=4.0))
+  variables = model.init(jax.random.key(0), X)
+  variables['params']['norm']['bias'] = jnp.ones(4)  # what batch norm would make of nothing
+  variables['bits']['first']['kernel'] = jnp.array([4.0, 0.0, 0.6, 3.0])
+  logits, state = model.apply(variables, X, mutable='intermediates')
+  gated = state['intermediates']['gated'][0]
+  assert not gated[..., 1].any()
+  assert gated[..., 2].any()
+  for name, at in (('first', (..., 1)), ('depthwise', (..., 1)), ('last', (1,))):
+    changed = jax.tree.map(lambda x: x, variables)
+    changed['params'][name]['kernel'] = variables['params'][name]['kernel'].at[at].mul(1000)
+    np.testing.assert_allclose(model.apply(changed, X), logits, rtol=1e-6, err_msg=name)
+
+
+def test_the_gate_of_a_channel_follows_its_bits_up_to_one():
+  model = Pruned(QuantConfig(granularity='kernel', choices=range(9), init_bits=4.0))
+  variables = model.init(jax.random.key(0), X)
+
+  def gated(bits):
+    variables['bits']['first']['kernel'] = jnp.full(4, bits)
+    _, state = model.apply(variables, 0 * X, mutable='intermediates')
+    return state['intermediates']['gated'][0]
+
+  variables['params']['norm']['bias'] = jnp.ones(4)
+  for bits, expected in ((0.0, 0), (0.25, 0.25), (1.0, 1), (5.0, 1)):
+    np.testing.assert_allclose(gated(bits), expected)
 
 
 @pytest.mark.parametrize(

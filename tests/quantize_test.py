@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fracbits_jax import quantize
+from fracbits_jax import bitwidths, quantize
 
 X = jnp.linspace(0, 1, 257)
 
@@ -104,7 +104,7 @@ def slow_activation(x, bits, alpha, signed, choices):
   unit = jnp.where(x > a, a, jnp.where(x < low, low, x)) / a
   if signed:
     unit = (unit + 1) / 2
-  lo, hi, f = quantize.neighbours(jnp.asarray(bits), choices)
+  lo, hi, f = bitwidths.neighbours(jnp.asarray(bits), choices)
   levels = [quantize.uniform(jax.lax.stop_gradient(unit), b) for b in (lo, hi)]
   q = (1 - f) * levels[0] + f * levels[1] + unit - jax.lax.stop_gradient(unit)
   return a * (2 * q - 1 if signed else q)
@@ -150,6 +150,40 @@ def test_rescaled_kernels_have_the_deviation_of_their_fan():
   assert not quantize.rescale(jnp.zeros((4, 4))).any()
 
 
+def test_pruned_entries_count_neither_for_the_maximum_nor_for_the_deviation():
+  w = jax.random.normal(jax.random.key(0), (6, 8)).at[2].mul(50).at[:, 5].mul(50)
+  kept = (jnp.arange(6) != 2)[:, None] & (jnp.arange(8) != 5)[None]
+  small = jnp.delete(jnp.delete(w, 2, axis=0), 5, axis=1)
+  pick = lambda y: jnp.delete(jnp.delete(y, 2, axis=0), 5, axis=1)
+  full = quantize.kernel(w, 3.4, kept=kept)
+  np.testing.assert_array_equal(pick(full), quantize.kernel(small, 3.4))
+  fan = jnp.sqrt(8 / 7)  # the fan counts what was there
+  np.testing.assert_allclose(pick(quantize.rescale(full, kept)) * fan, quantize.rescale(pick(full)), rtol=1e-6)
+
+
+def test_a_drawn_bit_width_is_one_of_its_neighbours_with_the_right_chance():
+  noise = bitwidths.draw_noise(jax.random.key(0), (4000,))
+  bits = jnp.full((4000,), 3.3)
+  x = jnp.full((1, 4000), 0.4)
+  q = quantize.fractional(x, bits, noise=noise)
+  low, high = (quantize.fractional(x, jnp.full((4000,), b)) for b in (3.0, 4.0))
+  assert ((q == low) | (q == high)).all()
+  assert abs(float(jnp.mean(q == high)) - 0.3) < 0.03
+  np.testing.assert_array_equal(quantize.fractional(x, jnp.full((4000,), 3.0), noise=noise), low)
+
+
+def test_the_gradient_of_a_drawn_bit_width_is_that_of_the_relaxed_draw():
+  noise, bits, x = jnp.float32(0.7), jnp.float32(3.3), jnp.linspace(0, 1, 50)
+  relaxed = lambda b: jax.nn.sigmoid(jnp.log(b - 3) - jnp.log(4 - b) + noise)
+  slow = lambda b: jnp.sum(
+    x * (quantize.uniform(x, 3) + relaxed(b) * (quantize.uniform(x, 4) - quantize.uniform(x, 3)))
+  )
+  fast = lambda b: jnp.sum(x * quantize.fractional(x, b, noise=noise))
+  np.testing.assert_allclose(jax.grad(fast)(bits), jax.grad(slow)(bits), rtol=1e-4)
+  clipped = lambda b: jnp.sum(quantize.activation(x, b, 2.0, noise=noise))
+  assert np.isfinite(jax.grad(clipped)(jnp.float32(3.0)))
+
+
 def test_a_kernel_of_zeros_stays_finite():
   value, gradient = jax.value_and_grad(lambda w: jnp.sum(quantize.kernel(w, 2.5)))(jnp.zeros((3, 4)))
   assert np.isfinite(value)
@@ -169,5 +203,5 @@ def test_other_bad_arguments_are_refused():
     quantize.uniform(X, 2.5)
   with pytest.raises(ValueError, match='do not fit a kernel'):
     quantize.kernel(jnp.ones((3, 4)), jnp.ones(3))
-  with pytest.raises(ValueError, match='share one'):
+  with pytest.raises(ValueError, match=r'bits of shape \(3,\) given: a layer has one'):
     quantize.activation(X, jnp.ones(3), 1.0)

@@ -1,0 +1,158 @@
+"""Learned step sizes under fractional bit-widths (LSQ: Esser et al., ICLR 2020, arXiv 1902.08153).
+
+The paper's parameter is the step s. A step that stayed while the bits moved would widen the range with every bit, so
+here the parameter is the range alpha = s Q, and more bits make the steps finer. What s would be moved by, relative to
+its size, alpha is moved by: with ds = g dL/ds and dL/ds = Q dL/dalpha that is dalpha = g Q^2 dL/dalpha, where g =
+1 / sqrt(N Q_P) is LSQ's gradient scale for N weights, or N features of an input.
+
+    kernels and signed inputs:  Q = 2^(b - 1), levels -Q, ..., Q - 1 = Q_P     (two's complement)
+    unsigned inputs:            Q = 2^b - 1 = Q_P, levels 0, ..., Q            (the grid of `quantize.activation`)
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from fracbits_jax import quantize
+from fracbits_jax.bitwidths import check_choices
+
+_TINY = 1e-12
+
+
+@jax.custom_jvp
+def _scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
+  """`x`, with its gradient multiplied by `factor`."""
+  del factor
+  return x
+
+
+@_scale_gradient.defjvp
+def _scale_gradient_jvp(primals, tangents):
+  return primals[0], primals[1] * tangents[0]
+
+
+def gradient_scale(bits: jax.Array, count: int, *, signed: bool) -> jax.Array:
+  """g Q^2, by which the gradient of a range is multiplied; the mean over bit-widths where there are several.
+
+  Args:
+    bits: real bit-widths, any shape.
+    count: N, the weights of a kernel or the features of an input.
+    signed: two's complement levels rather than levels from 0.
+  """
+  bits = jax.lax.stop_gradient(bits)
+  q = jnp.exp2(bits - 1) if signed else jnp.exp2(bits) - 1
+  positive = jnp.maximum(q - 1 if signed else q, 1)
+  return jnp.mean(q**2 / jnp.sqrt(count * positive))
+
+
+def _level(ratio: jax.Array, bits: jax.Array) -> jax.Array:
+  """Two's complement levels in units of the range, `[-1, 1 - 2^(1 - b)]`; 0 at 0 bits."""
+  half = jnp.ldexp(jnp.float32(0.5), bits.astype(jnp.int32))
+  return jnp.where(bits > 0, jnp.clip(jnp.round(ratio * half), -half, half - 1) / half, 0)
+
+
+def _inside(ratio: jax.Array, bits: jax.Array) -> jax.Array:
+  """1 where a value is rounded and 0 where it is clipped; at 0 bits 1 on [-1, 1], so that a weight can return."""
+  half = jnp.ldexp(jnp.float32(0.5), bits.astype(jnp.int32))
+  return ((ratio >= -1) & (ratio <= jnp.where(bits > 0, (half - 1) / half, 1))).astype(jnp.float32)
+
+
+def _range_slope(ratio: jax.Array, bits: jax.Array) -> jax.Array:
+  """The derivative of the quantized value with respect to the range: q - x / alpha where rounded, q where clipped."""
+  return jnp.where(bits > 0, _level(ratio, bits) - ratio * _inside(ratio, bits), 0)
+
+
+def _ratio(x, alpha):
+  return x.astype(jnp.float32) / jnp.maximum(jnp.abs(alpha), _TINY)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _twos_complement(x, bits, alpha, noise, choices):
+  q, _ = quantize.interpolate(functools.partial(_level, _ratio(x, alpha)), bits, choices, noise)
+  return (jnp.abs(alpha) * q).astype(x.dtype)
+
+
+def _twos_complement_fwd(x, bits, alpha, noise, choices):
+  return _twos_complement(x, bits, alpha, noise, choices), (x, bits, alpha, noise)
+
+
+def _twos_complement_bwd(choices, residuals, g):
+  x, bits, alpha, noise = residuals
+  ratio, g32 = _ratio(x, alpha), g.astype(jnp.float32)
+  between = lambda function: quantize.interpolate(functools.partial(function, ratio), bits, choices, noise)
+  g_x = g32 * between(_inside)[0]
+  g_alpha = jnp.sum(g32 * between(_range_slope)[0]) * jnp.sign(alpha)
+  g_bits = quantize.sum_to(g32 * between(_level)[1] * jnp.abs(alpha), bits.shape)
+  return g_x.astype(x.dtype), g_bits, g_alpha, None
+
+
+_twos_complement.defvjp(_twos_complement_fwd, _twos_complement_bwd)
+
+
+def kernel(
+  w: jax.Array,
+  bits: jax.Array | float,
+  alpha: jax.Array | float,
+  *,
+  choices: Sequence[int] | None = None,
+  noise: jax.Array | None = None,
+) -> jax.Array:
+  """Quantizes a kernel with a learned step size, at real bit-widths.
+
+      q_b(w) = s clip(round(w / s), -2^(b-1), 2^(b-1) - 1),    s = |alpha| / 2^(b-1);    q_0(w) = 0
+
+  Between integers the two neighbours are interpolated, as in `quantize.fractional`. The gradient of `w` is
+  straight-through inside the range and 0 outside; the one of alpha is LSQ's, with its scale (see the module).
+
+  Args:
+    w: kernel `[..., C_out]`.
+    bits: real bit-widths, `()` or `[C_out]`.
+    alpha: the range, shape `()`, used as |alpha|.
+    choices: allowed bit-widths, as for `quantize.fractional`.
+    noise: draws bit-widths, as for `quantize.fractional`.
+
+  Returns:
+    The quantized kernel, of the shape and dtype of `w`.
+
+  Raises:
+    ValueError: bad choices, bits of another shape, or alpha that is not a scalar.
+  """
+  w, bits, alpha = jnp.asarray(w), jnp.asarray(bits, jnp.float32), jnp.asarray(alpha, jnp.float32)
+  quantize.check_kernel_bits(w, bits)
+  quantize.check_scalars(alpha=alpha)
+  alpha = _scale_gradient(alpha, gradient_scale(bits, w.size, signed=True))
+  bits, noise = (None if b is None else quantize.with_rank(b, w) for b in (bits, noise))
+  return _twos_complement(w, bits, alpha, noise, check_choices(choices))
+
+
+def activation(
+  x: jax.Array,
+  bits: jax.Array | float,
+  alpha: jax.Array | float,
+  *,
+  signed: bool = False,
+  choices: Sequence[int] | None = None,
+  noise: jax.Array | None = None,
+) -> jax.Array:
+  """Quantizes the inputs of a layer with a learned step size, at a real bit-width; arguments as `quantize.activation`.
+
+  Unsigned inputs take the same values as there, since q - x / alpha is LSQ's gradient as well; only its scale is
+  added. Signed inputs are rounded to two's complement levels, as kernels are. `x` is `[N, ...]`: a feature is counted
+  once, not for each of the N examples.
+  """
+  x, bits, alpha = jnp.asarray(x), jnp.asarray(bits, jnp.float32), jnp.asarray(alpha, jnp.float32)
+  quantize.check_scalars(bits=bits, alpha=alpha)
+  alpha = _scale_gradient(alpha, gradient_scale(bits, x.size // max(len(x), 1), signed=signed))
+  if not signed:
+    return quantize.activation(x, bits, alpha, choices=choices, noise=noise)
+  bits, noise = (None if b is None else quantize.with_rank(b, x) for b in (bits, noise))
+  return _twos_complement(x, bits, alpha, noise, check_choices(choices))
+
+
+def initial_range(w: jax.Array, bits: jax.Array | float) -> jax.Array:
+  """LSQ's start, s = 2 mean |w| / sqrt(Q_P), as a range for kernels: `()`; 1 where `w` is 0 throughout."""
+  half = jnp.exp2(jnp.mean(jnp.asarray(bits, jnp.float32)) - 1)
+  alpha = 2 * jnp.mean(jnp.abs(w)) * half / jnp.sqrt(jnp.maximum(half - 1, 1))
+  return jnp.where(alpha > 0, alpha, 1).astype(jnp.float32)
