@@ -1,150 +1,61 @@
-"""What a network costs, as a function of its bit-widths.
+"""What a network costs, as a function of its bit-widths, and the budgets that hold it.
 
-The layer table is traced by shape once; a cost is then a pure function of `(bits, table)`, linear in each single
-bit-width, so that it is exact for integer policies and differentiable for fractional ones. NumPy bits give NumPy
-results, JAX bits JAX results.
+A cost is a pure function of `(bits, layer table)`, so that it is exact for integer policies and differentiable for
+fractional ones. NumPy bits give NumPy results, JAX bits JAX results. No cost falls when a bit-width rises.
 """
 
 import argparse
 import dataclasses
+import functools
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from fracbits_jax.layers import FLOAT_BITS, QuantConfig, QuantConv, QuantDense, watch_layers
+from fracbits_jax import lookup
+from fracbits_jax.layer_table import (
+  Bits,
+  Layer,
+  bits_of,
+  bits_range,
+  fill_bits,
+  gates,
+  learned,
+  least_bits,
+  trace,
+  uniform_bits,
+)
+from fracbits_jax.layers import FLOAT_BITS, QuantConfig
 
-Bits = Mapping[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layer:
-  """One row of the layer table.
-
-  Attributes:
-    name: the path of the layer in the network, such as `block1/conv`; its bits are found under the same path.
-    macs: multiply-accumulates for one example, M.
-    weights: entries of the kernel, K.
-    biases: entries of the bias, at 4 bytes each.
-    channels: output channels, C_out.
-    kind: `dense`, `pointwise`, `depthwise` or `standard` (any other convolution).
-    kernel_bits: the kernel's bit-width where it is fixed; `None` where it is learned.
-    input_bits: the same for the inputs.
-    per_channel: whether a learned kernel has one bit-width per output channel.
-    choices: allowed bit-widths of the kernel.
-    input_choices: allowed bit-widths of the inputs.
-  """
-
-  name: str
-  macs: int
-  weights: int
-  channels: int
-  kind: str = 'standard'
-  biases: int = 0
-  kernel_bits: int | None = None
-  input_bits: int | None = None
-  per_channel: bool = False
-  choices: tuple[int, ...] = tuple(range(1, 9))
-  input_choices: tuple[int, ...] = tuple(range(1, 9))
-
-
-def learned(layer: Layer) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-  """The learned bit-widths of a layer: name -> (shape, allowed values)."""
-  found = {}
-  if layer.kernel_bits is None:
-    found['kernel'] = ((layer.channels,) if layer.per_channel else (), layer.choices)
-  if layer.input_bits is None:
-    found['input'] = ((), layer.input_choices)
-  return found
-
-
-def _kind(module: QuantConv | QuantDense, kernel_shape: tuple[int, ...]) -> str:
-  if isinstance(module, QuantDense):
-    return 'dense'
-  if module.feature_group_count > 1 and kernel_shape[-2] == 1:
-    return 'depthwise'
-  return 'pointwise' if math.prod(kernel_shape[:-2]) == 1 else 'standard'
-
-
-def _row(module: QuantConv | QuantDense, out_shape: tuple[int, ...], examples: int) -> Layer:
-  quant: QuantConfig | None = module.quant
-  kernel = module.variables['params']['kernel']
-  positions = math.prod(out_shape[:-1]) // examples
-  row = dict(
-    name='/'.join(module.path),
-    macs=positions * kernel.size,
-    weights=kernel.size,
-    channels=kernel.shape[-1],
-    kind=_kind(module, kernel.shape),
-    biases=out_shape[-1] if module.use_bias else 0,
-  )
-  if quant is None:
-    return Layer(**row, kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS)
-  return Layer(
-    **row,
-    kernel_bits=quant.kernel_bits,
-    input_bits=quant.counted_input_bits,
-    per_channel=quant.granularity == 'kernel',
-    choices=quant.choices,
-    input_choices=quant.allowed_input_bits,
-  )
-
-
-def trace(model: nn.Module, input_shape: Sequence[int]) -> tuple[Layer, ...]:
-  """The layer table of a network, in the order in which the layers run.
-
-  Shapes alone are traced (`jax.eval_shape`); nothing is computed. Layers without quantization count 32 bits.
-
-  Args:
-    model: a linen module whose call takes one array.
-    input_shape: `[N, H, W, C]`, or `[H, W, C]` for one image.
-
-  Raises:
-    ValueError: if the network has no `QuantConv` or `QuantDense`.
-  """
-  shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
-  rows: dict[str, Layer] = {}
-
-  def record(module: QuantConv | QuantDense, x: jax.Array, y: jax.Array) -> None:
-    del x
-    row = _row(module, y.shape, examples=shape[0])
-    if row.name in rows:  # a layer that is used twice has one kernel
-      row = dataclasses.replace(row, macs=row.macs + rows[row.name].macs)
-    rows[row.name] = row
-
-  with watch_layers(record):
-    jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
-  if not rows:
-    raise ValueError(f'{type(model).__name__} has no QuantConv or QuantDense layer, so there is nothing to count')
-  return tuple(rows.values())
-
-
-def lookup(bits: Bits, layer: Layer, which: str) -> Any:
-  """The learned bit-width `which` (`kernel` or `input`) of a layer; raises `ValueError` where it is missing."""
-  node: Any = bits
-  for key in (*layer.name.split('/'), which):
-    if not isinstance(node, Mapping) or key not in node:
-      raise ValueError(f'no bits for {layer.name}/{which}: the bits belong to another network, or the table does')
-    node = node[key]
-  return node
+__all__ = [
+  'METRICS', 'Bits', 'Budget', 'Layer', 'bitops', 'bits_of', 'bits_range', 'budget', 'cost_range', 'equivalent_bits',
+  'fill_bits', 'format_table', 'gates', 'learned', 'least_bits', 'lookup_cost', 'model_size', 'trace', 'uniform_bits',
+]  # fmt: skip
 
 
 def _at(bits: Bits, layer: Layer, which: str) -> Any:
-  """A bit-width of a layer: the fixed one, or the mean of the learned ones."""
+  """A bit-width of a layer, fixed or learned: `()`, or `[C_out]` for kernels with one a channel."""
   fixed = layer.kernel_bits if which == 'kernel' else layer.input_bits
-  if fixed is not None:
-    return fixed
-  value = lookup(bits, layer, which)
-  return value.mean() if np.ndim(value) else value
+  return bits_of(bits, layer.name, which) if fixed is None else fixed
+
+
+def _mean(value: Any, bits: Bits, layer: Layer) -> Any:
+  """What each output channel's share of a layer adds up to, without the input channels that are pruned."""
+  kept = gates(bits, layer)
+  if kept is not None and layer.kind == 'depthwise':
+    return (value * kept).mean()  # the filter goes with the channel that it filters
+  mean = value.mean() if np.ndim(value) else value
+  return mean if kept is None else mean * kept.mean()
 
 
 def bitops(bits: Bits, layers: Sequence[Layer]) -> Any:
   """BitOPs of one example, the sum of M w a over the layers, in 10^9 (GBitOPs).
+
+  Pruned channels are gone from the layers that make them and from those that they feed.
 
   Args:
     bits: the collection `bits`; a kernel's `[C_out]` bit-widths enter as their mean w.
@@ -153,93 +64,111 @@ def bitops(bits: Bits, layers: Sequence[Layer]) -> Any:
   Raises:
     ValueError: if a layer's bits are missing.
   """
-  return sum(l.macs * 1e-9 * _at(bits, l, 'kernel') * _at(bits, l, 'input') for l in layers)
+  return sum(l.macs * 1e-9 * _mean(_at(bits, l, 'kernel'), bits, l) * _at(bits, l, 'input') for l in layers)
 
 
 def model_size(bits: Bits, layers: Sequence[Layer]) -> Any:
   """Size of the weights, the sum of K w / 8 and 4 bytes for each bias, in 10^6 bytes (MB). Arguments as `bitops`."""
-  return sum(l.weights * 0.125e-6 * _at(bits, l, 'kernel') + l.biases * 4e-6 for l in layers)
+  return sum(l.weights * 0.125e-6 * _mean(_at(bits, l, 'kernel'), bits, l) + l.biases * 4e-6 for l in layers)
 
 
-@dataclasses.dataclass(frozen=True)
-class Metric:
-  """A cost that can be budgeted: its function of (bits, layers) and its unit."""
+def lookup_cost(bits: Bits, layers: Sequence[Layer], table: lookup.Table) -> Any:
+  """The sum of M t(w, a) over the layers, t the table's cost of a multiply-accumulate, in 10^9 of its unit.
 
-  function: Callable[[Bits, Sequence[Layer]], Any]
-  unit: str
+  A kernel with a bit-width for each channel costs the mean of what its channels cost. Other arguments as `bitops`.
+  """
+
+  def layer_cost(l: Layer) -> Any:
+    return l.macs * 1e-9 * _mean(table.per_mac(l.kind, _at(bits, l, 'kernel'), _at(bits, l, 'input')), bits, l)
+
+  return sum(map(layer_cost, layers))
 
 
-METRICS = {'bitops': Metric(bitops, 'GBitOPs'), 'size': Metric(model_size, 'MB')}
+METRICS = ('bitops', 'size', 'lookup')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-  """A metric and the most that the network may cost in it, in the metric's unit."""
+  """A metric and the most that the network may cost in it; more budgets can be held at the same time.
+
+  Attributes:
+    metric: `bitops`, `size` or `lookup`.
+    target: the most that the network may cost, in `unit`.
+    table: the lookup table of the metric `lookup`.
+    also: further budgets that have to hold as well.
+  """
 
   metric: str
   target: float
+  table: lookup.Table | None = None
+  also: tuple['Budget', ...] = ()
 
   def __post_init__(self):
     if self.metric not in METRICS:
-      raise ValueError(f'budget metric {self.metric!r} is unknown: choose one of {", ".join(sorted(METRICS))}')
+      raise ValueError(f'budget metric {self.metric!r} is unknown: choose one of {", ".join(METRICS)}')
+    if (self.metric == 'lookup') != (self.table is not None):
+      has = 'needs a lookup table' if self.table is None else 'takes no lookup table'
+      raise ValueError(f'budget metric {self.metric!r} {has}: tables go with the metric lookup')
     if not 0 < self.target < math.inf:
       raise ValueError(f'budget target {self.target!r} is not a cost: give a number above 0, in {self.unit}')
 
   @property
   def unit(self) -> str:
     """The unit of the target."""
-    return METRICS[self.metric].unit
+    return {'bitops': 'GBitOPs', 'size': 'MB'}[self.metric] if self.table is None else self.table.total
+
+  @property
+  def all(self) -> tuple['Budget', ...]:
+    """This budget and those that hold beside it."""
+    return (self, *self.also)
 
   def cost(self, bits: Bits, layers: Sequence[Layer]) -> Any:
     """The cost of `bits` in this budget's metric."""
-    return METRICS[self.metric].function(bits, layers)
+    if self.table is not None:
+      return lookup_cost(bits, layers, self.table)
+    return {'bitops': bitops, 'size': model_size}[self.metric](bits, layers)
+
+  def ratio(self, bits: Bits, layers: Sequence[Layer]) -> Any:
+    """C(bits) / C_target, of the budget that is used most."""
+    ratios = [b.cost(bits, layers) / b.target for b in self.all]
+    larger = jnp.maximum if any(isinstance(r, jax.Array) for r in ratios) else np.maximum
+    return functools.reduce(larger, ratios)
+
+  def holds(self, bits: Bits, layers: Sequence[Layer]) -> bool:
+    """Whether `bits` meet the target, and those of the budgets beside it."""
+    return all(b.cost(bits, layers) <= b.target for b in self.all)
 
   def penalty(self, bits: Bits, layers: Sequence[Layer]) -> jax.Array:
     """|C(bits) / C_target - 1|, the differentiable term of the loss (FracBits, section 3.3)."""
-    return jnp.abs(self.cost(bits, layers) / self.target - 1)
+    return jnp.abs(self.ratio(bits, layers) - 1)
 
 
-def fill_bits(layers: Sequence[Layer], value: Callable[[Layer, str, tuple[int, ...], tuple[int, ...]], Any]) -> dict:
-  """A `bits` collection with `value(layer, which, shape, choices)` for every learned bit-width.
-
-  NumPy float64, so that costs of integer bits are exact; JAX makes float32 of it where it enters a network.
-  """
-  bits: dict = {}
-  for layer in layers:
-    for which, (shape, choices) in learned(layer).items():
-      node = bits
-      for key in layer.name.split('/'):
-        node = node.setdefault(key, {})
-      node[which] = np.broadcast_to(np.asarray(value(layer, which, shape, choices), np.float64), shape).copy()
-  return bits
+def _cost(metric: str, bits: Bits, layers: Sequence[Layer], table: lookup.Table | None) -> float:
+  return float(Budget(metric=metric, target=1.0, table=table).cost(bits, layers))
 
 
-def uniform_bits(layers: Sequence[Layer], value: float) -> dict:
-  """The collection `bits` with every learned bit-width at `value`."""
-  return fill_bits(layers, lambda *_: value)
-
-
-def bits_range(layers: Sequence[Layer]) -> tuple[dict, dict]:
-  """The collections `bits` with every learned bit-width at its least and at its largest allowed value."""
-  return tuple(fill_bits(layers, lambda layer, which, shape, choices, i=i: choices[i]) for i in (0, -1))
-
-
-def cost_range(metric: str, layers: Sequence[Layer]) -> tuple[float, float]:
+def cost_range(metric: str, layers: Sequence[Layer], table: lookup.Table | None = None) -> tuple[float, float]:
   """The least and the largest cost that the allowed bit-widths can reach."""
-  return tuple(float(METRICS[metric].function(bits, layers)) for bits in bits_range(layers))
+  return _cost(metric, least_bits(layers), layers, table), _cost(metric, bits_range(layers)[1], layers, table)
 
 
 def equivalent_bits(budget: Budget, layers: Sequence[Layer]) -> float:
-  """The bit-width whose uniform assignment costs as much as the target, from 0 to 32; monotone, so bisected."""
+  """The largest bit-width whose uniform assignment meets the budget, from 0 to 32; bisected, since costs are monotone."""
   low, high = 0.0, float(FLOAT_BITS)
   for _ in range(50):
     middle = (low + high) / 2
-    low, high = (middle, high) if budget.cost(uniform_bits(layers, middle), layers) <= budget.target else (low, middle)
+    low, high = (middle, high) if budget.holds(uniform_bits(layers, middle), layers) else (low, middle)
   return high
 
 
 def budget(
-  metric: str, layers: Sequence[Layer], *, target: float | None = None, equivalent_bits: float | None = None
+  metric: str,
+  layers: Sequence[Layer],
+  *,
+  target: float | None = None,
+  equivalent_bits: float | None = None,
+  table: lookup.Table | None = None,
+  also: Sequence[Budget] = (),
 ) -> Budget:
   """A budget for a network, checked against what its allowed bit-widths can reach.
 
@@ -248,21 +177,23 @@ def budget(
     layers: the layer table.
     target: the budget in the metric's unit.
     equivalent_bits: instead of a target, the bit-width whose uniform assignment costs as much.
+    table: the lookup table of the metric `lookup`.
+    also: budgets that have to hold as well, made by this function.
 
   Raises:
     ValueError: unless exactly one of target and equivalent_bits is given; if no allowed assignment meets the target,
-      or the largest one already does.
+      or the largest one already does; if the lookup table does not cover the allowed bit-widths.
   """
   if (target is None) == (equivalent_bits is None):
     raise ValueError(f'a budget needs one of target={target} and equivalent_bits={equivalent_bits}: give exactly one')
-  if metric not in METRICS:
-    raise ValueError(f'budget metric {metric!r} is unknown: choose one of {", ".join(sorted(METRICS))}')
+  if table is not None:
+    table.check(layers)
   given = f'target={target}'
   if target is None:
     given = f'equivalent_bits={equivalent_bits}'
-    target = float(METRICS[metric].function(uniform_bits(layers, equivalent_bits), layers))
-  result = Budget(metric=metric, target=target)
-  low, high = cost_range(metric, layers)
+    target = _cost(metric, uniform_bits(layers, equivalent_bits), layers, table)
+  result = Budget(metric=metric, target=target, table=table, also=tuple(also))
+  low, high = cost_range(metric, layers, table)
   if not low <= target < high:
     problem = 'cannot be met by any' if target < low else 'is already met by the largest'
     raise ValueError(
@@ -279,7 +210,7 @@ def format_table(bits: Bits, layers: Sequence[Layer]) -> str:
     f'{"layer":<{name_width}} {"kernel":>7} {"input":>7} {"MMACs":>10} {"weights":>11} {"GBitOPs":>10} {"MB":>9}'
   ]
   for l in layers:
-    w, a = (float(_at(bits, l, which)) for which in ('kernel', 'input'))
+    w, a = (float(np.mean(_at(bits, l, which))) for which in ('kernel', 'input'))
     costs = f'{float(bitops(bits, (l,))):>10.5f} {float(model_size(bits, (l,))):>9.5f}'
     lines.append(f'{l.name:<{name_width}} {w:>7.2f} {a:>7.2f} {l.macs / 1e6:>10.3f} {l.weights:>11,} {costs}')
   return '\n'.join(lines)
@@ -296,6 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--channels', type=int, default=3, help='colour channels of an image')
   parser.add_argument('--num_classes', type=int, default=1000)
   parser.add_argument('--width', type=float, default=1.0, help='width multiplier')
+  parser.add_argument('--table', help=f'a lookup table as well: {", ".join(lookup.names())}, or the path of a CSV file')
   args = parser.parse_args(argv)
   try:
     if not 0 <= args.bits <= FLOAT_BITS:
@@ -304,11 +236,17 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise ValueError('--image_size, --channels, --num_classes and --width must be above 0')
     model = models.create(args.model, num_classes=args.num_classes, quant=QuantConfig(), width=args.width)
     layers = trace(model, (1, args.image_size, args.image_size, args.channels))
+    table = None if args.table is None else lookup.load(args.table)
+    if table is not None:
+      asked = (math.ceil(args.bits),)
+      table.check([dataclasses.replace(l, choices=asked, input_choices=asked) for l in layers])
   except ValueError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   bits = uniform_bits(layers, args.bits)
   print(format_table(bits, layers))
+  if table is not None:
+    print(f'{table.name}: {lookup_cost(bits, layers, table):.3f} {table.total}')
   print(f'bitops_g={float(bitops(bits, layers)):.3f} size_mb={float(model_size(bits, layers)):.3f}')
   return 0
 

@@ -2,7 +2,8 @@
 
 It works on positions: a bit-width's position counts the allowed values below it and adds the fraction of the way to the
 next one, so sets such as (2, 4, 8) and runs of integers are treated alike. Bit-widths that the metric does not price,
-such as those of inputs under a size budget, are rounded to the nearest and otherwise left alone.
+such as those of inputs under a size budget, are rounded to the nearest and otherwise left alone. Costs are counted in
+targets, so that 1 is what may be spent; where several budgets hold, the one that is used most counts.
 """
 
 import itertools
@@ -13,8 +14,8 @@ import numpy as np
 from fracbits_jax import cost as costs
 from fracbits_jax.cost import Bits, Budget, Layer
 
-CLOSE = 0.99  # the share of the target that a policy should use
-ENOUGH = 0.9999  # no further unit is tried beyond this share
+CLOSE = 0.99  # the part of the budget that a policy should use
+ENOUGH = 0.9999  # no further unit is tried beyond this
 _BISECTIONS = 50
 _REFUSALS = 256
 _CELLS = 20_000  # into which the knapsack divides the target
@@ -31,11 +32,21 @@ class Vector:
     self.last = np.repeat([len(choices) - 1 for *_, choices in self.slots], sizes).astype(float)
     self.lowest = np.zeros_like(self.last)
     self.priced = np.zeros(self.last.shape, bool)
-    least = self.cost(self.lowest)
+    spent = self._total(self.last)
     for i in range(len(self.slots)):
-      raised = self.lowest.copy()
-      raised[self.units(i)] = self.last[self.units(i)]
-      self.priced[self.units(i)] = self.cost(raised) > least
+      lowered = self.last.copy()
+      lowered[self.units(i)] = 0
+      self.priced[self.units(i)] = self._total(lowered) < spent
+
+  def _total(self, positions: np.ndarray) -> float:
+    bits = self.bits(positions)
+    return sum(float(b.cost(bits, self.layers)) / b.target for b in self.budget.all)
+
+  def keep_a_channel(self, wanted: np.ndarray) -> None:
+    """Raises the lowest position of each prunable layer's widest channel to 1: no layer may vanish."""
+    for i, (layer, which, *_) in enumerate(self.slots):
+      if which == 'kernel' and layer.prunes and len(layer.choices) > 1:
+        self.lowest[self.starts[i] + np.argmax(wanted[self.units(i)])] = 1
 
   def units(self, slot: int) -> slice:
     """Where a slot's bit-widths lie in the vector."""
@@ -45,7 +56,7 @@ class Vector:
     """Real positions of fractional bits; bits outside the allowed range are clipped."""
     found = np.zeros_like(self.last)
     for i, (layer, which, shape, choices) in enumerate(self.slots):
-      value = np.asarray(costs.lookup(bits, layer, which), np.float64)
+      value = np.asarray(costs.bits_of(bits, layer.name, which), np.float64)
       if value.shape != shape:
         raise ValueError(f'bits of {layer.name}/{which} have shape {value.shape}, the layer table says {shape}')
       if not np.isfinite(value).all():
@@ -59,16 +70,16 @@ class Vector:
     return costs.fill_bits(self.layers, lambda layer, which, shape, c: np.asarray(c)[next(at)].reshape(shape))
 
   def cost(self, positions: np.ndarray) -> float:
-    """The cost at integer positions."""
-    return float(self.budget.cost(self.bits(positions), self.layers))
+    """The cost at integer positions, in targets."""
+    return float(self.budget.ratio(self.bits(positions), self.layers))
 
   def fits(self, positions: np.ndarray) -> bool:
-    """Whether integer positions meet the target."""
-    return self.cost(positions) <= self.budget.target
+    """Whether integer positions meet every budget, to the last digit."""
+    return self.budget.holds(self.bits(positions), self.layers)
 
   def round(self, positions: np.ndarray) -> np.ndarray:
     """The nearest integer positions inside the range; a tie rounds down."""
-    return np.clip(np.ceil(positions - 0.5), 0, self.last)
+    return np.clip(np.ceil(positions - 0.5), self.lowest, self.last)
 
 
 def _offset(vector: Vector, wanted: np.ndarray) -> np.ndarray:
@@ -94,7 +105,7 @@ def _raise(vector: Vector, wanted: np.ndarray, at: np.ndarray, candidates: np.nd
     return result
 
   for _ in range(_REFUSALS):
-    if not order.size or vector.cost(at) >= ENOUGH * vector.budget.target:
+    if not order.size or vector.cost(at) >= ENOUGH:
       break
     # The cost grows with every unit, so the longest prefix that fits is found by bisection.
     low, high = 0, order.size
@@ -105,8 +116,10 @@ def _raise(vector: Vector, wanted: np.ndarray, at: np.ndarray, candidates: np.nd
   return at
 
 
-def _options(vector: Vector, wanted: np.ndarray, at: np.ndarray, layer: Layer) -> list[tuple[float, float, dict]]:
-  """What a layer can be: (cost, squared distance to the searched positions, positions by slot).
+def _options(
+  vector: Vector, wanted: np.ndarray, at: np.ndarray, layer: Layer, budget: Budget
+) -> list[tuple[float, float, dict]]:
+  """What a layer can be: (cost in targets, squared distance to the searched positions, positions by slot).
 
   The channels of a kernel with one bit-width each move together, as far as any of them can.
   """
@@ -118,7 +131,7 @@ def _options(vector: Vector, wanted: np.ndarray, at: np.ndarray, layer: Layer) -
       ways.append([at[units]])
     elif vector.slots[i][2]:
       moves = range(-reach, reach + 1)
-      ways.append([np.clip(at[units] + move, 0, vector.last[units]) for move in moves])
+      ways.append([np.clip(at[units] + move, vector.lowest[units], vector.last[units]) for move in moves])
     else:
       ways.append([np.asarray([position], float) for position in range(reach + 1)])
   found = []
@@ -127,7 +140,7 @@ def _options(vector: Vector, wanted: np.ndarray, at: np.ndarray, layer: Layer) -
     for i, positions in zip(slots, way, strict=True):
       trial[vector.units(i)] = positions
     distance = sum(float(np.mean((p - wanted[vector.units(i)]) ** 2)) for i, p in zip(slots, way, strict=True))
-    price = float(vector.budget.cost(vector.bits(trial), (layer,)))
+    price = float(budget.cost(vector.bits(trial), (layer,))) / budget.target
     found.append((price, distance, dict(zip(slots, way, strict=True))))
   return found
 
@@ -136,14 +149,16 @@ def _knapsack(vector: Vector, wanted: np.ndarray, at: np.ndarray) -> np.ndarray:
   """The assignment nearest to the searched one among those that use 99% of the target; the fullest if none does.
 
   Dynamic programming over the layers and over what has been spent, in cells of 1/20,000 of the target. Costs are
-  rounded down to cells, so that nothing within reach is missed; what comes out is held against the exact cost.
+  rounded down to cells, so that nothing within reach is missed; what comes out is held against the exact cost. Of
+  several budgets the one that is used most is the one to fill, and pruned channels stay as they are.
   """
-  cell = vector.budget.target / _CELLS
+  tightest = max(vector.budget.all, key=lambda b: b.cost(vector.bits(at), vector.layers) / b.target)
   best = np.full(_CELLS + 1, np.inf)  # least distance by cells spent
   best[0] = 0.0
   steps = []
   for layer in vector.layers:
-    options = [(int(price / cell), distance, way) for price, distance, way in _options(vector, wanted, at, layer)]
+    found = _options(vector, wanted, at, layer, tightest)
+    options = [(int(price * _CELLS), distance, way) for price, distance, way in found]
     reached, chosen = np.full_like(best, np.inf), np.zeros(best.size, int)
     for k, (cells, distance, _) in enumerate(options):
       if cells <= _CELLS:
@@ -169,9 +184,9 @@ def _knapsack(vector: Vector, wanted: np.ndarray, at: np.ndarray) -> np.ndarray:
   for spent in (*near[np.argsort(best[near], kind='stable')], *far):
     found = assignment(spent)
     cost = vector.cost(found)
-    if fullest_cost * (1 + 1e-9) < cost <= vector.budget.target:  # more than the order of a sum can make
+    if fullest_cost * (1 + 1e-9) < cost and vector.fits(found):  # more than the order of a sum can make
       fullest, fullest_cost = found, cost
-    if CLOSE * vector.budget.target <= fullest_cost:
+    if fullest_cost >= CLOSE:
       break
   return fullest
 
@@ -187,25 +202,28 @@ def discretize_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> dict
   Args:
     bits: the searched collection `bits`, fractional.
     layers: the layer table.
-    budget: metric and target.
+    budget: metric and target, and whatever else has to hold.
 
   Returns:
-    The collection `bits` with allowed values only, in NumPy float64. Its cost never exceeds the target.
+    The collection `bits` with allowed values only, in NumPy float64. Its cost never exceeds the target; a layer whose
+    channels can be pruned keeps at least one.
 
   Raises:
     ValueError: if bits are missing, misshapen or not finite, or if no allowed assignment meets the target.
   """
   vector = Vector(layers, budget)
   wanted = vector.positions(bits)
+  vector.keep_a_channel(wanted)
   if not vector.fits(vector.lowest):
-    least, largest = costs.cost_range(budget.metric, layers)
+    broken = next(b for b in budget.all if b.cost(vector.bits(vector.lowest), layers) > b.target)
+    least, largest = costs.cost_range(broken.metric, layers, broken.table)
     raise ValueError(
-      f'no allowed assignment of bits meets {budget.target:.6g} {budget.unit}: they reach from {least:.6g} to '
-      f'{largest:.6g} {budget.unit}'
+      f'no allowed assignment of bits meets {broken.target:.6g} {broken.unit}: they reach from {least:.6g} to '
+      f'{largest:.6g} {broken.unit}'
     )
   at = _offset(vector, wanted)
   at = _raise(vector, wanted, at, at < wanted)
-  while vector.cost(at) < CLOSE * budget.target:
+  while vector.cost(at) < CLOSE:
     raised = _raise(vector, wanted, at, np.ones(at.shape, bool))
     if np.array_equal(raised, at):
       at = _knapsack(vector, wanted, at)

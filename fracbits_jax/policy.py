@@ -56,7 +56,8 @@ class Policy:
   Attributes:
     layers: an entry per layer, in the order in which the layers run.
     metric: the budget's metric.
-    target: the budget's target, in the metric's unit.
+    unit: the metric's unit.
+    target: the budget's target.
     cost: what the policy costs in that metric.
     bitops_g: GBitOPs for one example.
     size_mb: size in MB.
@@ -64,6 +65,7 @@ class Policy:
 
   layers: tuple[Entry, ...]
   metric: str
+  unit: str
   target: float
   cost: float
   bitops_g: float
@@ -135,8 +137,8 @@ def from_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> Policy:
     entries.append(
       Entry(
         name=l.name,
-        kernel=_integers(costs.lookup(bits, l, 'kernel')) if 'kernel' in specs else int(l.kernel_bits),
-        input=_integers(costs.lookup(bits, l, 'input')) if 'input' in specs else int(l.input_bits),
+        kernel=_integers(costs.bits_of(bits, l.name, 'kernel')) if 'kernel' in specs else int(l.kernel_bits),
+        input=_integers(costs.bits_of(bits, l.name, 'input')) if 'input' in specs else int(l.input_bits),
         macs=l.macs,
         weights=l.weights,
         cost_share=round(float(budget.cost(bits, (l,))) / total, 6) if total else 0.0,
@@ -146,6 +148,7 @@ def from_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> Policy:
   return Policy(
     layers=tuple(entries),
     metric=budget.metric,
+    unit=budget.unit,
     target=budget.target,
     cost=total,
     bitops_g=float(costs.bitops(bits, layers)),
@@ -190,9 +193,10 @@ def _parse(document: Any) -> Policy:
     raise ValueError(f'it is broken: layer {max(names, key=names.count)} occurs twice')
   metric = _field(document, 'metric', str)
   if metric not in costs.METRICS:
-    raise ValueError(f'it has the metric {metric!r}: this program knows {", ".join(sorted(costs.METRICS))}')
+    raise ValueError(f'it has the metric {metric!r}: this program knows {", ".join(costs.METRICS)}')
+  unit = _field(document, 'unit', str)
   numbers = {key: _number(document, key) for key in ('target', 'cost', 'bitops_g', 'size_mb')}
-  return Policy(layers=layers, metric=metric, **numbers)
+  return Policy(layers=layers, metric=metric, unit=unit, **numbers)
 
 
 def _parse_entry(row: Any) -> Entry:
