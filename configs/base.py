@@ -39,16 +39,25 @@ def get_config() -> ConfigDict:
   config.quant.input_choices = config_dict.placeholder(tuple)  # None: as choices, without 0
   config.quant.init_bits = config_dict.placeholder(float)  # None: the budget's uniform bit-width + 0.5
   config.quant.weight_only = False
-  config.quant.scheme = 'original'
+  config.quant.scheme = 'original'  # or modified (kernels by floor), lsq (learned step sizes)
+  config.quant.stochastic = False  # draw one of the two neighbouring bit-widths instead of interpolating
   config.quant.sat = True
   config.quant.alpha_init = 8.0
   config.quant.calibration_batches = 8  # 0 leaves every clip at alpha_init
 
   config.budget = ConfigDict()
-  config.budget.metric = 'bitops'
+  config.budget.metric = 'bitops'  # or size, lookup
+  config.budget.table = config_dict.placeholder(str)  # of the metric lookup: a table's name or the path of a CSV file
   config.budget.equivalent_bits = 3.0
-  config.budget.target = config_dict.placeholder(float)  # in GBitOPs or MB; goes before equivalent_bits
-  config.budget.kappa = config_dict.placeholder(float)  # None: the target, which is the paper's 1 per GBitOP or MB
+  config.budget.target = config_dict.placeholder(float)  # in the metric's unit; goes before equivalent_bits
+  # Further budgets that have to hold as well, each in its unit.
+  config.budget.also = ConfigDict({metric: config_dict.placeholder(float) for metric in ('bitops', 'size', 'lookup')})
+  # The penalty, fixed: kappa |cost / target - 1|; None: the target, which is the paper's 1 per GBitOP or MB.
+  config.budget.kappa = config_dict.placeholder(float)
+  # The penalty, controlled: a multiplier that rises while the cost is over the target; there is no kappa to tune.
+  config.budget.controlled = False
+  config.budget.gain = 1.0
+  config.budget.damping = 10.0
 
   config.optimizer = ConfigDict()
   config.optimizer.momentum = 0.9

@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import calibrate, cost, data, optim, train
+from fracbits_jax import calibrate, cost, data, optim, penalty, train
 from fracbits_jax.experiment import Experiment
 from fracbits_jax.train import TrainState
 
@@ -48,26 +48,32 @@ def quantized_variables(experiment: Experiment, variables: Variables, bits: Any)
   for name in traverse_util.flatten_dict(shapes(experiment, 'search')['params'], sep='/'):
     flat.setdefault(name, jnp.float32(config.quant.alpha_init))  # the clips are all that is new
   params = traverse_util.unflatten_dict(flat, sep='/')
+  quant_configs = calibrate.quant_configs(experiment.quant_model, dataset.image_shape)
+  params = calibrate.kernel_ranges(params, bits, quant_configs)
   if config.quant.calibration_batches:
     batches = data.train_batches(dataset, batch_size=config.data.batch_size, seed=config.seed)
     images = [jnp.asarray(next(batches)['image'], jnp.float32) for _ in range(config.quant.calibration_batches)]
     samples = calibrate.sample_inputs(experiment.float_model, variables, images)
-    quant_configs = calibrate.quant_configs(experiment.quant_model, dataset.image_shape)
     params = calibrate.clips(params, bits, samples, quant_configs)
   return {'params': params, 'bits': bits, 'batch_stats': variables['batch_stats']}
 
 
-def optimizer(experiment: Experiment, phase: str, *, steps: int, steps_per_epoch: int) -> optax.GradientTransformation:
-  """The configured optimizer of a phase; only a search changes the bits."""
-  settings, common = experiment.config[phase], experiment.config.optimizer
-  schedule = optim.cosine_part(
+def schedule(experiment: Experiment, phase: str, *, steps: int, steps_per_epoch: int) -> optax.Schedule:
+  """The configured learning rate of a phase by step."""
+  settings = experiment.config[phase]
+  return optim.cosine_part(
     settings.learning_rate,
     steps,
     warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
     part=tuple(settings.cosine),
   )
+
+
+def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax.GradientTransformation:
+  """The configured optimizer of a phase at the learning rate `rate`; only a search changes the bits."""
+  common = experiment.config.optimizer
   return optim.sgd(
-    schedule,
+    rate,
     momentum=common.momentum,
     weight_decay=common.weight_decay,
     mask=optim.decay_mask(shapes(experiment, phase)['params'], experiment.layers),
@@ -79,20 +85,35 @@ def state(variables: Variables, optimizer: optax.GradientTransformation) -> Trai
   """The state before the first step."""
   learned = {'params': variables['params'], 'bits': variables['bits']}
   return TrainState(
-    step=jnp.int32(0), **learned, batch_stats=variables['batch_stats'], opt_state=optimizer.init(learned)
+    step=jnp.int32(0),
+    **learned,
+    batch_stats=variables['batch_stats'],
+    opt_state=optimizer.init(learned),
+    multiplier=jnp.float32(0),
   )
 
 
-def train_step(experiment: Experiment, phase: str, optimizer: optax.GradientTransformation) -> Any:
+def train_step(
+  experiment: Experiment, phase: str, optimizer: optax.GradientTransformation, rate: optax.Schedule
+) -> Any:
   """The step of a phase, mapped over the local devices; it takes over the buffers of the state."""
-  penalty = bits_range = None
+  settings = {}
   if phase == 'search':
-    kappa = experiment.config.budget.kappa
-    kappa = experiment.budget.target if kappa is None else kappa
-    penalty = train.Penalty(budget=experiment.budget, layers=experiment.layers, kappa=kappa)
-    bits_range = as_float32(cost.bits_range(experiment.layers))
-  step = train.make_train_step(model(experiment, phase), optimizer, penalty, bits_range)
+    settings['penalty'] = _penalty(experiment, rate)
+    settings['bits_range'] = as_float32(cost.bits_range(experiment.layers))
+    if experiment.config.quant.stochastic:
+      settings['draw_seed'] = experiment.config.seed
+  step = train.make_train_step(model(experiment, phase), optimizer, **settings)
   return jax.pmap(step, axis_name=train.AXIS, donate_argnums=0)
+
+
+def _penalty(experiment: Experiment, rate: optax.Schedule) -> penalty.Penalty:
+  config, bits_rate = experiment.config.budget, experiment.config.optimizer.bits_rate
+  common = dict(budget=experiment.budget, layers=experiment.layers)
+  if not config.controlled:
+    return penalty.Penalty(**common, kappa=experiment.budget.target if config.kappa is None else config.kappa)
+  controller = penalty.Controller(gain=config.gain, damping=config.damping, rate=lambda step: bits_rate * rate(step))
+  return penalty.Penalty(**common, controller=controller)
 
 
 @functools.cache

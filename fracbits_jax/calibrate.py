@@ -1,4 +1,4 @@
-"""Where the clips of the inputs start: the values that quantize the float network's activations best."""
+"""Where the clips start: the values that quantize the float network's activations, and for LSQ its kernels, best."""
 
 import functools
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import quantize
+from fracbits_jax import lsq, quantize
 from fracbits_jax.layers import watch_layers
 
 _SAMPLES = 4096  # values of a layer's inputs, of each batch
@@ -42,24 +42,28 @@ def sample_inputs(model: nn.Module, variables: Any, batches: Iterable[jax.Array]
   return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-@functools.partial(jax.jit, static_argnames=('signed', 'choices'))
-def best_clip(x: jax.Array, bits: jax.Array, *, signed: bool, choices: tuple[int, ...]) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=('signed', 'choices', 'scheme'))
+def best_clip(
+  x: jax.Array, bits: jax.Array, *, signed: bool, choices: tuple[int, ...], scheme: str = 'original'
+) -> jax.Array:
   """The clip that quantizes `x` with the least squared error.
 
   Args:
-    x: sample of a layer's inputs, any shape.
+    x: sample of a layer's inputs, or of a kernel, any shape.
     bits: their bit-width, `()`, fractional or not.
     signed: whether the range is two-sided.
     choices: allowed bit-widths.
+    scheme: `lsq` for two's complement levels where the range is two-sided.
 
   Returns:
     The best of 100 candidates, evenly spaced up to max |x|; 1 where x is 0 throughout.
   """
   largest = jnp.max(jnp.abs(x))
+  quantizer = lsq.activation if scheme == 'lsq' else quantize.activation
   candidates = largest * jnp.arange(1, _CANDIDATES + 1) / _CANDIDATES
 
   def error(alpha):
-    return jnp.mean((quantize.activation(x, bits, alpha, signed=signed, choices=choices) - x) ** 2)
+    return jnp.mean((quantizer(x, bits, alpha, signed=signed, choices=choices) - x) ** 2)
 
   return jnp.where(largest > 0, candidates[jnp.argmin(jax.lax.map(error, candidates))], 1.0)
 
@@ -79,7 +83,22 @@ def clips(params: Any, bits: Any, samples: dict[str, np.ndarray], configs: dict[
       quant = configs[name]
       width = quant.input_bits if quant.input_bits is not None else flat_bits[f'{name}/input']
       choices = quant.allowed_input_bits if quant.input_bits is None else (quant.input_bits,)
-      flat[f'{name}/alpha'] = best_clip(x, jnp.float32(width), signed=quant.signed_input, choices=choices)
+      how = dict(signed=quant.signed_input, choices=choices, scheme=quant.scheme)
+      flat[f'{name}/alpha'] = best_clip(x, jnp.float32(width), **how)
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def kernel_ranges(params: Any, bits: Any, configs: dict[str, Any]) -> Any:
+  """`params` with every `kernel_alpha` replaced by the best range for its kernel; arguments as `clips`."""
+  flat, flat_bits = (traverse_util.flatten_dict(tree, sep='/') for tree in (params, bits))
+  for name, quant in configs.items():
+    if f'{name}/kernel_alpha' in flat:
+      fixed = quant.kernel_bits
+      width = flat_bits[f'{name}/kernel'].mean() if fixed is None else fixed
+      kernel = np.asarray(flat[f'{name}/kernel']).reshape(-1)
+      x = kernel[np.random.default_rng(0).integers(kernel.size, size=_SAMPLES)]
+      choices = quant.choices if fixed is None else (fixed,)
+      flat[f'{name}/kernel_alpha'] = best_clip(x, jnp.float32(width), signed=True, choices=choices, scheme='lsq')
   return traverse_util.unflatten_dict(flat, sep='/')
 
 

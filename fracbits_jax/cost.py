@@ -153,7 +153,7 @@ def cost_range(metric: str, layers: Sequence[Layer], table: lookup.Table | None 
 
 
 def equivalent_bits(budget: Budget, layers: Sequence[Layer]) -> float:
-  """The largest bit-width whose uniform assignment meets the budget, from 0 to 32; bisected, since costs are monotone."""
+  """The largest bit-width whose uniform assignment meets the budget, from 0 to 32 (by bisection)."""
   low, high = 0.0, float(FLOAT_BITS)
   for _ in range(50):
     middle = (low + high) / 2

@@ -10,7 +10,7 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from fracbits_jax import cost, data, models, policy, train
+from fracbits_jax import cost, data, lookup, models, policy, train
 from fracbits_jax.layers import QuantConfig
 
 PHASES = ('pretrain', 'search', 'finetune')
@@ -21,6 +21,8 @@ _RANGES = (
   ('data.image_size', 8, 4096),
   ('quant.calibration_batches', 0, math.inf),
   ('budget.kappa', 0, math.inf),
+  ('budget.gain', 0, math.inf),
+  ('budget.damping', 0, math.inf),
   ('optimizer.momentum', 0, 1),
   ('optimizer.weight_decay', 0, math.inf),
   ('optimizer.bits_rate', 0, math.inf),
@@ -83,12 +85,13 @@ def prepare(config: ConfigDict) -> Experiment:
     init_bits = round(cost.equivalent_bits(budget, layers), 6) + (0.5 if 'search' in config.phases else 0)
   quant = dataclasses.replace(quant, init_bits=float(init_bits))
   given = policy.load(config.policy, layers) if config.policy else None
-  if given is not None and budget.cost(given.bits(), layers) > budget.target:
-    spent = float(budget.cost(given.bits(), layers))
-    raise ValueError(
-      f'policy {config.policy!r} costs {spent:.6g} {budget.unit}, over the budget of {budget.target:.6g}: raise the '
-      'budget or give another policy'
-    )
+  for held in () if given is None else budget.all:
+    spent = float(held.cost(given.bits(), layers))
+    if spent > held.target:
+      raise ValueError(
+        f'policy {config.policy!r} costs {spent:.6g} {held.unit}, over the budget of {held.target:.6g}: raise the '
+        'budget or give another policy'
+      )
   return Experiment(
     config=config,
     dataset=dataset,
@@ -147,6 +150,7 @@ def _quant_config(config: ConfigDict) -> QuantConfig:
     input_choices=None if q.input_choices is None else tuple(q.input_choices),
     weight_only=q.weight_only,
     scheme=q.scheme,
+    stochastic=q.stochastic,
     sat=q.sat,
     alpha_init=q.alpha_init,
   )
@@ -171,6 +175,16 @@ def _network(config: ConfigDict) -> Callable[..., nn.Module]:
 
 def _budget(config: Any, layers: tuple[cost.Layer, ...]) -> cost.Budget:
   """The configured budget; an absolute target goes before equivalent bits, so that one override suffices."""
-  if config.target is not None:
-    return cost.budget(config.metric, layers, target=config.target)
-  return cost.budget(config.metric, layers, equivalent_bits=config.equivalent_bits)
+  if config.table is None and (config.metric == 'lookup' or config.also.lookup is not None):
+    raise ValueError(
+      f'a lookup budget needs budget.table: give one of {", ".join(lookup.names())}, or the path of a CSV file'
+    )
+  table = None if config.table is None else lookup.load(config.table)
+  of = lambda metric: table if metric == 'lookup' else None
+  also = [
+    cost.budget(metric, layers, target=target, table=of(metric))
+    for metric, target in config.also.items()
+    if target is not None
+  ]
+  amount = dict(equivalent_bits=config.equivalent_bits) if config.target is None else dict(target=config.target)
+  return cost.budget(config.metric, layers, **amount, table=of(config.metric), also=also)

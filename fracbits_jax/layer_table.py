@@ -126,7 +126,7 @@ def trace(model: nn.Module, input_shape: Sequence[int]) -> tuple[Layer, ...]:
 
 
 def bits_of(bits: Bits, name: str, which: str) -> Any:
-  """The learned bit-width `which` (`kernel` or `input`) of the layer `name`; raises `ValueError` where it is missing."""
+  """The learned bit-width `which` (`kernel` or `input`) of the layer `name`; `ValueError` where it is missing."""
   node: Any = bits
   for key in (*name.split('/'), which):
     if not isinstance(node, Mapping) or key not in node:

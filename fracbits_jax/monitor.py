@@ -80,6 +80,8 @@ class Monitor:
       'images_per_second': steps_per_second * config.data.batch_size,
       'seconds_left': (self._steps - step) / steps_per_second,
     }
+    if 'multiplier' in values:
+      row['multiplier'] = values['multiplier'][-1]
     every = max(1, round(config.eval_epochs * self._steps_per_epoch))
     if step == self._steps or step // every > self._step // every:
       row['validation_accuracy'] = self._validate(state)
@@ -100,6 +102,7 @@ class Monitor:
     flat = traverse_util.flatten_dict(bits, sep='/')
     return {
       'metric': budget.metric,
+      'unit': budget.unit,
       'target': budget.target,
       'cost': float(budget.cost(bits, self._experiment.layers)),
       'bits': {name: round(float(np.mean(value)), 4) for name, value in flat.items()},

@@ -9,7 +9,6 @@ from typing import Any
 
 import tensorboardX
 
-from fracbits_jax.cost import METRICS
 from fracbits_jax.files import write_whole
 
 _LINE_SECONDS = 10  # between two lines where the output is not a terminal
@@ -89,7 +88,7 @@ def _line(row: dict[str, Any]) -> str:
   if 'validation_accuracy' in row:
     parts.append(f'validation {row["validation_accuracy"]:.1%}')
   if 'cost' in row:
-    unit = METRICS[row['metric']].unit
-    parts.append(f'cost {row["cost"]:.4g}/{row["target"]:.4g} {unit} ({row["cost"] / row["target"]:.3f})')
+    ratio = row['cost'] / row['target']
+    parts.append(f'cost {row["cost"]:.4g}/{row["target"]:.4g} {row["unit"]} ({ratio:.3f})')
   parts.append(f'{row["images_per_second"]:,.0f} images/s')
   return '  '.join([*parts, f'{duration(row["seconds_left"])} left'])

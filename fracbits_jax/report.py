@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from fracbits_jax import plots
-from fracbits_jax.cost import METRICS
 from fracbits_jax.policy import Entry, Policy, load
 
 _STYLE = """
@@ -60,7 +59,7 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
   ):
     lines.append(f'{name:<9} test accuracy {_percent(accuracy):>7}')
   if result['cost'] is not None:
-    unit = METRICS[result['metric']].unit
+    unit = result['unit']
     ratio = result['cost'] / result['target']
     lines.append(f'cost      {result["cost"]:.5g} of {result["target"]:.5g} {unit} ({ratio:.4f} of the target)')
     lines.append(f'          {result["bitops_g"]:.5g} GBitOPs, {result["size_mb"]:.5g} MB')
@@ -73,7 +72,7 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
 def _verdict(result: dict[str, Any], num_weights: int) -> str:
   if result['phase'] != 'finetune':
     return f'This run ended with {result["phase"]}, at a test accuracy of {_percent(result["test_accuracy"])}.'
-  unit = METRICS[result['metric']].unit
+  unit = result['unit']
   against = ''
   if result['float_accuracy'] is not None:
     points = 100 * (result['test_accuracy'] - result['float_accuracy'])

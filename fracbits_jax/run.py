@@ -112,7 +112,8 @@ class Run:
     if phase == 'finetune':
       self._fix_policy(states)
     experiment, steps = self.experiment, self.steps[phase]
-    optimizer = begin.optimizer(experiment, phase, steps=steps, steps_per_epoch=self.steps_per_epoch)
+    rate = begin.schedule(experiment, phase, steps=steps, steps_per_epoch=self.steps_per_epoch)
+    optimizer = begin.optimizer(experiment, phase, rate)
     seed = self.config.seed + PHASES.index(phase)
     batches = data.train_batches(experiment.dataset, batch_size=self.config.data.batch_size, seed=seed)
     checkpoints = Checkpoints(self.workdir, phase)
@@ -145,7 +146,7 @@ class Run:
 
     state = train.run_phase(
       train.replicate(state),
-      begin.train_step(experiment, phase, optimizer),
+      begin.train_step(experiment, phase, optimizer, rate),
       batches,
       start=start,
       steps=steps,
@@ -187,6 +188,7 @@ class Run:
       'float_accuracy': accuracy.get('pretrain'),
       'searched_accuracy': accuracy.get('search'),
       'metric': experiment.budget.metric,
+      'unit': experiment.budget.unit,
       'target': experiment.budget.target,
       **costs,
       'epochs': sum(float(self.config[phase].epochs) for phase in self.phases),

@@ -1,6 +1,5 @@
 """Training: the state, the step, and the one loop that every phase runs."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +12,8 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from fracbits_jax import cost, data
+from fracbits_jax import data
+from fracbits_jax.penalty import Penalty
 
 AXIS = 'batch'  # the mapped axis: the devices that share a batch
 
@@ -29,6 +29,7 @@ class TrainState:
   bits: Any
   batch_stats: Any
   opt_state: Any
+  multiplier: jax.Array  # of a controlled penalty
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -36,20 +37,12 @@ class TrainState:
     return {'params': self.params, 'bits': self.bits, 'batch_stats': self.batch_stats}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Penalty:
-  """What a search adds to the task loss: kappa |C(bits) / C_target - 1|."""
-
-  budget: cost.Budget
-  layers: tuple[cost.Layer, ...]
-  kappa: float
-
-
 def make_train_step(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   penalty: Penalty | None = None,
   bits_range: tuple[Any, Any] | None = None,
+  draw_seed: int | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """The step `train_step(state, batch) -> (state, metrics)`, to be mapped over the axis `batch`.
 
@@ -59,19 +52,25 @@ def make_train_step(
     penalty: the cost term of the loss; `None` leaves it out.
     bits_range: least and largest value of every bit-width, into which they are projected after each update; `None`
       for networks whose bits do not change.
+    draw_seed: seed of the stream from which stochastic layers draw their bit-widths, the same on every device and
+      another at every step; `None` where they interpolate.
   """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     images = batch['image'].astype(jnp.float32)
+    rngs = None
+    if draw_seed is not None:
+      rngs = {'bits': jax.random.fold_in(jax.random.key(draw_seed), state.step)}
 
     def loss_function(learned):
       variables = {**learned, 'batch_stats': state.batch_stats}
-      logits, updated = model.apply(variables, images, train=True, mutable=['batch_stats'])
+      logits, updated = model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
       loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']))
       metrics = {'loss': loss, 'accuracy': jnp.mean(jnp.argmax(logits, -1) == batch['label'])}
       if penalty is not None:
-        metrics['cost'] = penalty.budget.cost(learned['bits'], penalty.layers)
-        loss = loss + penalty.kappa * penalty.budget.penalty(learned['bits'], penalty.layers)
+        term, metrics['cost_ratio'] = penalty(learned['bits'], state.multiplier)
+        metrics['multiplier'] = state.multiplier
+        loss = loss + term
       return loss, (metrics, updated['batch_stats'])
 
     learned = {'params': state.params, 'bits': state.bits}
@@ -81,12 +80,16 @@ def make_train_step(
     learned = optax.apply_updates(learned, updates)
     if bits_range is not None:
       learned['bits'] = jax.tree.map(jnp.clip, learned['bits'], *bits_range)
+    multiplier = state.multiplier
+    if penalty is not None:
+      multiplier = penalty.update(multiplier, metrics['cost_ratio'], state.step)
     state = TrainState(
       step=state.step + 1,
       params=learned['params'],
       bits=learned['bits'],
       batch_stats=batch_stats,
       opt_state=opt_state,
+      multiplier=multiplier,
     )
     return state, metrics
 

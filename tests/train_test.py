@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from fracbits_jax import cost, models, optim, train
+from fracbits_jax import begin, cost, models, optim, penalty, train
 from fracbits_jax.layers import QuantConfig
 
 SHAPE = (16, 16, 1)
@@ -28,13 +28,10 @@ def setting(granularity='layer'):
     mask=optim.decay_mask(variables['params'], table),
     bits_rate=5.0,
   )
-  penalty = train.Penalty(budget=cost.budget('bitops', table, equivalent_bits=3), layers=table, kappa=1.0)
+  limit = penalty.Penalty(budget=cost.budget('bitops', table, equivalent_bits=3), layers=table, kappa=1.0)
   bits_range = jax.tree.map(jnp.float32, cost.bits_range(table))
-  step = train.make_train_step(model, optimizer, penalty, bits_range)
-  learned = {'params': variables['params'], 'bits': variables['bits']}
-  state = train.TrainState(
-    step=jnp.int32(0), **learned, batch_stats=variables['batch_stats'], opt_state=optimizer.init(learned)
-  )
+  step = train.make_train_step(model, optimizer, limit, bits_range)
+  state = begin.state(variables, optimizer)
   return model, table, step, jax.tree.map(np.asarray, state)
 
 
@@ -81,7 +78,7 @@ def test_a_search_step_moves_weights_clips_bits_and_statistics():
   assert still == []
   chex.assert_tree_all_finite(after)
   chex.assert_tree_all_finite(metrics)
-  assert metrics.keys() == {'loss', 'accuracy', 'cost'}
+  assert metrics.keys() == {'loss', 'accuracy', 'cost_ratio', 'multiplier'}
 
 
 def test_the_bits_follow_the_penalty_and_stay_in_range():
@@ -90,13 +87,50 @@ def test_the_bits_follow_the_penalty_and_stay_in_range():
   optimizer = optim.sgd(
     lambda step: 1.0, momentum=0.0, weight_decay=0.0, mask=optim.decay_mask(state.params, table), bits_rate=1e4
   )
-  penalty = train.Penalty(budget=cost.budget('bitops', table, equivalent_bits=1.5), layers=table, kappa=1e4)
-  step = train.make_train_step(model, optimizer, penalty, jax.tree.map(jnp.float32, cost.bits_range(table)))
+  limit = penalty.Penalty(budget=cost.budget('bitops', table, equivalent_bits=1.5), layers=table, kappa=1e4)
+  step = train.make_train_step(model, optimizer, limit, jax.tree.map(jnp.float32, cost.bits_range(table)))
   state = state.replace(opt_state=optimizer.init({'params': state.params, 'bits': state.bits}))
   mapped = jax.pmap(step, axis_name='batch', devices=jax.local_devices()[:1])
   after, _ = mapped(train.replicate(state, 1), train.shard(batch(), 1))
   for value in jax.tree.leaves(train.unreplicate(after).bits):
     assert value == CHOICES[0]
+
+
+def test_the_multiplier_rises_over_the_budget_falls_under_it_and_stays_above_zero():
+  _, table, _, _ = setting()
+  limit = cost.budget('bitops', table, equivalent_bits=3)
+  controller = penalty.Controller(gain=2.0, damping=4.0, rate=lambda step: 0.1 * (step + 1))
+  controlled = penalty.Penalty(budget=limit, layers=table, controller=controller)
+  ratio = lambda bits: limit.ratio(cost.uniform_bits(table, bits), table)
+  assert controlled.update(jnp.float32(0.5), ratio(4.0), 2) == pytest.approx(0.5 + 2 * 0.3 * (ratio(4.0) - 1))
+  assert controlled.update(jnp.float32(0.5), ratio(2.5), 2) == pytest.approx(0.5 + 2 * 0.3 * (ratio(2.5) - 1))
+  assert controlled.update(jnp.float32(0.01), ratio(2.0), 2) == 0
+  term, seen = controlled(cost.uniform_bits(table, 4.0), jnp.float32(0.5))
+  assert float(seen) == pytest.approx(ratio(4.0))
+  assert float(term) == pytest.approx(0.5 * (ratio(4.0) - 1) + 2 * (ratio(4.0) - 1) ** 2)
+  fixed = penalty.Penalty(budget=limit, layers=table, kappa=3.0)
+  assert fixed.update(jnp.float32(0.5), ratio(4.0), 2) == 0.5
+
+
+def test_drawn_bit_widths_are_the_same_on_every_device_and_others_at_every_step():
+  quant = QuantConfig(init_bits=3.5, choices=CHOICES, stochastic=True, alpha_init=2.0)
+  model = models.create('resnet8', num_classes=10, width=0.5, quant=quant, axis_name='batch')
+  _, _, _, state = setting()
+  optimizer = optim.sgd(lambda step: 0.0, momentum=0.0, weight_decay=0.0, mask=True, bits_rate=None)
+  state = state.replace(opt_state=optimizer.init({'params': state.params, 'bits': state.bits}))
+  step = train.make_train_step(model, optimizer, draw_seed=3)
+
+  def losses(devices):
+    mapped = jax.pmap(step, axis_name='batch', devices=jax.local_devices()[:devices])
+    at, found = train.replicate(state, devices), []
+    for _ in range(3):
+      at, metrics = mapped(at, train.shard(batch(), devices))
+      found.append(float(metrics['loss'][0]))
+    return found
+
+  alone = losses(1)
+  assert len(set(alone)) == 3  # nothing but the draw changes
+  np.testing.assert_allclose(losses(2), alone, rtol=1e-5)
 
 
 def test_evaluation_ignores_what_fills_the_last_batch():
