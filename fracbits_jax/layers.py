@@ -165,16 +165,13 @@ class _Quantized(nn.Module):
   @nn.nowrap
   def _kept(self, kernel: jax.Array, bits: jax.Array | int) -> jax.Array | None:
     """Which entries of the kernel belong to no pruned channel, broadcastable against it; `None` for all."""
-    ones = (1,) * (kernel.ndim - 1)
-    kept = None
-    if self.quant.prunes:
-      kept = (bits > 0).reshape(*ones, -1)
+    along = lambda mask, axis: jnp.expand_dims(mask, [i for i in range(kernel.ndim) if i != kernel.ndim + axis])
+    kept = along(bits > 0, -1) if self.quant.prunes else None
     if self.source is not None:
-      of_source = gate(self, self.source) > 0
-      # A depthwise kernel has its input channels last, where the output channels are.
-      of_source = of_source.reshape(*ones, -1) if kernel.shape[-2] == 1 else of_source[:, None]
+      # A depthwise kernel has its input channels where others have their output channels.
+      of_source = along(gate(self, self.source) > 0, -1 if kernel.shape[-2] == 1 else -2)
       kept = of_source if kept is None else kept & of_source
-    return kept if kept is None else kept.reshape((1,) * (kernel.ndim - kept.ndim) + kept.shape)
+    return kept
 
 
 def gate(module: nn.Module, source: str) -> jax.Array:

@@ -71,6 +71,11 @@ class Policy:
   bitops_g: float
   size_mb: float
 
+  @property
+  def pruned_channels(self) -> int:
+    """Output channels whose kernels have 0 bits."""
+    return sum(int(np.sum(np.asarray(e.kernel) == 0)) for e in self.layers if isinstance(e.kernel, tuple))
+
   def bits(self) -> dict:
     """The collection `bits` of the learned bit-widths."""
     bits: dict = {}

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
+from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense
 
 EDGE_BITS = 8  # of the images, of the first kernel and of the classifier's kernel
 
@@ -23,17 +24,32 @@ def scaled(channels: int, width: float, divisor: int = 8) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-  """Builders of a network's layers, bound once to how it is quantized and run."""
+  """Builders of a network's layers, bound once to how it is quantized and run.
+
+  Attributes:
+    quant: how the layers are quantized; `None` for a float network.
+    train: whether batch norm takes the statistics of the batch.
+    axis_name: the mapped axis over which it averages them.
+    kept: output channels of the layers that were compacted, by name; see `fracbits_jax.compact`.
+  """
 
   quant: QuantConfig | None
   train: bool
   axis_name: str | None
+  kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def _conv(
-    self, quant: QuantConfig | None, features: int, size: int, stride: int, groups: int, name: str
+    self,
+    quant: QuantConfig | None,
+    features: int,
+    size: int,
+    stride: int,
+    groups: int,
+    name: str,
+    source: str | None = None,
   ) -> QuantConv:
     return QuantConv(
-      features,
+      self.kept.get(name, features),
       (size, size),
       strides=stride,
       padding=((size // 2, size // 2),) * 2,
@@ -41,8 +57,13 @@ class Parts:
       use_bias=False,
       kernel_init=_conv_init,
       quant=quant,
+      source=self._pruned(source),
       name=name,
     )
+
+  def _pruned(self, source: str | None) -> str | None:
+    """`source` if its channels can be pruned at all."""
+    return source if self.quant is not None and self.quant.prunes else None
 
   def _with(self, **changes) -> QuantConfig | None:
     return None if self.quant is None else dataclasses.replace(self.quant, **changes)
@@ -61,24 +82,44 @@ class Parts:
     groups: int = 1,
     signed: bool = False,
     bare: bool = False,
+    prunable: bool = False,
+    source: str | None = None,
     name: str,
   ) -> QuantConv:
     """A convolution without bias, padded symmetrically.
 
-    `signed` says that its inputs have no ReLU before them, `bare` that no batch norm follows (SAT rescales those).
+    Args:
+      features: output channels.
+      size: height and width of the kernel.
+      stride: of height and width.
+      groups: groups of channels.
+      signed: whether its inputs have no ReLU before them.
+      bare: whether no batch norm follows; SAT rescales such kernels.
+      prunable: whether its channels can be pruned, because nothing but the layers that name it as `source` sees them.
+      source: the prunable layer that makes its input channels.
+      name: of the layer.
     """
-    quant = self._with(signed_input=signed, sat=bare and self.quant.sat) if self.quant else None
-    return self._conv(quant, features, size, stride, groups, name)
+    quant = self.quant
+    if quant is not None:
+      quant = self._with(signed_input=signed, sat=bare and quant.sat)
+      if quant.prunes and not prunable:
+        quant = dataclasses.replace(quant, choices=quant.choices[1:])
+    return self._conv(quant, features, size, stride, groups, name, source)
 
-  def classifier(self, num_classes: int, *, name: str = 'classifier') -> QuantDense:
+  def classifier(self, num_classes: int, *, source: str | None = None, name: str = 'classifier') -> QuantDense:
     """The last layer: an 8-bit kernel, inputs with a learned bit-width."""
     quant = self._with(kernel_bits=EDGE_BITS, signed_input=False)
-    return QuantDense(num_classes, kernel_init=_dense_init, quant=quant, name=name)
+    return QuantDense(num_classes, kernel_init=_dense_init, quant=quant, source=self._pruned(source), name=name)
 
-  def norm(self, *, name: str) -> nn.BatchNorm:
-    """Batch norm over the whole batch, also where that is spread over devices."""
-    return nn.BatchNorm(
-      use_running_average=not self.train, momentum=0.9, epsilon=1e-5, axis_name=self.axis_name, name=name
+  def norm(self, *, source: str | None = None, name: str) -> GatedBatchNorm:
+    """Batch norm over the whole batch, also where that is spread over devices; pruned channels of `source` are 0."""
+    return GatedBatchNorm(
+      use_running_average=not self.train,
+      momentum=0.9,
+      epsilon=1e-5,
+      axis_name=self.axis_name,
+      source=self._pruned(source),
+      name=name,
     )
 
 

@@ -1,5 +1,8 @@
 """MobileNetV1 (Howard et al. 2017, arXiv 1704.04861)."""
 
+import dataclasses
+from collections.abc import Mapping
+
 import jax
 from flax import linen as nn
 
@@ -28,15 +31,19 @@ class MobileNetV1(nn.Module):
   small_images: bool = False
   quant: QuantConfig | None = None
   axis_name: str | None = None
+  kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name)
+    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept)
     x = parts.stem(scaled(32, self.width), 3, 1 if self.small_images else 2, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))
+    source = None  # the stem's channels stay
     for i, (channels, stride) in enumerate(_BLOCKS, start=1):
-      x = parts.conv(x.shape[-1], 3, stride, groups=x.shape[-1], name=f'block{i}_depthwise')(x)
-      x = nn.relu(parts.norm(name=f'block{i}_depthwise_norm')(x))
-      x = parts.conv(scaled(channels, self.width), 1, name=f'block{i}_pointwise')(x)
-      x = nn.relu(parts.norm(name=f'block{i}_pointwise_norm')(x))
-    return parts.classifier(self.num_classes)(global_pool(x))
+      depthwise, pointwise = f'block{i}_depthwise', f'block{i}_pointwise'
+      x = parts.conv(x.shape[-1], 3, stride, groups=x.shape[-1], source=source, name=depthwise)(x)
+      x = nn.relu(parts.norm(source=source, name=f'{depthwise}_norm')(x))
+      x = parts.conv(scaled(channels, self.width), 1, prunable=True, source=source, name=pointwise)(x)
+      x = nn.relu(parts.norm(source=pointwise, name=f'{pointwise}_norm')(x))
+      source = pointwise
+    return parts.classifier(self.num_classes, source=source)(global_pool(x))

@@ -1,5 +1,8 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381), with ReLU for ReLU6: the learned clips do its work."""
 
+import dataclasses
+from collections.abc import Mapping
+
 import jax
 from flax import linen as nn
 
@@ -18,10 +21,11 @@ class MobileNetV2(nn.Module):
   small_images: bool = False
   quant: QuantConfig | None = None
   axis_name: str | None = None
+  kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name)
+    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept)
     x = parts.stem(scaled(32, self.width), 3, 1 if self.small_images else 2, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))
     block = 0
@@ -31,18 +35,20 @@ class MobileNetV2(nn.Module):
         stride = first_stride if i == 0 else 1
         x = _inverted_residual(parts, x, expansion, scaled(channels, self.width), stride, f'block{block}')
     # The last layer before the pooling does not shrink with the width.
-    x = parts.conv(scaled(1280, max(1.0, self.width)), 1, signed=True, name='head')(x)
-    x = nn.relu(parts.norm(name='head_norm')(x))
-    return parts.classifier(self.num_classes)(global_pool(x))
+    x = parts.conv(scaled(1280, max(1.0, self.width)), 1, signed=True, prunable=True, name='head')(x)
+    x = nn.relu(parts.norm(source='head', name='head_norm')(x))
+    return parts.classifier(self.num_classes, source='head')(global_pool(x))
 
 
 def _inverted_residual(parts: Parts, x: jax.Array, expansion: int, channels: int, stride: int, name: str) -> jax.Array:
-  y, hidden = x, x.shape[-1] * expansion
+  y, source = x, None  # what comes in is shared with the blocks around
   if expansion > 1:
-    y = parts.conv(hidden, 1, signed=True, name=f'{name}_expand')(y)
-    y = nn.relu(parts.norm(name=f'{name}_expand_norm')(y))
-  y = parts.conv(hidden, 3, stride, groups=hidden, name=f'{name}_depthwise')(y)
-  y = nn.relu(parts.norm(name=f'{name}_depthwise_norm')(y))
-  y = parts.conv(channels, 1, name=f'{name}_project')(y)
+    source = f'{name}_expand'
+    y = parts.conv(x.shape[-1] * expansion, 1, signed=True, prunable=True, name=source)(y)
+    y = nn.relu(parts.norm(source=source, name=f'{name}_expand_norm')(y))
+  hidden = y.shape[-1]
+  y = parts.conv(hidden, 3, stride, groups=hidden, source=source, name=f'{name}_depthwise')(y)
+  y = nn.relu(parts.norm(source=source, name=f'{name}_depthwise_norm')(y))
+  y = parts.conv(channels, 1, source=source, name=f'{name}_project')(y)
   y = parts.norm(name=f'{name}_project_norm')(y)
   return x + y if stride == 1 and x.shape[-1] == channels else y

@@ -1,5 +1,8 @@
 """Residual networks: He et al. 2015 (arXiv 1512.03385), and with pre-activation, He et al. 2016 (arXiv 1603.05027)."""
 
+import dataclasses
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -25,10 +28,11 @@ class ResNet(nn.Module):
   small_images: bool = False
   quant: QuantConfig | None = None
   axis_name: str | None = None
+  kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name)
+    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept)
     size, stride = (3, 1) if self.small_images else (7, 2)
     x = parts.stem(scaled(64, self.width), size, stride, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))
@@ -59,12 +63,15 @@ def _shapes(channels: int, stride: int, bottleneck: bool) -> _Shapes:
 
 
 def _block(parts: Parts, x: jax.Array, shapes: _Shapes, stride: int, name: str) -> jax.Array:
-  y = x
+  y, source = x, None
   for i, (features, size, conv_stride) in enumerate(shapes, start=1):
-    y = parts.conv(features, size, conv_stride, name=f'{name}_conv{i}')(y)
-    y = parts.norm(name=f'{name}_norm{i}')(y)
-    if i < len(shapes):
+    # The sum ties the last convolution's channels to those of other blocks; the inner ones can be pruned.
+    inner = f'{name}_conv{i}' if i < len(shapes) else None
+    y = parts.conv(features, size, conv_stride, prunable=inner is not None, source=source, name=f'{name}_conv{i}')(y)
+    y = parts.norm(source=inner, name=f'{name}_norm{i}')(y)
+    if inner is not None:
       y = nn.relu(y)
+    source = inner
   if x.shape != y.shape:
     x = parts.conv(y.shape[-1], 1, stride, name=f'{name}_shortcut')(x)
     x = parts.norm(name=f'{name}_shortcut_norm')(x)
@@ -74,10 +81,13 @@ def _block(parts: Parts, x: jax.Array, shapes: _Shapes, stride: int, name: str) 
 def _preact_block(parts: Parts, x: jax.Array, shapes: _Shapes, stride: int, name: str, *, first: bool) -> jax.Array:
   # The norm behind the stem is the pre-activation of the first block.
   y = shortcut = x if first else nn.relu(parts.norm(name=f'{name}_norm1')(x))
+  source = None
   for i, (features, size, conv_stride) in enumerate(shapes, start=1):
     if i > 1:
-      y = nn.relu(parts.norm(name=f'{name}_norm{i}')(y))
-    y = parts.conv(features, size, conv_stride, bare=i == len(shapes), name=f'{name}_conv{i}')(y)
+      y = nn.relu(parts.norm(source=source, name=f'{name}_norm{i}')(y))
+    last, conv = i == len(shapes), f'{name}_conv{i}'
+    y = parts.conv(features, size, conv_stride, bare=last, prunable=not last, source=source, name=conv)(y)
+    source = conv
   if x.shape != y.shape:
     x = parts.conv(y.shape[-1], 1, stride, bare=True, name=f'{name}_shortcut')(shortcut)
   return x + y
@@ -96,10 +106,11 @@ class CifarResNet(nn.Module):
   small_images: bool = True
   quant: QuantConfig | None = None
   axis_name: str | None = None
+  kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name)
+    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept)
     x = parts.stem(scaled(16, self.width), 3, 1, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))
     for i in range(3):
@@ -110,9 +121,10 @@ class CifarResNet(nn.Module):
 
   @nn.nowrap
   def _block(self, parts: Parts, x: jax.Array, channels: int, stride: int, name: str) -> jax.Array:
-    y = parts.conv(channels, 3, stride, name=f'{name}_conv1')(x)
-    y = nn.relu(parts.norm(name=f'{name}_norm1')(y))
-    y = parts.conv(channels, 3, name=f'{name}_conv2')(y)
+    inner = f'{name}_conv1'
+    y = parts.conv(channels, 3, stride, prunable=True, name=inner)(x)
+    y = nn.relu(parts.norm(source=inner, name=f'{name}_norm1')(y))
+    y = parts.conv(channels, 3, source=inner, name=f'{name}_conv2')(y)
     y = parts.norm(name=f'{name}_norm2')(y)
     x = x[:, ::stride, ::stride]
     added = channels - x.shape[-1]
