@@ -1,6 +1,6 @@
 """Trains a float network, searches its bit-widths under a budget, makes them integers and finetunes.
 
-python main.py [--config=configs/NAME.py] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
+python main.py [--config=configs/NAME.py[:BITS]] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
 """
 
 import pathlib
@@ -13,10 +13,16 @@ from fracbits_jax import run
 
 _DEFAULT = str(pathlib.Path(__file__).resolve().parent / 'configs' / 'digits.py')
 
+_LOADING = 'Error whilst parsing config file'  # how the flag's parser begins
+
 
 def _fail(error: BaseException) -> None:
   """Ends the program with one sentence."""
   text = str(error)
+  if _LOADING in text:  # a traceback follows; its origin has the sentence
+    while _LOADING in str(error) and error.__context__:
+      error = error.__context__
+    text = f'the config does not load: {error}'
   if isinstance(error, KeyError | AttributeError):
     text = f'the config has no such field: {error.args[0]}'.replace('\\n', ' ').replace('\\', '').replace("''", "'")
   sys.exit(f'error: {" ".join(text.split())}')
@@ -27,7 +33,14 @@ try:
   _CONFIG = config_flags.DEFINE_config_file('config', _DEFAULT, 'The recipe.', lock_config=True)
 except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
   _fail(error)
-_WORKDIR = flags.DEFINE_string('workdir', None, "Folder of the run; runs/<config's name> unless given.")
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/NAME or runs/NAME-BITS unless given.')
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    _fail(error)
 
 
 def main(argv: list[str]) -> None:
@@ -35,11 +48,12 @@ def main(argv: list[str]) -> None:
     sys.exit(f'error: unexpected arguments {" ".join(argv[1:])}: every setting is a --flag')
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # checkpoints and data sets tell every step they take
-  path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS['config']).split(':')[0])
+  config_file = config_flags.get_config_filename(flags.FLAGS['config'])
+  path = pathlib.Path(config_file.split(':')[0])
   if not path.exists():
     sys.exit(f'error: the config file {path} does not exist')
   try:
-    run.run(_CONFIG.value, _WORKDIR.value or pathlib.Path('runs') / path.stem)
+    run.run(_CONFIG.value, _WORKDIR.value or run.default_workdir(config_file))
   except (ValueError, OSError, FloatingPointError) as error:
     if flags.FLAGS.verbosity >= logging.DEBUG:
       raise
@@ -49,4 +63,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=_parse_flags)

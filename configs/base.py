@@ -1,6 +1,19 @@
 """All fields of a recipe, with the paper's settings (FracBits, section 4); recipes change what differs."""
 
+import math
+
 from ml_collections import ConfigDict, config_dict
+
+
+def bits_argument(text: str | float) -> float:
+  """The bit-width that a recipe is given after a colon, as in `--config=configs/mbv1_bitops.py:4`."""
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
+  if not math.isfinite(value):
+    raise ValueError(f'equivalent bits {text!r} are not a number: give one after the colon, such as :4, or no colon')
+  return value
 
 
 def phase(epochs: float, learning_rate: float, *, warmup_epochs: float = 0, cosine=(0.0, 1.0)) -> ConfigDict:

@@ -67,16 +67,16 @@ def prepare(config: ConfigDict) -> Experiment:
   _check_phases(config)
   _check_numbers(config)
   data.check_name(config.data.dataset)
-  quant = _quant_config(config)
-  network = _network(config)
-  network(None)  # a wrong model is an error before the data are opened
+  quant = quant_config(config)
+  create = network(config)
+  create(None)  # a wrong model is an error before the data are opened
   dataset = data.load(config.data.dataset, data_dir=config.data.data_dir, image_size=config.data.image_size)
   if config.data.batch_size > len(dataset.train):
     raise ValueError(
       f'data.batch_size={config.data.batch_size} is more than the {len(dataset.train)} training images of '
       f'{dataset.name}: give at most that'
     )
-  create = functools.partial(network, num_classes=dataset.num_classes, image_size=dataset.image_size)
+  create = functools.partial(create, num_classes=dataset.num_classes, image_size=dataset.image_size)
   layers = cost.trace(create(quant), (1, *dataset.image_shape))
   budget = _budget(config.budget, layers)
   init_bits = config.quant.init_bits
@@ -142,7 +142,8 @@ def _check_range(name: str, value: float | None, least: float, most: float) -> N
     raise ValueError(f'{name}={value} is out of range: give a number {"of " if most == math.inf else ""}{limit}')
 
 
-def _quant_config(config: ConfigDict) -> QuantConfig:
+def quant_config(config: ConfigDict) -> QuantConfig:
+  """How the configured network is quantized; raises `ValueError` for settings that are not possible."""
   q = config.quant
   return QuantConfig(
     granularity=q.granularity,
@@ -156,8 +157,8 @@ def _quant_config(config: ConfigDict) -> QuantConfig:
   )
 
 
-def _network(config: ConfigDict) -> Callable[..., nn.Module]:
-  """Builds the configured network, float or quantized."""
+def network(config: ConfigDict) -> Callable[..., nn.Module]:
+  """The configured network as a function of its quantization (`None` for float), its classes and its image size."""
 
   def create(quant: QuantConfig | None, num_classes: int = 10, image_size: int = 224) -> nn.Module:
     small = config.model.small_images

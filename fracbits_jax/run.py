@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -16,6 +17,13 @@ from fracbits_jax.files import write_whole
 from fracbits_jax.monitor import Monitor
 from fracbits_jax.progress import Progress, read_rows
 from fracbits_jax.train import TrainState
+
+
+def default_workdir(config_file: str) -> pathlib.Path:
+  """The folder of a recipe's run: `runs/NAME` for `configs/NAME.py`, and `runs/NAME-4` for `configs/NAME.py:4`."""
+  path, colon, argument = config_file.partition(':')
+  name = pathlib.Path(path).stem
+  return pathlib.Path('runs') / (f'{name}-{re.sub(r"[^A-Za-z0-9.]", "_", argument)}' if colon else name)
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:

@@ -212,6 +212,19 @@ def test_the_paper_recipe_runs_on_digits_by_the_override_that_it_names(tmp_path)
   assert found.init_bits == pytest.approx(3.5)
 
 
+@pytest.mark.parametrize(
+  ('config_file', 'folder'),
+  [
+    ('configs/mbv1_bitops.py', 'runs/mbv1_bitops'),
+    ('configs/mbv1_bitops.py:4', 'runs/mbv1_bitops-4'),
+    ('/home/me/own.py:2.5', 'runs/own-2.5'),
+    ('own.py:a/b', 'runs/own-a_b'),
+  ],
+)
+def test_the_default_folder_of_a_run_tells_the_recipe_and_its_argument(config_file, folder):
+  assert run.default_workdir(config_file) == pathlib.Path(folder)
+
+
 def command(*arguments: str) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, 'main.py', *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
@@ -224,6 +237,10 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
     ('--config.budgt.target=5', 'budgt'),
     ('--config.model.name=vgg', "error: model 'vgg' is unknown"),
     ('--config=configs/none.py', 'none.py'),
+    (
+      '--config=configs/mbv1_bitops.py:four',
+      "error: the config does not load: equivalent bits 'four' are not a number",
+    ),
     ('extra', 'error: unexpected arguments extra'),
   ],
 )

@@ -1,0 +1,18 @@
+"""`mbv2_bitops` that may prune channels as well, with 0 to 8 bits for each kernel: FracBits, channel pruning.
+
+python main.py --config=configs/mbv2_bitops_prune.py      # as at 3 bits, 3.32 GBitOPs
+python main.py --config=configs/mbv2_bitops_prune.py:4    # as at 4 bits, 5.35 GBitOPs
+
+The accuracy that the paper gives for this is not reported here, and nothing is measured here.
+"""
+
+from configs import mbv2_bitops
+
+
+def get_config(equivalent_bits='3'):
+  config = mbv2_bitops.get_config(equivalent_bits)
+  # 0 bits are a pruned channel, so each kernel has bits of its own; inputs keep the bits that they could have.
+  config.quant.input_choices = tuple(config.quant.choices)
+  config.quant.choices = tuple(range(9))
+  config.quant.granularity = 'kernel'
+  return config
