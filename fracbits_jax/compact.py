@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
+from flax.core import FrozenDict
 
 from fracbits_jax import layer_table
 from fracbits_jax.layers import GatedBatchNorm
@@ -40,7 +41,7 @@ def compact(model: nn.Module, variables: Any, image_shape: Sequence[int]) -> tup
   kept = _kept_channels(variables['bits'], layers)
   smaller = model.clone(
     quant=dataclasses.replace(model.quant, choices=model.quant.choices[1:]),
-    kept={name: len(channels) for name, channels in kept.items()},
+    kept=FrozenDict({name: len(channels) for name, channels in kept.items()}),
   )
   flat = {tuple(k): np.asarray(v) for k, v in traverse_util.flatten_dict(dict(variables)).items()}
   for path, axis, source in _cuts(model, layers, image_shape, flat):

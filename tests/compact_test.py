@@ -113,3 +113,10 @@ def test_what_cannot_be_compacted_is_refused():
     bits = {**variables['bits'], 'stage1_block1_conv1': {'kernel': jnp.full(8, value), 'input': jnp.float32(4)}}
     with pytest.raises(ValueError, match=f'stage1_block1_conv1 has {message}'):
       compact.compact(model, {**variables, 'bits': bits}, SHAPE)
+
+
+def test_networks_are_hashable_so_that_their_compiled_steps_can_be_shared():
+  model, _, variables = pruned('resnet8')
+  smaller, _ = compact.compact(model, variables, SHAPE)
+  assert hash(model) == hash(model.clone())
+  assert hash(smaller) != hash(model)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 
 from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense
 
@@ -36,7 +37,7 @@ class Parts:
   quant: QuantConfig | None
   train: bool
   axis_name: str | None
-  kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  kept: Mapping[str, int] = FrozenDict()
 
   def _conv(
     self,

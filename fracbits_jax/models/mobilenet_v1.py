@@ -1,10 +1,10 @@
 """MobileNetV1 (Howard et al. 2017, arXiv 1704.04861)."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import jax
 from flax import linen as nn
+from flax.core import FrozenDict
 
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.models.common import Parts, global_pool, scaled
@@ -31,7 +31,7 @@ class MobileNetV1(nn.Module):
   small_images: bool = False
   quant: QuantConfig | None = None
   axis_name: str | None = None
-  kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  kept: Mapping[str, int] = FrozenDict()
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

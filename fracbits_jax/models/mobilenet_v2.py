@@ -1,10 +1,10 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381), with ReLU for ReLU6: the learned clips do its work."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import jax
 from flax import linen as nn
+from flax.core import FrozenDict
 
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.models.common import Parts, global_pool, scaled
@@ -21,7 +21,7 @@ class MobileNetV2(nn.Module):
   small_images: bool = False
   quant: QuantConfig | None = None
   axis_name: str | None = None
-  kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  kept: Mapping[str, int] = FrozenDict()
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

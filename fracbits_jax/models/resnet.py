@@ -1,11 +1,11 @@
 """Residual networks: He et al. 2015 (arXiv 1512.03385), and with pre-activation, He et al. 2016 (arXiv 1603.05027)."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict
 
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.models.common import Parts, global_pool, max_pool, scaled
@@ -28,7 +28,7 @@ class ResNet(nn.Module):
   small_images: bool = False
   quant: QuantConfig | None = None
   axis_name: str | None = None
-  kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  kept: Mapping[str, int] = FrozenDict()
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -106,7 +106,7 @@ class CifarResNet(nn.Module):
   small_images: bool = True
   quant: QuantConfig | None = None
   axis_name: str | None = None
-  kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  kept: Mapping[str, int] = FrozenDict()
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -1,0 +1,61 @@
+"""Cells of a study: one recipe, some overrides, one seed; finished cells are not run again."""
+
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fracbits_jax import policy, run
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def cache_compilations() -> None:
+  """Keeps compiled programs in the project's folder."""
+  jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache' / 'jax'))
+
+
+def run_cell(config: ConfigDict, folder: pathlib.Path, float_from: pathlib.Path | None = None) -> dict[str, Any]:
+  """Runs a configuration in a folder, or reads its result; adds the `bit_widths` that its policy learned.
+
+  Args:
+    config: the configuration, seed and all.
+    folder: the run's folder.
+    float_from: the folder of a run whose float network is taken over instead of trained again.
+  """
+  if float_from is not None:
+    theirs, mine = (path / 'checkpoints' / 'pretrain' for path in (float_from, folder))
+    if theirs.exists() and theirs != mine and not mine.exists():
+      shutil.copytree(theirs, mine)
+  result = run.run(config, folder)
+  jax.clear_caches()  # a process that runs many cells would keep every compiled program
+  widths: set[int] = set()
+  if (folder / 'policy.json').exists():
+    entries = policy.load(folder / 'policy.json').layers
+    widths = {b for e in entries for which in e.learned for b in np.atleast_1d(getattr(e, which)).tolist()}
+  return {**result, 'bit_widths': sorted(widths)}
+
+
+def accuracy(cells: list[dict[str, Any]], field: str = 'test_accuracy') -> str:
+  """Mean and standard deviation over seeds, in per cent."""
+  values = 100 * np.asarray([cell[field] for cell in cells])
+  spread = values.std(ddof=1) if len(values) > 1 else float('nan')
+  return f'{values.mean():.2f} ± {spread:.2f}'
+
+
+def each(cells: list[dict[str, Any]], field: str = 'test_accuracy') -> str:
+  """The accuracy of each seed, in per cent."""
+  return ', '.join(f'{100 * cell[field]:.2f}' for cell in cells)
+
+
+def budget_used(cells: list[dict[str, Any]]) -> str:
+  """Cost over target of each seed."""
+  return ', '.join(f'{cell["cost"] / cell["target"]:.4f}' for cell in cells)
+
+
+def span(widths: list[int]) -> str:
+  """`2-5` for the bit-widths 2, 3 and 5."""
+  return f'{widths[0]}-{widths[-1]}' if widths else '-'

@@ -1,0 +1,15 @@
+"""The recipe `digits` under a budget of size: kernels alone are quantized, weights take as much as at 2 bits.
+
+python main.py --config=configs/digits_size.py    # as at 2 bits
+"""
+
+from configs import base, digits
+
+
+def get_config(equivalent_bits='2'):
+  config = digits.get_config()
+  config.quant.weight_only = True
+  config.quant.choices = tuple(range(1, 9))
+  config.budget.metric = 'size'
+  config.budget.equivalent_bits = base.bits_argument(equivalent_bits)
+  return config
