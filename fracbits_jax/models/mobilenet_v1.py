@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from fracbits_jax.layers import QuantConfig
-from fracbits_jax.models.common import Parts, global_pool, scaled
+from fracbits_jax.models.common import Parts, centred, global_pool, scaled
 
 # (output channels, stride) of the thirteen depthwise-separable blocks.
 _BLOCKS = (
@@ -28,10 +28,12 @@ class MobileNetV1(nn.Module):
   small_images: bool = False
   quant: QuantConfig | None = None
   axis_name: str | None = None
+  image_mean: tuple[float, ...] = ()
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name)
+    x = centred(x, self.image_mean)
     x = parts.stem(scaled(32, self.width), 3, 1 if self.small_images else 2, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))
     for i, (channels, stride) in enumerate(_BLOCKS, start=1):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fracbits_jax.layers import QuantConfig
-from fracbits_jax.models.common import Parts, global_pool, max_pool, scaled
+from fracbits_jax.models.common import Parts, centred, global_pool, max_pool, scaled
 
 
 class ResNet(nn.Module):
@@ -25,10 +25,12 @@ class ResNet(nn.Module):
   small_images: bool = False
   quant: QuantConfig | None = None
   axis_name: str | None = None
+  image_mean: tuple[float, ...] = ()
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name)
+    x = centred(x, self.image_mean)
     size, stride = (3, 1) if self.small_images else (7, 2)
     x = parts.stem(scaled(64, self.width), size, stride, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))
@@ -96,10 +98,12 @@ class CifarResNet(nn.Module):
   small_images: bool = True
   quant: QuantConfig | None = None
   axis_name: str | None = None
+  image_mean: tuple[float, ...] = ()
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name)
+    x = centred(x, self.image_mean)
     x = parts.stem(scaled(16, self.width), 3, 1, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))
     for i in range(3):
