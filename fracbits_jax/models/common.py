@@ -88,7 +88,7 @@ max_pool = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), p
 def centred(images: jax.Array, mean: tuple[float, ...]) -> jax.Array:
   """Images `[N, H, W, C]` less the `mean` of each colour channel, in 0..255; an empty one leaves them as they are.
 
-  The zeros with which the first convolution pads are the mean colour then, as for networks whose images come normalised.
+  The zeros with which the first convolution pads are the mean colour then, as in networks whose images come normalised.
 
   Raises:
     ValueError: a mean of other than C values, or one outside 0..255.

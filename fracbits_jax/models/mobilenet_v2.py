@@ -1,4 +1,4 @@
-"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381), with ReLU for ReLU6 by default: the learned clips do its work."""
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381); ReLU for ReLU6 by default, as learned clips do its work."""
 
 from collections.abc import Callable
 
