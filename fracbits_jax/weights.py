@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -211,12 +211,12 @@ def _check(source: Source, network: str, found: Mapping[str, _Shape], needed: Ma
     found: shapes in the source, by its names.
     needed: by the source's names, the network's name for the same and its shape as it is in the source.
   """
-  extra = sorted(found.keys() - needed.keys())
-  missing = [theirs if theirs == ours else f'{ours} ({theirs})' for theirs, (ours, _) in needed.items()]
-  missing = [name for name, theirs in zip(missing, needed, strict=True) if theirs not in found]
+  extra = found.keys() - needed.keys()
+  both = {theirs: theirs if theirs == ours else f'{ours} ({theirs})' for theirs, (ours, _) in needed.items()}
+  missing = [name for theirs, name in both.items() if theirs not in found]
   if extra or missing:
-    sides = (('only in the weights', extra), ('only in the network', sorted(missing)))
-    listed = '; '.join(f'{side}: {", ".join(names)}' for side, names in sides if names)
+    sides = (('only in the weights', extra), ('only in the network', missing))
+    listed = '; '.join(f'{side}: {", ".join(sorted(names))}' for side, names in sides if names)
     raise ValueError(f'init_from={source.given} and {network} have different names, {listed}; {_which(found, network)}')
   different = {
     ours: f'{theirs} is {found[theirs]} and {"" if theirs == ours else f"{ours} "}needs {shape}'
@@ -224,7 +224,8 @@ def _check(source: Source, network: str, found: Mapping[str, _Shape], needed: Ma
     if found[theirs] != shape
   }
   if different:
-    listed = '; '.join(list(different.values())[:_LISTED])
+    telling = lambda ours: (ours.split('/')[1] not in ('classifier', 'stem'), not ours.startswith('params'))
+    listed = '; '.join([different[ours] for ours in sorted(different, key=telling)][:_LISTED])
     more = f'; and {len(different) - _LISTED} more' if len(different) > _LISTED else ''
     raise ValueError(f'init_from={source.given} does not fit {network}: {listed}{more}; {_remedy(different)}')
 
@@ -237,14 +238,12 @@ def _which(found: Mapping[str, _Shape], network: str) -> str:
   return f'give weights of {network}'
 
 
-def _remedy(different: Mapping[str, str]) -> str:
-  """The remedy for shapes that differ: each part of a network has its shape from something else."""
-  parts = {name.split('/')[1] for name in different}
-  remedies = []
-  if 'classifier' in parts:
-    remedies.append('the classes are those of the data, so give weights for as many classes, or other data')
-  if 'stem' in parts:
-    remedies.append("the stem depends on the images' colours and on model.small_images")
-  if parts - {'classifier', 'stem'}:
-    remedies.append('give weights of the same model.name and model.width')
-  return '; '.join(remedies)
+def _remedy(different: Collection[str]) -> str:
+  """The remedy for shapes that differ: the parts of a network have theirs from different things."""
+  if {name.split('/')[1] for name in different} - {'classifier', 'stem'}:
+    return 'give weights of the same model.name and model.width'
+  remedies = {
+    'params/classifier/bias': 'the classes are those of the data, so give weights for as many, or other data',
+    'params/stem/kernel': "the stem depends on the images' colours and on model.small_images",
+  }
+  return '; '.join(remedy for name, remedy in remedies.items() if name in different)
