@@ -89,6 +89,7 @@ def centred(images: jax.Array, mean: tuple[float, ...]) -> jax.Array:
   """Images `[N, H, W, C]` less the `mean` of each colour channel, in 0..255; an empty one leaves them as they are.
 
   The zeros with which the first convolution pads are the mean colour then, as in networks whose images come normalised.
+  They count as 8-bit inputs as before: a constant can be moved behind the convolution.
 
   Raises:
     ValueError: a mean of other than C values, or one outside 0..255.
