@@ -34,11 +34,15 @@ def get_config() -> ConfigDict:
   config.seed = 0
   config.phases = ('pretrain', 'search', 'finetune')
   config.policy = config_dict.placeholder(str)  # a policy file to finetune instead of searching
+  config.init_from = config_dict.placeholder(str)  # a run's folder, or torchvision's weights as a .safetensors file
 
   config.model = ConfigDict()
   config.model.name = 'mobilenet_v1'
   config.model.width = 1.0
+  # These follow init_from where they are None, and without it:
   config.model.small_images = config_dict.placeholder(bool)  # None: a full-resolution stem up to 64 x 64 images
+  config.model.image_mean = config_dict.placeholder(tuple)  # None: (); by colour in 0..255, subtracted from the images
+  config.model.relu6 = config_dict.placeholder(bool)  # None: False; only MobileNetV2 has it
 
   config.data = ConfigDict()
   config.data.dataset = 'imagenet2012'

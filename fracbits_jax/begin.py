@@ -29,7 +29,9 @@ def shapes(experiment: Experiment, phase: str) -> Variables:
 
 
 def float_variables(experiment: Experiment) -> Variables:
-  """Initial variables of the float network; a quantized network that is not pretrained starts from them as well."""
+  """Given or initial variables of the float network; a quantized one without a `pretrain` starts from them as well."""
+  if experiment.initial is not None:
+    return {'bits': {}, **experiment.initial.variables}
   images = jnp.zeros((1, *experiment.dataset.image_shape), jnp.float32)
   init = jax.jit(experiment.float_model.init)
   return {'bits': {}, **init(jax.random.key(experiment.config.seed), images)}
@@ -42,15 +44,18 @@ def initial_bits(experiment: Experiment) -> Any:
 
 
 def quantized_variables(experiment: Experiment, variables: Variables, bits: Any) -> Variables:
-  """The quantized network with a float network's weights and statistics, given bits, and calibrated clips."""
+  """The quantized network with a float network's weights and statistics, given bits, and given or calibrated clips."""
   config, dataset = experiment.config, experiment.dataset
   flat = traverse_util.flatten_dict(variables['params'], sep='/')
-  for name in traverse_util.flatten_dict(shapes(experiment, 'search')['params'], sep='/'):
-    flat.setdefault(name, jnp.float32(config.quant.alpha_init))  # the clips are all that is new
+  names = traverse_util.flatten_dict(shapes(experiment, 'search')['params'], sep='/')
+  clips = [name for name in names if name not in flat]  # they are all that is new
+  given = experiment.initial.clips if experiment.initial is not None and 'pretrain' not in config.phases else {}
+  flat |= {name: given.get(name, jnp.float32(config.quant.alpha_init)) for name in clips}
   params = traverse_util.unflatten_dict(flat, sep='/')
   quant_configs = calibrate.quant_configs(experiment.quant_model, dataset.image_shape)
-  params = calibrate.kernel_ranges(params, bits, quant_configs)
-  if config.quant.calibration_batches:
+  if not given.keys() >= set(clips):
+    params = calibrate.kernel_ranges(params, bits, quant_configs)
+  if config.quant.calibration_batches and not given.keys() >= set(clips):
     batches = data.train_batches(dataset, batch_size=config.data.batch_size, seed=config.seed)
     images = [jnp.asarray(next(batches)['image'], jnp.float32) for _ in range(config.quant.calibration_batches)]
     samples = calibrate.sample_inputs(experiment.float_model, variables, images)

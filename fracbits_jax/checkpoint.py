@@ -9,10 +9,13 @@ import orbax.checkpoint as ocp
 
 
 class Checkpoints:
-  """The checkpoints of one phase; the last of a finished phase stays as the phase's result."""
+  """The checkpoints of one phase; the last of a finished phase stays as the phase's result.
 
-  def __init__(self, workdir: str | os.PathLike, phase: str, *, keep: int = 2):
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+  Without `create` the folder is only read, and need not be there.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, phase: str, *, keep: int = 2, create: bool = True):
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
     folder = pathlib.Path(workdir).absolute() / 'checkpoints' / phase
     self._manager = ocp.CheckpointManager(folder, options=options)
 
@@ -25,13 +28,15 @@ class Checkpoints:
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     self._manager.save(step, args=args)
 
-  def restore(self, like: Any) -> tuple[Any, dict]:
+  def restore(self, like: Any = None) -> tuple[Any, dict]:
     """The newest checkpoint: the state, in the structure and shapes of `like`, and the JSON object.
+
+    Without `like` the state comes as nested dicts of whatever was saved.
 
     Raises:
       ValueError: if it cannot be read, or holds another structure.
     """
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    abstract = None if like is None else jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
     step = self._manager.latest_step()
     try:

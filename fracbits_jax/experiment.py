@@ -1,8 +1,10 @@
 """From a configuration to checked objects: whatever is wrong with it is said here, before anything runs."""
 
+import copy
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,7 @@ import jax
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from fracbits_jax import cost, data, lookup, models, policy, train
+from fracbits_jax import cost, data, lookup, models, policy, train, weights
 from fracbits_jax.layers import QuantConfig
 
 PHASES = ('pretrain', 'search', 'finetune')
@@ -38,7 +40,7 @@ class Experiment:
   """What a run works with.
 
   Attributes:
-    config: the configuration, as given.
+    config: the configuration, with what follows `init_from` filled in.
     dataset: the opened data set.
     float_model: the float network, for `pretrain`.
     quant_model: the quantized network, for `search` and `finetune`.
@@ -46,6 +48,7 @@ class Experiment:
     budget: the budget in absolute terms.
     init_bits: where the bits start.
     policy: a given policy to finetune, or `None` where it is searched.
+    initial: the weights that the first phase starts from, or `None` for random ones.
   """
 
   config: ConfigDict
@@ -56,10 +59,15 @@ class Experiment:
   budget: cost.Budget
   init_bits: float
   policy: policy.Policy | None
+  initial: weights.Weights | None
 
 
-def prepare(config: ConfigDict) -> Experiment:
+def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Experiment:
   """Checks a configuration and opens what it names.
+
+  Args:
+    config: see `configs/base.py`.
+    workdir: the run's folder; weights that it keeps go before `init_from`.
 
   Raises:
     ValueError: one sentence on the first thing that is wrong.
@@ -67,6 +75,8 @@ def prepare(config: ConfigDict) -> Experiment:
   _check_phases(config)
   _check_numbers(config)
   data.check_name(config.data.dataset)
+  source = weights.find(config.init_from, workdir) if config.init_from is not None else None
+  config = _with_demands(config, source)
   quant = quant_config(config)
   create = network(config)
   create(None)  # a wrong model is an error before the data are opened
@@ -77,6 +87,9 @@ def prepare(config: ConfigDict) -> Experiment:
       f'{dataset.name}: give at most that'
     )
   create = functools.partial(create, num_classes=dataset.num_classes, image_size=dataset.image_size)
+  float_model, initial = create(None), None
+  if source is not None:
+    initial = weights.load(source, config.model.name, float_model, dataset.image_shape)
   layers = cost.trace(create(quant), (1, *dataset.image_shape))
   budget = _budget(config.budget, layers)
   init_bits = config.quant.init_bits
@@ -95,12 +108,13 @@ def prepare(config: ConfigDict) -> Experiment:
   return Experiment(
     config=config,
     dataset=dataset,
-    float_model=create(None),
+    float_model=float_model,
     quant_model=create(quant),
     layers=layers,
     budget=budget,
     init_bits=float(init_bits),
     policy=given,
+    initial=initial,
   )
 
 
@@ -142,6 +156,17 @@ def _check_range(name: str, value: float | None, least: float, most: float) -> N
     raise ValueError(f'{name}={value} is out of range: give a number {"of " if most == math.inf else ""}{limit}')
 
 
+def _with_demands(config: ConfigDict, source: weights.Source | None) -> ConfigDict:
+  """The configuration with the fields of the model that are `None` as the weights demand them."""
+  if source is None:
+    return config
+  config = copy.deepcopy(config)
+  for name, value in weights.demands(source, config.model.name).items():
+    if config.model[name] is None:
+      config.model[name] = value
+  return config
+
+
 def quant_config(config: ConfigDict) -> QuantConfig:
   """How the configured network is quantized; raises `ValueError` for settings that are not possible."""
   q = config.quant
@@ -161,14 +186,16 @@ def network(config: ConfigDict) -> Callable[..., nn.Module]:
   """The configured network as a function of its quantization (`None` for float), its classes and its image size."""
 
   def create(quant: QuantConfig | None, num_classes: int = 10, image_size: int = 224) -> nn.Module:
-    small = config.model.small_images
+    model, small = config.model, config.model.small_images
     return models.create(
-      config.model.name,
+      model.name,
       num_classes=num_classes,
       quant=quant,
-      width=config.model.width,
+      width=model.width,
       small_images=image_size <= _SMALL_IMAGE if small is None else small,
       axis_name=train.AXIS,
+      image_mean=tuple(model.image_mean or ()),
+      **({'relu6': True} if model.relu6 else {}),  # only MobileNetV2 has it
     )
 
   return create

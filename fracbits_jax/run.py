@@ -10,7 +10,7 @@ import jax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from fracbits_jax import begin, cost, data, policy, report, train
+from fracbits_jax import begin, cost, data, policy, report, train, weights
 from fracbits_jax.checkpoint import Checkpoints
 from fracbits_jax.experiment import PHASES, Experiment, prepare
 from fracbits_jax.files import write_whole
@@ -34,8 +34,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     FloatingPointError: a loss that is not finite.
   """
   workdir = pathlib.Path(workdir)
-  experiment = prepare(config)
-  _claim(workdir, config)
+  experiment = prepare(config, workdir)
+  _claim(workdir, experiment.config)
   finished = workdir / 'result.json'
   if finished.exists():
     print(f'{workdir} is finished; start a new one with another --workdir')
@@ -97,10 +97,16 @@ class Run:
     devices = f'{jax.local_device_count()} {jax.default_backend()} device(s)'
     say(f'{self.workdir}: {", ".join(self.phases)} on {experiment.dataset.name}, {devices}')
     say(f'budget {experiment.budget.target:.4g} {experiment.budget.unit}; {len(experiment.layers)} layers')
+    if experiment.initial is not None:
+      weights.keep(self.workdir, experiment.initial)
+      say(f'starts from {experiment.initial.origin}')
     states: dict[str, TrainState] = {}
     for phase in self.phases:
       states[phase] = self.phase(phase, states)
-    accuracy = {phase: self._test_accuracy(phase, state) for phase, state in states.items()}
+    tested = {phase: state.variables for phase, state in states.items()}
+    if experiment.initial is not None and experiment.initial.is_float:
+      tested.setdefault('pretrain', begin.float_variables(experiment))
+    accuracy = {phase: self._test_accuracy(phase, variables) for phase, variables in tested.items()}
     result = self._result(states, accuracy)
     self.progress.close()
     return result
@@ -178,10 +184,10 @@ class Run:
       self.policy = policy.discretize(bits, experiment.layers, experiment.budget)
     self.policy.save(path)
 
-  def _test_accuracy(self, phase: str, state: TrainState) -> float:
+  def _test_accuracy(self, phase: str, variables: begin.Variables) -> float:
     experiment = self.experiment
     evaluate = begin.evaluator(begin.model(experiment, phase), experiment.dataset, self.config.data.batch_size)
-    return evaluate(train.replicate(state.variables), 'test')['accuracy']
+    return evaluate(train.replicate(variables), 'test')['accuracy']
 
   def _result(self, states: dict[str, TrainState], accuracy: dict[str, float]) -> dict[str, Any]:
     last, experiment = self.phases[-1], self.experiment

@@ -2,11 +2,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import traverse_util
 
 from fracbits_jax import cost, models
-from fracbits_jax.layers import QuantConfig
+from fracbits_jax.layers import QuantConfig, watch_layers
 
 
 def shapes(name, size=224, **kwargs):
@@ -74,6 +75,31 @@ def test_sat_rescales_only_what_no_batch_norm_follows():
     if expected is None:
       expected = {'classifier', *(k for k in configs if k.endswith(('_conv2', '_shortcut')))}
     assert scaled == expected
+
+
+class Seen(Exception):
+  pass
+
+
+@pytest.mark.parametrize('name', models.names())
+def test_every_network_subtracts_the_mean_of_the_images(name):
+  plain, centred = (models.create(name, small_images=True, width=0.25, image_mean=m) for m in ((), (1.0, 2.0, 3.0)))
+  assert cost.trace(centred, (32, 32, 3)) == cost.trace(plain, (32, 32, 3))
+  images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3)).astype(np.float32)
+
+  def stop(module, x, y):
+    raise Seen(x)
+
+  for model, expected in ((plain, images), (centred, images - np.float32([1, 2, 3])[None, None, None])):
+    with watch_layers(stop), pytest.raises(Seen) as caught:
+      model.init(jax.random.key(0), images)
+    np.testing.assert_array_equal(caught.value.args[0], expected)
+
+
+@pytest.mark.parametrize('mean', [(1.0,), (1.0, 2.0, 300.0), (1.0, 2.0, float('nan')), ('red', 'green', 'blue')])
+def test_a_mean_that_does_not_fit_the_images_is_refused(mean):
+  with pytest.raises(ValueError, match=r'image_mean=\(.*\) does not fit images of 3 channel'):
+    shapes('resnet8', size=32, image_mean=mean)
 
 
 def test_unknown_names_and_arguments_are_refused():

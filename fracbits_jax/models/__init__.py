@@ -39,10 +39,12 @@ def create(name: str, num_classes: int = 1000, quant: QuantConfig | None = None,
     num_classes: outputs of the classifier.
     quant: how its layers are quantized; `None` gives the float network, whose parameters have the same names. The
       first convolution has an 8-bit kernel and images count as 8-bit inputs, the classifier has an 8-bit kernel.
-    **kwargs: `width` (multiplier of all channels), `small_images` (a stem that keeps the resolution), and
-      `axis_name` (the mapped axis over which batch norm averages its statistics in training), `kept` (output channels
-      of compacted layers, by name). With the granularity `kernel` and 0 among `quant.choices`, channels that no
-      residual sum ties to others can be pruned.
+    **kwargs: `width` (multiplier of all channels), `small_images` (a stem that keeps the resolution),
+      `axis_name` (the mapped axis over which batch norm averages its statistics in training), `image_mean` (per
+      colour channel in 0..255, subtracted from the images before the stem), and `kept` (output channels of compacted
+      layers, by name); MobileNetV2 also takes `relu6`.
+
+  With the granularity `kernel` and 0 among `quant.choices`, channels that no residual sum ties to others can be pruned.
 
   Raises:
     ValueError: unknown name, or an argument that the network does not take.

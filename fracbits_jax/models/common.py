@@ -127,6 +127,25 @@ class Parts:
 max_pool = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
+def centred(images: jax.Array, mean: tuple[float, ...]) -> jax.Array:
+  """Images `[N, H, W, C]` less the `mean` of each colour channel, in 0..255; an empty one leaves them as they are.
+
+  The zeros with which the first convolution pads are the mean colour then, as in networks whose images come normalised.
+  They count as 8-bit inputs as before: a constant can be moved behind the convolution.
+
+  Raises:
+    ValueError: a mean of other than C values, or one outside 0..255.
+  """
+  if not mean:
+    return images
+  channels = images.shape[-1]
+  if len(mean) != channels or not all(isinstance(value, int | float) and 0 <= value <= 255 for value in mean):
+    raise ValueError(
+      f'image_mean={mean} does not fit images of {channels} channel(s): give a number from 0 to 255 for each, or none'
+    )
+  return images - jnp.asarray(mean, images.dtype)[None, None, None]
+
+
 def global_pool(x: jax.Array) -> jax.Array:
   """The mean over height and width, `[N, H, W, C]` to `[N, C]`."""
   return jnp.mean(x, axis=(1, 2))

@@ -7,7 +7,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from fracbits_jax.layers import QuantConfig
-from fracbits_jax.models.common import Parts, global_pool, scaled
+from fracbits_jax.models.common import Parts, centred, global_pool, scaled
 
 # (output channels, stride) of the thirteen depthwise-separable blocks.
 _BLOCKS = (
@@ -32,10 +32,12 @@ class MobileNetV1(nn.Module):
   quant: QuantConfig | None = None
   axis_name: str | None = None
   kept: Mapping[str, int] = FrozenDict()
+  image_mean: tuple[float, ...] = ()
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept)
+    x = centred(x, self.image_mean)
     x = parts.stem(scaled(32, self.width), 3, 1 if self.small_images else 2, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))
     source = None  # the stem's channels stay

@@ -1,20 +1,24 @@
-"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381), with ReLU for ReLU6: the learned clips do its work."""
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381); ReLU for ReLU6 by default, as learned clips do its work."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from flax import linen as nn
 from flax.core import FrozenDict
 
 from fracbits_jax.layers import QuantConfig
-from fracbits_jax.models.common import Parts, global_pool, scaled
+from fracbits_jax.models.common import Parts, centred, global_pool, scaled
 
 # (expansion, output channels, repeats, stride of the first)
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
 class MobileNetV2(nn.Module):
-  """MobileNetV2; arguments as in `models.create`. Inputs behind a linear bottleneck are signed."""
+  """MobileNetV2; arguments as in `models.create`. Inputs behind a linear bottleneck are signed.
+
+  Attributes:
+    relu6: min(max(x, 0), 6) for ReLU, as in the paper; weights that were trained with it need it.
+  """
 
   num_classes: int = 1000
   width: float = 1.0
@@ -22,33 +26,39 @@ class MobileNetV2(nn.Module):
   quant: QuantConfig | None = None
   axis_name: str | None = None
   kept: Mapping[str, int] = FrozenDict()
+  image_mean: tuple[float, ...] = ()
+  relu6: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept)
+    x = centred(x, self.image_mean)
+    relu = nn.relu6 if self.relu6 else nn.relu
     x = parts.stem(scaled(32, self.width), 3, 1 if self.small_images else 2, name='stem')(x)
-    x = nn.relu(parts.norm(name='stem_norm')(x))
+    x = relu(parts.norm(name='stem_norm')(x))
     block = 0
     for expansion, channels, repeats, first_stride in _STAGES:
       for i in range(repeats):
         block += 1
         stride = first_stride if i == 0 else 1
-        x = _inverted_residual(parts, x, expansion, scaled(channels, self.width), stride, f'block{block}')
+        x = _inverted_residual(parts, relu, x, expansion, scaled(channels, self.width), stride, f'block{block}')
     # The last layer before the pooling does not shrink with the width.
     x = parts.conv(scaled(1280, max(1.0, self.width)), 1, signed=True, prunable=True, name='head')(x)
-    x = nn.relu(parts.norm(source='head', name='head_norm')(x))
+    x = relu(parts.norm(source='head', name='head_norm')(x))
     return parts.classifier(self.num_classes, source='head')(global_pool(x))
 
 
-def _inverted_residual(parts: Parts, x: jax.Array, expansion: int, channels: int, stride: int, name: str) -> jax.Array:
+def _inverted_residual(
+  parts: Parts, relu: Callable, x: jax.Array, expansion: int, channels: int, stride: int, name: str
+) -> jax.Array:
   y, source = x, None  # what comes in is shared with the blocks around
   if expansion > 1:
     source = f'{name}_expand'
     y = parts.conv(x.shape[-1] * expansion, 1, signed=True, prunable=True, name=source)(y)
-    y = nn.relu(parts.norm(source=source, name=f'{name}_expand_norm')(y))
+    y = relu(parts.norm(source=source, name=f'{name}_expand_norm')(y))
   hidden = y.shape[-1]
   y = parts.conv(hidden, 3, stride, groups=hidden, source=source, name=f'{name}_depthwise')(y)
-  y = nn.relu(parts.norm(source=source, name=f'{name}_depthwise_norm')(y))
+  y = relu(parts.norm(source=source, name=f'{name}_depthwise_norm')(y))
   y = parts.conv(channels, 1, source=source, name=f'{name}_project')(y)
   y = parts.norm(name=f'{name}_project_norm')(y)
   return x + y if stride == 1 and x.shape[-1] == channels else y

@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from fracbits_jax.layers import QuantConfig
-from fracbits_jax.models.common import Parts, global_pool, max_pool, scaled
+from fracbits_jax.models.common import Parts, centred, global_pool, max_pool, scaled
 
 
 class ResNet(nn.Module):
@@ -29,10 +29,12 @@ class ResNet(nn.Module):
   quant: QuantConfig | None = None
   axis_name: str | None = None
   kept: Mapping[str, int] = FrozenDict()
+  image_mean: tuple[float, ...] = ()
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept)
+    x = centred(x, self.image_mean)
     size, stride = (3, 1) if self.small_images else (7, 2)
     x = parts.stem(scaled(64, self.width), size, stride, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))
@@ -107,10 +109,12 @@ class CifarResNet(nn.Module):
   quant: QuantConfig | None = None
   axis_name: str | None = None
   kept: Mapping[str, int] = FrozenDict()
+  image_mean: tuple[float, ...] = ()
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept)
+    x = centred(x, self.image_mean)
     x = parts.stem(scaled(16, self.width), 3, 1, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))
     for i in range(3):
