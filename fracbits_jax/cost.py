@@ -75,11 +75,14 @@ def model_size(bits: Bits, layers: Sequence[Layer]) -> Any:
 def lookup_cost(bits: Bits, layers: Sequence[Layer], table: lookup.Table) -> Any:
   """The sum of M t(w, a) over the layers, t the table's cost of a multiply-accumulate, in 10^9 of its unit.
 
-  A kernel with a bit-width for each channel costs the mean of what its channels cost. Other arguments as `bitops`.
+  Between two allowed bit-widths a cost is interpolated, as the quantizer is. A kernel with a bit-width for each channel
+  costs the mean of what its channels cost. Other arguments as `bitops`.
   """
 
   def layer_cost(l: Layer) -> Any:
-    return l.macs * 1e-9 * _mean(table.per_mac(l.kind, _at(bits, l, 'kernel'), _at(bits, l, 'input')), bits, l)
+    kernel_bits = l.choices if l.kernel_bits is None else (l.kernel_bits,)
+    allowed = table.over(kernel_bits, l.input_choices if l.input_bits is None else (l.input_bits,))
+    return l.macs * 1e-9 * _mean(allowed.per_mac(l.kind, _at(bits, l, 'kernel'), _at(bits, l, 'input')), bits, l)
 
   return sum(map(layer_cost, layers))
 

@@ -32,11 +32,13 @@ class Vector:
     self.last = np.repeat([len(choices) - 1 for *_, choices in self.slots], sizes).astype(float)
     self.lowest = np.zeros_like(self.last)
     self.priced = np.zeros(self.last.shape, bool)
-    spent = self._total(self.last)
+    least, most = self._total(self.lowest), self._total(self.last)
     for i in range(len(self.slots)):
-      lowered = self.last.copy()
-      lowered[self.units(i)] = 0
-      self.priced[self.units(i)] = self._total(lowered) < spent
+      # From both ends: nothing depends on the kernels that a pruned layer feeds, and 4-bit inputs may cost as much as
+      # 8-bit ones where the kernel has 8 bits.
+      lowered, raised = self.last.copy(), self.lowest.copy()
+      lowered[self.units(i)], raised[self.units(i)] = 0, self.last[self.units(i)]
+      self.priced[self.units(i)] = self._total(lowered) < most or self._total(raised) > least
 
   def _total(self, positions: np.ndarray) -> float:
     bits = self.bits(positions)
@@ -91,7 +93,8 @@ def _offset(vector: Vector, wanted: np.ndarray) -> np.ndarray:
   for _ in range(_BISECTIONS):
     middle = (low + high) / 2
     low, high = (middle, high) if vector.fits(shifted(middle)) else (low, middle)
-  return shifted(low)
+  found = shifted(low)
+  return found if vector.fits(found) else vector.lowest.copy()
 
 
 def _raise(vector: Vector, wanted: np.ndarray, at: np.ndarray, candidates: np.ndarray) -> np.ndarray:

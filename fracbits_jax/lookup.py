@@ -81,6 +81,23 @@ class Table:
     at_high = (1 - a_part) * costs[w_high, a_low] + a_part * costs[w_high, a_high]
     return (1 - w_part) * at_low + w_part * at_high
 
+  @functools.cache  # noqa: B019 (tables are few, and live as long as their budgets)
+  def over(self, kernel_bits: tuple[int, ...], input_bits: tuple[int, ...]) -> 'Table':
+    """The table over these bit-widths alone, so that costs between two of them mix what those two cost.
+
+    A layer that may have 4 or 8 bits and is half way between them is a mixture of both, whatever 6 bits would cost.
+    """
+    costs = tuple(
+      (kind, tuple(tuple(float(self.per_mac(kind or self._any, w, a)) for a in input_bits) for w in kernel_bits))
+      for kind, _ in self.costs
+    )
+    return dataclasses.replace(self, kernel_bits=kernel_bits, input_bits=input_bits, costs=costs)
+
+  @property
+  def _any(self) -> str:
+    """A kind without a pair of its own, where there is one."""
+    return next((kind for kind in KINDS if kind not in self._by_kind), KINDS[0])
+
   def check(self, layers: Sequence[Any]) -> None:
     """Raises `ValueError` that names the first layer with a fixed or allowed bit-width outside the grid.
 

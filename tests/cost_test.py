@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from fracbits_jax import cost, layers, models
+from fracbits_jax import cost, layers, lookup, models
 from fracbits_jax.cost import Layer
 
 TABLE = (
@@ -120,3 +120,66 @@ def test_the_package_imports_nothing_but_jax_and_flax():
   )
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert done.stdout.strip() == '[]'
+
+
+def test_of_several_budgets_the_one_used_most_decides():
+  table = cost.trace(models.create('resnet8', num_classes=10, width=0.5, quant=layers.QuantConfig()), (16, 16, 1))
+  size = cost.budget('size', table, equivalent_bits=3)
+  both = cost.budget('bitops', table, equivalent_bits=4, also=[size])
+  for width, ratio in ((3.0, 1.0), (4.0, cost.model_size(cost.uniform_bits(table, 4.0), table) / size.target)):
+    bits = cost.uniform_bits(table, width)
+    np.testing.assert_allclose(both.ratio(bits, table), ratio)
+    np.testing.assert_allclose(both.penalty(jax.tree.map(jnp.float32, bits), table), ratio - 1, atol=1e-6)
+  assert both.holds(cost.uniform_bits(table, 2.9), table)
+  assert not both.holds(cost.uniform_bits(table, 3.5), table)  # within the BitOPs, over the size
+  assert cost.equivalent_bits(both, table) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(('granularity', 'choices'), [('layer', (4, 8)), ('kernel', tuple(range(2, 9)))])
+def test_a_lookup_budget_has_the_gradient_of_its_table(granularity, choices):
+  quant = layers.QuantConfig(granularity=granularity, choices=choices)
+  table = cost.trace(models.create('resnet8', num_classes=10, width=0.5, quant=quant), (16, 16, 1))
+  bricks = lookup.load('bit_fusion')
+  rng = np.random.default_rng(0)
+  bits = cost.fill_bits(table, lambda layer, which, shape, c: rng.uniform(4.2, 4.8, shape))
+  limit = cost.budget('lookup', table, equivalent_bits=4.2, table=bricks)
+  assert limit.unit == bricks.total
+  gradient = jax.grad(limit.cost)(jax.tree.map(jnp.float32, bits), table)
+  for name, which in (('stage1_block1_conv2', 'kernel'), ('stage3_block1_conv1', 'input'), ('classifier', 'input')):
+    at = (2,) if which == 'kernel' and granularity == 'kernel' else ()
+    assert gradient[name][which][at] > 0
+    shifted = []
+    for step in (-1e-3, 1e-3):
+      moved = jax.tree.map(np.copy, bits)
+      moved[name][which][at] += step
+      shifted.append(float(limit.cost(moved, table)))
+    np.testing.assert_allclose(gradient[name][which][at], (shifted[1] - shifted[0]) / 2e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'metric': 'lookup'}, 'needs a lookup table'),
+    ({'table': lookup.load('bit_serial')}, 'takes no lookup table'),
+    ({'metric': 'flops'}, "metric 'flops' is unknown"),
+    ({'target': 0.0}, 'is not a cost'),
+  ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    cost.Budget(**{'metric': 'bitops', 'target': 1.0, **changes})
+
+
+def test_between_allowed_bit_widths_a_layer_costs_a_mixture_of_what_they_cost():
+  row = dict(name='a', macs=10**9, weights=10, channels=2, input_bits=4)
+  bits = {'a': {'kernel': 6.0}}
+  bricks = lookup.load('bit_fusion')  # (w / 2)(a / 2) bricks; 6 bits take those of 8
+  wide, narrow = cost.Layer(**row, choices=(4, 8)), cost.Layer(**row, choices=(4, 6, 8))
+  assert cost.lookup_cost(bits, (wide,), bricks) == pytest.approx((4 + 8) / 2)
+  assert cost.lookup_cost(bits, (narrow,), bricks) == pytest.approx(8)
+
+
+def test_a_lookup_table_has_to_cover_what_is_allowed():
+  table = cost.trace(models.create('resnet8', quant=layers.QuantConfig(choices=(2, 12))), (16, 16, 1))
+  with pytest.raises(ValueError, match='bit_fusion has no cost for'):
+    cost.budget('lookup', table, equivalent_bits=4, table=lookup.load('bit_fusion'))

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from fracbits_jax import cost, policy
+from fracbits_jax import cost, lookup, models, policy
 from fracbits_jax.cost import Layer
+from fracbits_jax.layers import QuantConfig
 
 TABLE = (
   Layer(name='stem', macs=1000, weights=100, channels=4, kernel_bits=8, input_bits=8),
@@ -224,3 +225,53 @@ def test_broken_files_are_refused_in_one_sentence(break_it, tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
   with pytest.raises(ValueError, match='cannot be read: No such file'):
     policy.load(tmp_path / 'none.json')
+
+
+def network(granularity='layer', choices=(4, 8), name='mobilenet_v2', width=1.0):
+  quant = QuantConfig(granularity=granularity, choices=choices)
+  return cost.trace(models.create(name, num_classes=1000, quant=quant, width=width), (224, 224, 3))
+
+
+def test_a_lookup_budget_with_4_and_8_bits_yields_4s_and_8s_within_it():
+  layers = network()
+  limit = cost.budget('lookup', layers, equivalent_bits=6, table=lookup.load('tensor_core'))
+  rng = np.random.default_rng(0)
+  bits = cost.fill_bits(layers, lambda layer, which, shape, c: rng.uniform(4, 8, shape))
+  found = policy.discretize(bits, layers, limit)
+  assert 0.99 * limit.target <= found.cost <= limit.target
+  assert {getattr(e, which) for e in found.layers for which in e.learned} == {4, 8}
+  assert found.unit == limit.unit
+
+
+def test_a_policy_holds_every_budget():
+  layers = network(choices=range(2, 9))
+  size = cost.budget('size', layers, equivalent_bits=4)
+  limit = cost.budget('bitops', layers, equivalent_bits=4.2, also=[size])
+  rng = np.random.default_rng(0)
+  bits = cost.fill_bits(layers, lambda layer, which, shape, c: rng.uniform(2, 8, shape))
+  found = policy.discretize(bits, layers, limit)
+  assert limit.holds(found.bits(), layers)
+  assert limit.ratio(found.bits(), layers) > 0.99
+  with pytest.raises(ValueError, match='meets 1 MB'):
+    policy.discretize(
+      bits, layers, cost.Budget(metric='bitops', target=9.0, also=(cost.Budget(metric='size', target=1.0),))
+    )
+
+
+@pytest.mark.parametrize('metric', ['bitops', 'size'])
+def test_kernel_wise_discretization_is_never_worse_than_the_single_offset(metric):
+  """The paper's way: the largest d in [-1, 0] with which round(bits + d) meets the target."""
+  layers = network('kernel', range(2, 9), width=0.5)
+  limit = cost.budget(metric, layers, equivalent_bits=4)
+  rng = np.random.default_rng(0)
+  for spread in (0.1, 1.0):
+    bits = cost.fill_bits(layers, lambda layer, which, shape, c: rng.normal(4, spread, shape))  # noqa: B023
+    moved = lambda d: cost.fill_bits(
+      layers,
+      lambda l, which, shape, c: np.clip(np.round(cost.bits_of(bits, l.name, which) + d), c[0], c[-1]),  # noqa: B023
+    )
+    offsets = [d for d in np.linspace(-1, 0, 400) if limit.holds(moved(d), layers)]
+    paper = max(float(limit.cost(moved(d), layers)) for d in offsets)
+    ours = policy.discretize(bits, layers, limit).cost
+    assert paper <= ours <= limit.target
+    assert ours >= 0.999 * limit.target
