@@ -257,6 +257,8 @@ def test_a_file_that_does_not_fit_is_refused_with_every_difference(finished, nar
     'batch_stats/stem_norm/var (bn1.running_var), params/stage1_block1_norm2/scale (layer1.0.bn2.weight)' in message
   )
   assert message.endswith('give weights of resnet18')
+  save_file(narrow_weights | {'extra': np.zeros(1, np.float32)}, path)
+  assert refuse().endswith('different names, only in the weights: extra; give weights of resnet18')
 
   save_file(narrow_weights, path)
   assert refuse(**{'model.name': 'resnet34'}).endswith('these are weights of resnet18, so set model.name to that')
