@@ -1,5 +1,6 @@
 """Figures of a run: its policy along the depth, the course of its bits, of its cost and of its accuracy."""
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -30,7 +31,18 @@ _STYLE = {
 }
 
 
-def _figure(height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[Figure, Any]:
+def style() -> contextlib.AbstractContextManager:
+  """The look of every figure of the project, while the context is open."""
+  return matplotlib.rc_context(_STYLE)
+
+
+def shade(part: float) -> tuple[float, ...]:
+  """A colour for what lies `part` of the way, 0 to 1, along some order."""
+  return matplotlib.colormaps['viridis'](0.92 * part)
+
+
+def new_figure(height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[Figure, Any]:
+  """A figure of the page's width and a height in inches, and its axes."""
   figure = Figure(figsize=(9, height), layout='constrained')
   FigureCanvasAgg(figure)
   return figure, figure.subplots(rows, columns, **kwargs)
@@ -42,8 +54,8 @@ def _label(name: str) -> str:
 
 def policy_by_layer(policy: Policy, reference_bits: float | None = None) -> Figure:
   """Bars of the bit-widths of kernels and inputs in the order of the layers; per-channel ones as mean and range."""
-  with matplotlib.rc_context(_STYLE):
-    figure, axes = _figure(4.6, rows=2, sharex=True)
+  with style():
+    figure, axes = new_figure(4.6, rows=2, sharex=True)
     for axis, which, color in zip(axes, ('kernel', 'input'), (KERNEL, INPUT), strict=True):
       _bars(axis, policy.layers, which, color)
       if reference_bits is not None:
@@ -80,18 +92,17 @@ def bits_over_time(rows: Sequence[dict[str, Any]]) -> Figure | None:
   rows = [row for row in rows if row['phase'] == 'search' and 'bits' in row]
   if not rows:
     return None
-  with matplotlib.rc_context(_STYLE):
-    figure, axes = _figure(3.4, columns=2, sharey=True)
+  with style():
+    figure, axes = new_figure(3.4, columns=2, sharey=True)
     epochs = [row['epoch'] for row in rows]
-    colors = matplotlib.colormaps['viridis']
-    for axis, which, color in zip(axes, ('kernel', 'input'), (KERNEL, INPUT), strict=True):
+    for axis, which, heading in zip(axes, ('kernel', 'input'), (KERNEL, INPUT), strict=True):
       names = [name for name in rows[0]['bits'] if name.endswith(f'/{which}')]
       for i, name in enumerate(sorted(names, key=_depth)):
-        shade = colors(i / max(len(names) - 1, 1))
-        axis.plot(epochs, [row['bits'][name] for row in rows], color=shade, linewidth=1.2)
-      axis.set_title(f'bits of the {which}s during the search', color=color)
+        color = shade(i / max(len(names) - 1, 1))
+        axis.plot(epochs, [row['bits'][name] for row in rows], color=color, linewidth=1.2)
+      axis.set_title(f'bits of the {which}s during the search', color=heading)
       axis.set_xlabel('epoch of the search')
-    scale = matplotlib.cm.ScalarMappable(cmap=colors)
+    scale = matplotlib.cm.ScalarMappable(cmap=matplotlib.colors.ListedColormap([shade(i / 255) for i in range(256)]))
     bar = figure.colorbar(scale, ax=axes, ticks=[0, 1], pad=0.01)
     bar.ax.set_yticklabels(['first layer', 'last layer'])
     return figure
@@ -125,8 +136,8 @@ def cost_over_time(rows: Sequence[dict[str, Any]]) -> Figure | None:
   rows = [row for row in rows if 'cost' in row]
   if not rows:
     return None
-  with matplotlib.rc_context(_STYLE):
-    figure, axis = _figure(2.8)
+  with style():
+    figure, axis = new_figure(2.8)
     epochs = _over_epochs(axis, rows)
     axis.axhline(1, color='#333333', linewidth=1, linestyle='--')
     axis.plot(epochs, [row['cost'] / row['target'] for row in rows], color=KERNEL, linewidth=1.8)
@@ -138,8 +149,8 @@ def accuracy_over_time(rows: Sequence[dict[str, Any]]) -> Figure | None:
   """Accuracy in training and on the validation split; `None` without rows."""
   if not rows:
     return None
-  with matplotlib.rc_context(_STYLE):
-    figure, axis = _figure(2.8)
+  with style():
+    figure, axis = new_figure(2.8)
     epochs = _over_epochs(axis, rows)
     axis.plot(epochs, [100 * row['accuracy'] for row in rows], color=MUTED, linewidth=1.4, label='training')
     checked = [
@@ -156,7 +167,7 @@ def save(figure: Figure, folder: str | os.PathLike, name: str) -> str:
   """Writes a figure as `name.png` and `name.svg`; returns the SVG's text."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  with matplotlib.rc_context(_STYLE):
+  with style():
     figure.savefig(folder / f'{name}.png', dpi=150)
     figure.savefig(folder / f'{name}.svg', metadata={'Date': None})
   text = (folder / f'{name}.svg').read_text()

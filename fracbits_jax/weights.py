@@ -148,7 +148,7 @@ def _load_checkpoint(source: Source, network: str, wanted: dict[str, _Shape]) ->
     ) from None
   finally:
     checkpoints.close()
-  clips = {name: found.pop(name) for name in list(found) if name.endswith('/alpha')}
+  clips = {name: found.pop(name) for name in list(found) if name.endswith(('/alpha', '/kernel_alpha'))}
   shapes = {name: value.shape for name, value in found.items()}
   _check(source, network, shapes, {name: (name, shape) for name, shape in wanted.items()})
   kept = source.phase == _KEPT

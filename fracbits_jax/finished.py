@@ -1,0 +1,53 @@
+"""A finished run, read back: its network, its variables, its policy."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fracbits_jax import begin, policy
+from fracbits_jax.checkpoint import Checkpoints
+from fracbits_jax.experiment import Experiment, prepare
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finished:
+  """What a run left.
+
+  Attributes:
+    experiment: what it worked with: networks, layer table, budget, data.
+    variables: the collections `params`, `bits` and `batch_stats` after its last phase.
+    policy: its integer bit-widths, or `None` where it ended before they were fixed.
+    result: what `result.json` holds.
+  """
+
+  experiment: Experiment
+  variables: dict[str, Any]
+  policy: policy.Policy | None
+  result: dict[str, Any]
+
+
+def load(workdir: str | os.PathLike) -> Finished:
+  """Reads a finished run; nothing in its folder is changed.
+
+  Raises:
+    ValueError: one sentence: no finished run there, or damaged files.
+  """
+  workdir = pathlib.Path(workdir)
+  try:
+    config, result = (json.loads((workdir / name).read_text()) for name in ('config.json', 'result.json'))
+  except OSError:
+    raise ValueError(f'{workdir} holds no finished run: give a folder with config.json and result.json') from None
+  except ValueError:
+    raise ValueError(f'{workdir} is damaged: its config.json or its result.json is not JSON') from None
+  experiment = prepare(ConfigDict(config), workdir)
+  phase = experiment.config.phases[-1]
+  checkpoints = Checkpoints(workdir, phase, create=False)
+  state, _ = checkpoints.restore()
+  checkpoints.close()
+  chosen = policy.load(workdir / 'policy.json', experiment.layers) if (workdir / 'policy.json').exists() else None
+  variables = {name: state[name] for name in begin.shapes(experiment, phase)}
+  return Finished(experiment=experiment, variables=variables, policy=chosen, result=result)
