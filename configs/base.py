@@ -73,8 +73,8 @@ def get_config() -> ConfigDict:
   config.budget.kappa = config_dict.placeholder(float)
   # The penalty, controlled: a multiplier that rises while the cost is over the target; there is no kappa to tune.
   config.budget.controlled = False
-  config.budget.gain = 1.0
-  config.budget.damping = 10.0
+  config.budget.gain = 4.0
+  config.budget.damping = 40.0
 
   config.optimizer = ConfigDict()
   config.optimizer.momentum = 0.9

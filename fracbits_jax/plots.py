@@ -10,10 +10,12 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
 
 from fracbits_jax.policy import Entry, Policy
 
-KERNEL, INPUT, MUTED = '#2f6db3', '#e0862f', '#8a8f98'
+KERNEL, INPUT, MUTED, PRUNED = '#2f6db3', '#e0862f', '#8a8f98', '#d9dce1'
 _PHASE_SHADES = {'pretrain': '#f3f4f6', 'search': '#e8f0fa', 'finetune': '#eef6ec'}
 _STYLE = {
   'font.size': 10,
@@ -53,10 +55,18 @@ def _label(name: str) -> str:
 
 
 def policy_by_layer(policy: Policy, reference_bits: float | None = None) -> Figure:
-  """Bars of the bit-widths of kernels and inputs in the order of the layers; per-channel ones as mean and range."""
+  """The bit-widths of kernels and inputs in the order of the layers.
+
+  Bars where a layer has one bit-width; where every kernel has its own, columns of how many channels have which.
+  """
+  per_channel = any(isinstance(e.kernel, tuple) for e in policy.layers)
   with style():
-    figure, axes = new_figure(4.6, rows=2, sharex=True)
+    figure, axes = new_figure(5.6 if per_channel else 4.6, rows=2, sharex=True)
     for axis, which, color in zip(axes, ('kernel', 'input'), (KERNEL, INPUT), strict=True):
+      if per_channel and which == 'kernel':
+        _columns(axis, policy.layers)
+        axis.set_title('share of the kernels with each bit-width', color=color)
+        continue
       _bars(axis, policy.layers, which, color)
       if reference_bits is not None:
         label = f'uniform at the same cost: {reference_bits:.2g}'
@@ -64,7 +74,8 @@ def policy_by_layer(policy: Policy, reference_bits: float | None = None) -> Figu
       axis.set_title(f'bits of the {which}s', color=color)
       axis.grid(axis='x', visible=False)
       axis.set_ylim(0, axis.get_ylim()[1] * 1.12)
-    axes[0].legend(loc='lower right', bbox_to_anchor=(1, 1), borderaxespad=0.2, fontsize=9)
+    if reference_bits is not None:
+      axes[-1 if per_channel else 0].legend(loc='lower right', bbox_to_anchor=(1, 1), borderaxespad=0.2, fontsize=9)
     if len(policy.layers) <= 64:
       axes[1].set_xticks(range(len(policy.layers)), [_label(e.name) for e in policy.layers], rotation=90, fontsize=8)
     else:
@@ -72,19 +83,32 @@ def policy_by_layer(policy: Policy, reference_bits: float | None = None) -> Figu
     return figure
 
 
+def _columns(axis, entries: Sequence[Entry]) -> None:
+  """A column a layer, split by how many of its channels have which bit-width; fixed kernels are paler."""
+  widths = sorted({b for e in entries for b in np.atleast_1d(e.kernel).tolist()})
+  colors = {b: shade(1 - i / max(len(widths) - 1, 1)) if b else PRUNED for i, b in enumerate(widths)}
+  bottom = np.zeros(len(entries))
+  for b, color in colors.items():
+    share = np.array([np.mean(np.atleast_1d(e.kernel) == b) for e in entries])
+    bars = axis.bar(range(len(entries)), share, bottom=bottom, color=color, width=0.86)
+    for bar, entry in zip(bars, entries, strict=True):
+      bar.set_alpha(1.0 if 'kernel' in entry.learned else 0.35)
+    bottom += share
+  axis.set_ylim(0, 1)
+  axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+  axis.grid(visible=False)
+  patches = [Patch(color=color, label=str(b) if b else 'pruned') for b, color in colors.items()]
+  axis.legend(handles=patches[::-1], title='bits', loc='center left', bbox_to_anchor=(1.0, 0.5), fontsize=8)
+
+
 def _bars(axis, entries: Sequence[Entry], which: str, color: str) -> None:
-  values = [np.atleast_1d(getattr(e, which)).astype(float) for e in entries]
-  means = [v.mean() for v in values]
-  alphas = [1.0 if which in e.learned else 0.35 for e in entries]
-  bars = axis.bar(range(len(means)), means, color=color, width=0.75)
-  for bar, alpha in zip(bars, alphas, strict=True):
-    bar.set_alpha(alpha)
-  if any(v.size > 1 for v in values):
-    spans = np.array([[m - v.min(), v.max() - m] for m, v in zip(means, values, strict=True)]).T
-    axis.errorbar(range(len(means)), means, spans, fmt='none', ecolor='#333333', elinewidth=0.8, capsize=1.5)
-  elif len(means) <= 64:
-    for i, mean in enumerate(means):
-      axis.text(i, mean + 0.1, f'{mean:.0f}', ha='center', va='bottom', fontsize=8)
+  values = [np.mean(getattr(e, which)) for e in entries]
+  bars = axis.bar(range(len(values)), values, color=color, width=0.75)
+  for bar, entry in zip(bars, entries, strict=True):
+    bar.set_alpha(1.0 if which in entry.learned else 0.35)
+  if len(values) <= 64:
+    for i, value in enumerate(values):
+      axis.text(i, value + 0.1, f'{value:.0f}', ha='center', va='bottom', fontsize=8)
 
 
 def bits_over_time(rows: Sequence[dict[str, Any]]) -> Figure | None:

@@ -1,0 +1,70 @@
+"""A whole run with every option at once, read back and compacted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from run_test import tiny
+
+from fracbits_jax import compact, cost, data, finished, progress, run
+
+
+@pytest.fixture(scope='module')
+def pruned(tmp_path_factory):
+  """Pruned and quantized with learned steps, bits drawn, penalty controlled, two budgets."""
+  folder = tmp_path_factory.mktemp('options')
+  config = tiny(folder)
+  config.phases = ('search', 'finetune')
+  config.quant.granularity = 'kernel'
+  config.quant.choices = tuple(range(9))
+  config.quant.scheme = 'lsq'
+  config.quant.stochastic = True
+  config.quant.input_choices = (2, 3, 4)  # so that kernels have to give way: to 0.5 bits on average
+  config.budget.controlled = True
+  config.budget.equivalent_bits = 1.0
+  config.budget.also.size = 0.0045
+  config.search.epochs = 2.0
+  config.finetune.epochs = 1.0
+  return run.run(config, folder / 'run'), folder / 'run'
+
+
+def test_every_option_at_once_holds_its_budgets(pruned):
+  result, workdir = pruned
+  left = finished.load(workdir)
+  assert left.result == result
+  budget, table = left.experiment.budget, left.experiment.layers
+  assert [b.metric for b in budget.all] == ['bitops', 'size']
+  bits = left.policy.bits()
+  assert budget.holds(bits, table)
+  assert budget.ratio(bits, table) > 0.99
+  assert left.policy.pruned_channels > 0
+  jax.tree.map(np.testing.assert_array_equal, left.variables['bits'], jax.tree.map(np.float32, bits))
+  rows = progress.read_rows(workdir)
+  assert rows[0]['multiplier'] != rows[-2]['multiplier'] or rows[0]['multiplier'] > 0
+
+
+def test_a_finished_run_compacts_to_a_network_with_the_same_answers(pruned):
+  _, workdir = pruned
+  left = finished.load(workdir)
+  experiment = left.experiment
+  model, shape = experiment.quant_model.clone(axis_name=None), experiment.dataset.image_shape
+  smaller, fewer = compact.compact(model, left.variables, shape)
+  bits = jax.tree.map(lambda x: np.asarray(x, np.float64), fewer['bits'])
+  table = cost.trace(smaller, shape)
+  assert sum(l.weights for l in table) < sum(l.weights for l in experiment.layers)
+  np.testing.assert_allclose(cost.bitops(bits, table), left.result['bitops_g'], rtol=1e-9)
+  np.testing.assert_allclose(cost.model_size(bits, table), left.result['size_mb'], rtol=1e-9)
+  images = jnp.float32(next(data.eval_batches(experiment.dataset, 'validation', batch_size=64))['image'])
+  expected = jax.jit(model.apply)(left.variables, images)
+  np.testing.assert_allclose(
+    jax.jit(smaller.apply)(fewer, images), expected, atol=1e-5 * float(jnp.abs(expected).max())
+  )
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='holds no finished run'):
+    finished.load(tmp_path)
+  for name in ('config.json', 'result.json'):
+    (tmp_path / name).write_text('{')
+  with pytest.raises(ValueError, match='is damaged'):
+    finished.load(tmp_path)
