@@ -1,6 +1,6 @@
-"""The recipe `digits` under a budget of size: kernels alone are quantized, weights take as much as at 2 bits.
+"""The recipe `digits` under a budget of size: kernels alone are quantized, and inputs stay float.
 
-python main.py --config=configs/digits_size.py    # as at 2 bits
+python main.py --config=configs/digits_size.py    # as at 2 bits, 0.05452 MB
 """
 
 from configs import base, digits
