@@ -93,6 +93,6 @@ def test_unknown_and_unprepared_data_are_explained(tmp_path):
     data.load('mnist3d')
   with pytest.raises(ValueError, match=r'imagenet2012 has not been prepared .* --config.data.dataset=digits') as caught:
     data.load('imagenet2012', data_dir=str(tmp_path))
-  assert 'download_and_prepare' in str(caught.value)
-  assert f'data_dir={str(tmp_path)!r}' in str(caught.value)
+  assert 'python -m fracbits_jax.prepare --dataset=imagenet2012' in str(caught.value)
+  assert f'--data_dir={tmp_path}' in str(caught.value)
   assert '\n' not in str(caught.value)
