@@ -195,7 +195,7 @@ def _start_worker(index: int, count: int) -> None:
 def _next(reader: grain.DatasetIterator) -> Batch:
   """The next batch; whatever ends a worker is told in one sentence."""
   try:
-    return next(reader)
+    return {name: np.asarray(value) for name, value in next(reader).items()}
   except RuntimeError as error:
     raise ChildProcessError(
       f'a worker process of the input ended ({str(error).split(".")[0]}): it may have been out of memory or out of '
