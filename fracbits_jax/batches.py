@@ -29,13 +29,33 @@ _IN_PLACE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # a worker
 _WORKER_BATCHES = 2  # that each worker has ready
 
 
+class _Draw(grain.transforms.RandomMap):
+  """Gives an example its random numbers, as the state of a generator; its image is not touched yet."""
+
+  def random_map(self, index: int, rng: np.random.Generator) -> tuple[int, dict[str, Any]]:
+    return index, rng.bit_generator.state
+
+
 @dataclasses.dataclass(frozen=True)
-class _Augment(grain.transforms.RandomMap):
+class _Augment:
+  """Makes the examples of a batch one after the other, each into its place: one image at a time is in memory."""
+
+  source: Sequence
   spec: Spec
   size: int
+  shared: bool  # whether the images lie in memory that the receiving process maps instead of copying
 
-  def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    image = element['image']
+  def __call__(self, drawn: Sequence[tuple[int, dict[str, Any]]]) -> Batch:
+    shape = (len(drawn), self.size, self.size, self.spec.channels)
+    create = grain.multiprocessing.SharedMemoryArray if self.shared else np.empty
+    batch = {'image': create(shape, np.uint8), 'label': np.empty(len(drawn), np.int32)}
+    rng = np.random.Generator(np.random.Philox())
+    for i, (index, state) in enumerate(drawn):
+      example, rng.bit_generator.state = self.source[index], state
+      batch['image'][i], batch['label'][i] = self._augment(example['image'], rng), example['label']
+    return batch
+
+  def _augment(self, image: np.ndarray | images.Encoded, rng: np.random.Generator) -> np.ndarray:
     if self.spec.resized_crop:
       image = images.random_resized_crop(image, self.size, rng)
     else:
@@ -44,20 +64,7 @@ class _Augment(grain.transforms.RandomMap):
       image = images.random_shift(image, self.spec.shift, rng)
     if self.spec.flip and rng.integers(2):
       image = images.flip(image)
-    return {'image': image, 'label': element['label']}
-
-
-def _stack(elements: Sequence[dict[str, Any]]) -> Batch:
-  return {name: np.stack([e[name] for e in elements]) for name in elements[0]}
-
-
-def _stack_shared(elements: Sequence[dict[str, Any]]) -> Batch:
-  """The batch, its images in memory that the receiving process maps instead of copying."""
-  batch = {name: np.stack([e[name] for e in elements]) for name in elements[0] if name != 'image'}
-  first = elements[0]['image']
-  shared = grain.multiprocessing.SharedMemoryArray((len(elements), *first.shape), first.dtype)
-  np.stack([e['image'] for e in elements], out=shared)
-  return {'image': shared, **batch}
+    return image
 
 
 class TrainBatches(Iterator[Batch]):
@@ -112,13 +119,14 @@ def train_batches(
   """
   index, count = shard
   epoch = len(dataset.train) // batch_size * batch_size
+  augment = _Augment(dataset.train, dataset.spec, dataset.image_size, shared=workers > 0)
   batches = (
-    grain.MapDataset.source(dataset.train)
+    grain.MapDataset.source(range(len(dataset.train)))
     .seed(seed)
     .shuffle()
-    .random_map(_Augment(dataset.spec, dataset.image_size))
+    .random_map(_Draw())
     .slice(slice(index, epoch, count))
-    .batch(batch_size // count, batch_fn=_stack_shared if workers else _stack)
+    .batch(batch_size // count, batch_fn=augment)
     .repeat()
   )
   return TrainBatches(batches, workers)
