@@ -121,7 +121,7 @@ def train_batches(
   epoch = len(dataset.train) // batch_size * batch_size
   augment = _Augment(dataset.train, dataset.spec, dataset.image_size, shared=workers > 0)
   batches = (
-    grain.MapDataset.source(range(len(dataset.train)))
+    grain.MapDataset.range(len(dataset.train))
     .seed(seed)
     .shuffle()
     .random_map(_Draw())
