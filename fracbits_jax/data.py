@@ -153,14 +153,19 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
       return tfds.builder(name, data_dir=data_dir)
   except ImportError as error:
     raise ValueError(
-      f'dataset {name!r} needs the Python module {error.name!r} to be described: install it, or give the images as '
-      f'data.dataset={FOLDER}'
+      f'dataset {name!r} needs the Python module {missing_module(error)!r} to be described: install it, or give the '
+      f'images as data.dataset={FOLDER}'
     ) from None
   except Exception:  # whatever the code of one of hundreds of sets raises
     raise ValueError(
       f'dataset {name!r} is unknown: choose one of {", ".join(SPECS)}, another image classification set of TFDS by its '
       f'name, or {FOLDER!r} with your own images in data.data_dir'
     ) from None
+
+
+def missing_module(error: ImportError) -> str:
+  """The name of the module that is missing; TFDS keeps it in the text only."""
+  return error.name or str(error).rpartition('No module named ')[2].strip("'") or str(error)
 
 
 def _derive(name: str, builder: tfds.core.DatasetBuilder) -> Spec:
