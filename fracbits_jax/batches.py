@@ -201,9 +201,11 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def _next(reader: grain.DatasetIterator) -> Batch:
-  """The next batch; whatever ends a worker is told in one sentence."""
+  """The next batch; an error says what the source or the worker says, without what Grain adds to it."""
   try:
     return {name: np.asarray(value) for name, value in next(reader).items()}
+  except ValueError as error:
+    raise ValueError(str(error)) from error
   except RuntimeError as error:
     raise ChildProcessError(
       f'a worker process of the input ended ({str(error).split(".")[0]}): it may have been out of memory or out of '
