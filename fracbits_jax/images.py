@@ -13,9 +13,8 @@ import cv2
 import numpy as np
 
 cv2.setNumThreads(0)  # one image is too small a task to share
-cv2.utils.logging.setLogLevel(
-  cv2.utils.logging.LOG_LEVEL_SILENT
-)  # what cannot be decoded is told by an error that names it
+# What cannot be decoded is told by an error that names it; OpenCV 4 and 5 have the switch in different places.
+(cv2.setLogLevel if hasattr(cv2, 'setLogLevel') else cv2.utils.logging.setLogLevel)(0)
 
 _SHORT_SIDE = 256 / 224  # of an image in evaluation, before its centre is cropped
 _JPEG_START, _JPEG_SCAN, _JPEG_END, _PNG_START, _PNG_END = b'\xff\xd8', b'\xff\xda', b'\xff\xd9', b'\x89PNG', b'IEND'
