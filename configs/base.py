@@ -45,10 +45,11 @@ def get_config() -> ConfigDict:
   config.model.relu6 = config_dict.placeholder(bool)  # None: False; only MobileNetV2 has it
 
   config.data = ConfigDict()
-  config.data.dataset = 'imagenet2012'
+  config.data.dataset = 'imagenet2012'  # any image classification set of TFDS; 'folder' for class folders in data_dir
   config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's own default
   config.data.image_size = config_dict.placeholder(int)  # None: the data set's own
-  config.data.batch_size = 256
+  config.data.batch_size = 256  # over all devices
+  config.data.workers = 0  # processes that read and augment images; 0: a thread, enough for small sets
 
   config.quant = ConfigDict()
   config.quant.granularity = 'layer'

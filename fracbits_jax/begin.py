@@ -122,9 +122,9 @@ def _penalty(experiment: Experiment, rate: optax.Schedule) -> penalty.Penalty:
 
 
 @functools.cache
-def evaluator(model: nn.Module, dataset: data.Dataset, batch_size: int) -> train.Evaluator:
+def evaluator(model: nn.Module, dataset: data.Dataset, batch_size: int, workers: int = 0) -> train.Evaluator:
   """The evaluator of a network; phases that share the network share its compiled step."""
-  return train.Evaluator(model, dataset, batch_size)
+  return train.Evaluator(model, dataset, batch_size, workers)
 
 
 def as_float32(tree: Any) -> Any:

@@ -1,25 +1,39 @@
-"""The input pipeline: TFDS prepares, Grain reads and shuffles, OpenCV decodes and crops.
+"""Data sets by name: TFDS prepares them, or they lie in class folders; what a network must know of them.
 
-Batches are dicts of NumPy arrays: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]`, and in evaluation `mask` float32
-`[N]`, which is 0 where an example only fills the last batch.
+`train_batches` and `eval_batches` read what is opened here.
 """
 
+import contextlib
 import dataclasses
 import importlib
-import math
+import io
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import cv2
-import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-cv2.setNumThreads(0)  # one image is too small a task to share
+from fracbits_jax import sources
+from fracbits_jax.batches import eval_batches, train_batches
+from fracbits_jax.images import centre_crop, pixels, random_resized_crop, random_shift
 
+__all__ = [
+  'FOLDER',
+  'SPECS',
+  'Dataset',
+  'Spec',
+  'centre_crop',
+  'check_name',
+  'eval_batches',
+  'load',
+  'random_resized_crop',
+  'random_shift',
+  'train_batches',
+]
+
+FOLDER = 'folder'  # the name of a data set that is a folder of classes
 _MEMORY_BYTES = 512 * 2**20
-_SHORT_SIDE = 256 / 224  # of an image in evaluation, before its centre is cropped
+_SMALL_IMAGE = 64  # up to this size images are shifted, above it they are cropped at random
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +43,8 @@ class Spec:
   Attributes:
     image_size: height and width that the network sees by default.
     channels: colour channels.
-    splits: TFDS splits for training, validation (choices are made on it) and test.
+    splits: TFDS splits for training, validation (choices are made on it) and test; `None` for those that
+      `sources.choose_splits` chooses.
     shift: largest random shift in training, in pixels each way.
     flip: whether training mirrors images at random.
     resized_crop: whether training takes a random crop of random size and shape (Szegedy et al. 2015), and evaluation
@@ -39,7 +54,7 @@ class Spec:
 
   image_size: int
   channels: int
-  splits: tuple[str, str, str]
+  splits: tuple[str, str, str] | None = None
   shift: int = 0
   flip: bool = False
   resized_crop: bool = False
@@ -47,52 +62,14 @@ class Spec:
 
 
 _CIFAR_SPLITS = ('train[:45000]', 'train[45000:]', 'test')
+_CROPPED = Spec(image_size=224, channels=3, flip=True, resized_crop=True)
 
 SPECS = {
   'digits': Spec(image_size=32, channels=1, splits=('train', 'validation', 'test'), shift=2, embedded=True),
   'cifar10': Spec(image_size=32, channels=3, splits=_CIFAR_SPLITS, shift=4, flip=True),
   'cifar100': Spec(image_size=32, channels=3, splits=_CIFAR_SPLITS, shift=4, flip=True),
-  'imagenet2012': Spec(
-    image_size=224, channels=3, splits=('train[10000:]', 'train[:10000]', 'validation'), flip=True, resized_crop=True
-  ),
+  'imagenet2012': dataclasses.replace(_CROPPED, splits=('train[10000:]', 'train[:10000]', 'validation')),
 }
-
-
-class _Memory:
-  """Decoded images in memory, as a random-access source."""
-
-  def __init__(self, images: np.ndarray, labels: np.ndarray):
-    self._images, self._labels = images, labels
-
-  def __len__(self) -> int:
-    return len(self._labels)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    return {'image': self._images[index], 'label': self._labels[index]}
-
-
-class _Encoded:
-  """A TFDS source whose images are decoded when they are read."""
-
-  def __init__(self, source: Sequence, channels: int):
-    self._source, self._channels = source, channels
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    example = self._source[index]
-    image = _decode(example['image'], self._channels)
-    return {'image': image, 'label': np.int32(example['label'])}
-
-
-def _decode(encoded: bytes, channels: int) -> np.ndarray:
-  """An image file's bytes as uint8 `[H, W, channels]`, RGB or grey."""
-  flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-  image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flag)
-  if image is None:
-    raise ValueError(f'an image of {len(encoded)} bytes cannot be decoded')
-  return image.reshape(*image.shape[:2], channels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,55 +79,130 @@ class Dataset:
   name: str
   spec: Spec
   image_size: int
-  num_classes: int
+  class_names: tuple[str, ...]
   train: Sequence
   validation: Sequence
   test: Sequence
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.class_names)
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
     """`[H, W, C]` of what the network sees."""
     return (self.image_size, self.image_size, self.spec.channels)
 
+  @property
+  def in_memory(self) -> bool:
+    """Whether all images are decoded already."""
+    return all(isinstance(split, sources.Memory) for split in (self.train, self.validation, self.test))
 
-def check_name(name: str) -> Spec:
-  """The spec of a data set; raises `ValueError` for an unknown name."""
-  if name not in SPECS:
-    raise ValueError(f'dataset {name!r} is unknown: choose one of {", ".join(SPECS)}')
-  return SPECS[name]
+
+def check_name(name: str, data_dir: str | None = None) -> Spec:
+  """The spec of a data set.
+
+  One that is not in `SPECS` is described by TFDS: images of one fixed square size up to 64 keep it and are shifted by
+  up to an eighth of it and mirrored in training, all others are cropped at random to 224 and mirrored. A folder of
+  classes has RGB images of any size, treated as the latter.
+
+  Raises:
+    ValueError: a name that is unknown to TFDS too, or a set that is not images with one label each.
+  """
+  if name in SPECS:
+    return SPECS[name]
+  return _CROPPED if name == FOLDER else _derive(name, _builder(name, data_dir))
 
 
 def load(name: str, *, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
-  """Opens a prepared data set; an embedded one is prepared on first use.
+  """Opens a prepared data set or a folder; an embedded one is prepared on first use.
+
+  Where `SPECS` does not fix the splits, `validation` and `test` serve where they exist. If one is missing, the other
+  is the test split and a tenth of `train`, at most 10,000 images, becomes validation; with `train` alone a tenth of it
+  is held out for each. What is held out is spread evenly over `train` and always the same.
 
   Args:
-    name: a name in `SPECS`.
-    data_dir: where TFDS keeps data; `None` for its own default.
+    name: a name in `SPECS`, any other image classification set of TFDS, or `folder`.
+    data_dir: where TFDS keeps data, `None` for its own default; the folder itself for `folder`.
     image_size: height and width for the network; `None` for the data set's own.
 
   Raises:
-    ValueError: unknown name, or data that has not been prepared.
+    ValueError: unknown name, data that have not been prepared, a folder that is not as `sources.open_folder` wants it.
   """
-  spec = check_name(name)
+  spec = check_name(name, data_dir)
+  if name == FOLDER:
+    class_names, splits = sources.open_folder(data_dir)
+  else:
+    class_names, splits = _open_prepared(name, spec, data_dir)
+  train, validation, test = (_decoded(split, spec) for split in splits)
+  return Dataset(
+    name=name,
+    spec=spec,
+    image_size=spec.image_size if image_size is None else image_size,
+    class_names=class_names,
+    train=train,
+    validation=validation,
+    test=test,
+  )
+
+
+def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  """TFDS's builder of a data set that need not be prepared."""
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a banner where TensorFlow is missing
+      return tfds.builder(name, data_dir=data_dir)
+  except ImportError as error:
+    raise ValueError(
+      f'dataset {name!r} needs the Python module {missing_module(error)!r} to be described: install it, or give the '
+      f'images as data.dataset={FOLDER}'
+    ) from None
+  except Exception:  # whatever the code of one of hundreds of sets raises
+    raise ValueError(
+      f'dataset {name!r} is unknown: choose one of {", ".join(SPECS)}, another image classification set of TFDS by its '
+      f'name, or {FOLDER!r} with your own images in data.data_dir'
+    ) from None
+
+
+def missing_module(error: ImportError) -> str:
+  """The name of the module that is missing; TFDS keeps it in the text only."""
+  return error.name or str(error).rpartition('No module named ')[2].strip("'") or str(error)
+
+
+def _derive(name: str, builder: tfds.core.DatasetBuilder) -> Spec:
+  features = builder.info.features
+  fits = isinstance(features, tfds.features.FeaturesDict) and {'image', 'label'} <= set(features)
+  if not fits or not (
+    isinstance(features['image'], tfds.features.Image) and isinstance(features['label'], tfds.features.ClassLabel)
+  ):
+    held = ', '.join(features) if isinstance(features, tfds.features.FeaturesDict) else type(features).__name__
+    raise ValueError(
+      f'dataset {name!r} is not made of an image and a class label each, it holds {held}: choose an image '
+      'classification set'
+    )
+  height, width, channels = features['image'].shape
+  channels = 1 if channels == 1 else 3
+  if height is None or height != width or height > _SMALL_IMAGE:
+    return dataclasses.replace(_CROPPED, channels=channels)
+  return Spec(image_size=height, channels=channels, shift=height // 8, flip=True)
+
+
+def _open_prepared(name: str, spec: Spec, data_dir: str | None) -> tuple[tuple[str, ...], Sequence[Sequence]]:
   if spec.embedded:
     importlib.import_module(f'fracbits_jax.datasets.{name}')
   try:
     builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
     if spec.embedded:
       _prepare(builder)
+    splits = spec.splits or sources.choose_splits(builder.info.splits)
     decoders = {'image': tfds.decode.SkipDecoding()}
-    sources = [builder.as_data_source(split, decoders=decoders) for split in spec.splits]
+    opened = [split and builder.as_data_source(split, decoders=decoders) for split in splits]
   except _NOT_READABLE:
     raise ValueError(_how_to_prepare(name, data_dir)) from None
-  size = spec.image_size if image_size is None else image_size
-  opened = [_open(source, spec) for source in sources]
-  return Dataset(
-    name=name,
-    spec=spec,
-    image_size=size,
-    num_classes=builder.info.features['label'].num_classes,
-    **dict(zip(('train', 'validation', 'test'), opened, strict=True)),
-  )
+  label = builder.info.features['label']
+  common = dict(name=name, channels=spec.channels, num_classes=label.num_classes)
+  named = zip(opened, splits, strict=True)
+  splits = (None if source is None else sources.Prepared(source, split=split, **common) for source, split in named)
+  return tuple(label.names), sources.complete(*splits)
 
 
 # What TFDS raises where data are missing, or are there in a format without random access.
@@ -166,14 +218,14 @@ _NOT_READABLE = (
 
 def _how_to_prepare(name: str, data_dir: str | None) -> str:
   folder = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
+  given = '' if data_dir is None else f' --data_dir={data_dir}'
   first = ''
   if name == 'imagenet2012':
     first = f'put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into {folder}/downloads/manual and '
-  given = '' if data_dir is None else f', data_dir={data_dir!r}'
   return (
-    f'{name} has not been prepared in {folder} as array_record files: {first}run tfds.builder({name!r}{given}, '
-    'file_format="array_record").download_and_prepare(), or try the same recipe on the embedded digits with '
-    '--config.data.dataset=digits --config.model.width=0.25'
+    f'{name} has not been prepared in {folder} as array_record files: {first}run python -m fracbits_jax.prepare '
+    f'--dataset={name}{given}, or give class folders with --config.data.dataset={FOLDER}, or try the same recipe on '
+    'the embedded digits with --config.data.dataset=digits --config.model.width=0.25'
   )
 
 
@@ -187,99 +239,11 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
     raise ValueError(f'{builder.name} cannot be written to {builder.data_dir}: {error.strerror}') from None
 
 
-def _open(source: Sequence, spec: Spec) -> Sequence:
+def _decoded(source: Sequence, spec: Spec) -> Sequence:
   """Images of one size that fit into memory are decoded once."""
-  encoded = _Encoded(source, spec.channels)
   if spec.resized_crop or len(source) * spec.image_size**2 * spec.channels > _MEMORY_BYTES:
-    return encoded
-  examples = [encoded[i] for i in range(len(encoded))]
-  return _Memory(np.stack([e['image'] for e in examples]), np.asarray([e['label'] for e in examples], np.int32))
-
-
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-  if image.shape[:2] == (height, width):
-    return image
-  shrinks = image.shape[0] * image.shape[1] > height * width
-  resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-  return resized.reshape(height, width, image.shape[2])
-
-
-def random_resized_crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-  """A crop of 8% to 100% of the area and of aspect 3/4 to 4/3, resized to `size` (Szegedy et al. 2015)."""
-  height, width = image.shape[:2]
-  for _ in range(10):
-    area = height * width * rng.uniform(0.08, 1)
-    aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-    if 0 < w <= width and 0 < h <= height:
-      top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-      return _resize(image[top : top + h, left : left + w], size, size)
-  return centre_crop(image, size)
-
-
-def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-  """The centre `size` x `size` of an image whose short side has been resized to 256/224 of that."""
-  height, width = image.shape[:2]
-  scale = size * _SHORT_SIDE / min(height, width)
-  image = _resize(image, max(size, round(height * scale)), max(size, round(width * scale)))
-  top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-  return image[top : top + size, left : left + size]
-
-
-def random_shift(image: np.ndarray, largest: int, rng: np.random.Generator) -> np.ndarray:
-  """The image moved by up to `largest` pixels each way, black where it left."""
-  height, width = image.shape[:2]
-  padded = np.pad(image, ((largest, largest), (largest, largest), (0, 0)))
-  top, left = rng.integers(2 * largest + 1, size=2)
-  return padded[top : top + height, left : left + width]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Augment(grain.transforms.RandomMap):
-  spec: Spec
-  size: int
-
-  def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    image = element['image']
-    if self.spec.resized_crop:
-      image = random_resized_crop(image, self.size, rng)
-    else:
-      image = _resize(image, self.size, self.size)
-    if self.spec.shift:
-      image = random_shift(image, self.spec.shift, rng)
-    if self.spec.flip and rng.integers(2):
-      image = image[:, ::-1]
-    return {'image': np.ascontiguousarray(image), 'label': element['label']}
-
-
-def train_batches(dataset: Dataset, *, batch_size: int, seed: int) -> grain.DatasetIterator:
-  """Endless training batches, shuffled anew and augmented anew in every epoch.
-
-  An epoch has `len(dataset.train) // batch_size` batches. The iterator's `get_state` and `set_state` give and take
-  its position.
-  """
-  batches = (
-    grain.MapDataset.source(dataset.train)
-    .seed(seed)
-    .shuffle()
-    .random_map(_Augment(dataset.spec, dataset.image_size))
-    .batch(batch_size, drop_remainder=True)
-    .repeat()
+    return source
+  examples = [source[i] for i in range(len(source))]
+  return sources.Memory(
+    np.stack([pixels(e['image']) for e in examples]), np.asarray([e['label'] for e in examples], np.int32)
   )
-  return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
-
-
-def eval_batches(dataset: Dataset, split: str, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-  """The batches of a split, each example exactly once; the last batch is filled up and masked."""
-  source, size = getattr(dataset, split), dataset.image_size
-  for start in range(0, len(source), batch_size):
-    examples = [source[i] for i in range(start, min(start + batch_size, len(source)))]
-    crop = centre_crop if dataset.spec.resized_crop else lambda image, size: _resize(image, size, size)
-    images = np.stack([crop(e['image'], size) for e in examples])
-    labels = np.asarray([e['label'] for e in examples], np.int32)
-    missing = batch_size - len(examples)
-    yield {
-      'image': np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
-      'label': np.pad(labels, (0, missing)),
-      'mask': np.pad(np.ones(len(examples), np.float32), (0, missing)),
-    }

@@ -21,6 +21,7 @@ _RANGES = (
   ('seed', 0, 2**31 - 1),
   ('model.width', 0.01, 16),
   ('data.image_size', 8, 4096),
+  ('data.workers', 0, math.inf),
   ('quant.calibration_batches', 0, math.inf),
   ('budget.kappa', 0, math.inf),
   ('budget.gain', 0, math.inf),
@@ -74,7 +75,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   """
   _check_phases(config)
   _check_numbers(config)
-  data.check_name(config.data.dataset)
+  data.check_name(config.data.dataset, config.data.data_dir)
   source = weights.find(config.init_from, workdir) if config.init_from is not None else None
   config = _with_demands(config, source)
   quant = quant_config(config)
@@ -130,11 +131,10 @@ def _check_phases(config: ConfigDict) -> None:
 
 
 def _check_numbers(config: ConfigDict) -> None:
-  devices, batch_size = jax.local_device_count(), config.data.batch_size
+  devices, batch_size = jax.device_count(), config.data.batch_size
   if batch_size < 1 or batch_size % devices:
     raise ValueError(
-      f'data.batch_size={batch_size} does not divide over the {devices} devices of this machine: give a multiple of '
-      f'{devices}'
+      f'data.batch_size={batch_size} does not divide over the {devices} devices: give a multiple of {devices}'
     )
   for name, least, most in _RANGES:
     _check_range(name, _at(config, name), least, most)

@@ -91,9 +91,9 @@ class Monitor:
     self._at, self._step = time.monotonic(), step
 
   def _validate(self, state: TrainState) -> float:
-    experiment = self._experiment
+    experiment, settings = self._experiment, self._experiment.config.data
     network = begin.model(experiment, self._phase)
-    evaluate = begin.evaluator(network, experiment.dataset, experiment.config.data.batch_size)
+    evaluate = begin.evaluator(network, experiment.dataset, settings.batch_size, settings.workers)
     return evaluate(state.variables, 'validation')['accuracy']
 
   def _costs(self, state: TrainState) -> dict[str, Any]:

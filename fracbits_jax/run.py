@@ -1,5 +1,6 @@
 """A run: its folder, its phases one after the other, its result."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -129,7 +130,13 @@ class Run:
     rate = begin.schedule(experiment, phase, steps=steps, steps_per_epoch=self.steps_per_epoch)
     optimizer = begin.optimizer(experiment, phase, rate)
     seed = self.config.seed + PHASES.index(phase)
-    batches = data.train_batches(experiment.dataset, batch_size=self.config.data.batch_size, seed=seed)
+    batches = data.train_batches(
+      experiment.dataset,
+      batch_size=self.config.data.batch_size,
+      seed=seed,
+      workers=self.config.data.workers,
+      shard=train.host_shard(),
+    )
     checkpoints = Checkpoints(self.workdir, phase)
     start = checkpoints.latest_step() or 0
     if start:
@@ -158,17 +165,18 @@ class Run:
       monitor.check(step, state)
       checkpoints.save(step, state, {'data': batches.get_state(), 'seconds': monitor.seconds()})
 
-    state = train.run_phase(
-      train.replicate(state),
-      begin.train_step(experiment, phase, optimizer, rate),
-      batches,
-      start=start,
-      steps=steps,
-      report_steps=min(self.steps_per_epoch, self.config.report_steps),
-      report=monitor.report,
-      save=save,
-      save_seconds=self.config.checkpoint_seconds,
-    )
+    with contextlib.closing(batches):
+      state = train.run_phase(
+        train.replicate(state),
+        begin.train_step(experiment, phase, optimizer, rate),
+        batches,
+        start=start,
+        steps=steps,
+        report_steps=min(self.steps_per_epoch, self.config.report_steps),
+        report=monitor.report,
+        save=save,
+        save_seconds=self.config.checkpoint_seconds,
+      )
     checkpoints.close()
     self.seconds = monitor.seconds()
     return train.unreplicate(state)
@@ -185,8 +193,9 @@ class Run:
     self.policy.save(path)
 
   def _test_accuracy(self, phase: str, variables: begin.Variables) -> float:
-    experiment = self.experiment
-    evaluate = begin.evaluator(begin.model(experiment, phase), experiment.dataset, self.config.data.batch_size)
+    experiment, settings = self.experiment, self.config.data
+    model = begin.model(experiment, phase)
+    evaluate = begin.evaluator(model, experiment.dataset, settings.batch_size, settings.workers)
     return evaluate(train.replicate(variables), 'test')['accuracy']
 
   def _result(self, states: dict[str, TrainState], accuracy: dict[str, float]) -> dict[str, Any]:

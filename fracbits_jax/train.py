@@ -11,11 +11,13 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fracbits_jax import data
 from fracbits_jax.penalty import Penalty
 
 AXIS = 'batch'  # the mapped axis: the devices that share a batch
+_STEPS_AHEAD = 2  # that may wait for the devices, each with its batch in their memory
 
 Batch = dict[str, jax.Array]
 
@@ -127,17 +129,38 @@ def shard(batch: dict[str, np.ndarray], devices: int | None = None) -> dict[str,
   return {name: x.reshape(parts, -1, *x.shape[1:]) for name, x in batch.items()}
 
 
+def to_devices(batch: dict[str, np.ndarray]) -> Batch:
+  """A batch on the local devices, as `pmap` takes it; the transfer goes on while the devices work."""
+  mesh = Mesh(jax.local_devices(), (AXIS,))
+  return jax.device_put(shard(batch), NamedSharding(mesh, PartitionSpec(AXIS)))
+
+
+def _limit_steps_ahead(results: list[dict[str, jax.Array]]) -> None:
+  if len(results) > _STEPS_AHEAD:
+    jax.block_until_ready(results[-1 - _STEPS_AHEAD])
+
+
+def host_shard() -> tuple[int, int]:
+  """Which share of a batch this process reads, `(index, count)`."""
+  return jax.process_index(), jax.process_count()
+
+
 class Evaluator:
   """Accuracy and loss of networks of one definition on the splits of a data set."""
 
-  def __init__(self, model: nn.Module, dataset: data.Dataset, batch_size: int):
+  def __init__(self, model: nn.Module, dataset: data.Dataset, batch_size: int, workers: int = 0):
     self._step = jax.pmap(make_eval_step(model), axis_name=AXIS)
-    self._dataset, self._batch_size = dataset, batch_size
+    self._dataset, self._batch_size, self._workers = dataset, batch_size, workers
 
   def __call__(self, variables: Any, split: str) -> dict[str, float]:
     """`accuracy` (0 to 1) and `loss` of replicated variables, each example counted once."""
-    batches = data.eval_batches(self._dataset, split, batch_size=self._batch_size)
-    sums = [self._step(variables, shard(batch)) for batch in batches]
+    batches = data.eval_batches(
+      self._dataset, split, batch_size=self._batch_size, workers=self._workers, shard=host_shard()
+    )
+    sums = []
+    for batch in batches:
+      sums.append(self._step(variables, to_devices(batch)))
+      _limit_steps_ahead(sums)
     total = jax.tree.map(lambda *x: float(np.sum([np.asarray(y)[0] for y in x])), *sums)
     return {'accuracy': total['right'] / total['count'], 'loss': total['loss'] / total['count']}
 
@@ -159,7 +182,8 @@ def run_phase(
   Args:
     state: replicated state after `start` steps; its buffers are given away.
     train_step: a mapped `train_step(state, batch) -> (state, metrics)`.
-    batches: yields global batches.
+    batches: yields this process's share of each batch. While the devices work on a step, the batch of the next one is
+      read and goes to them; none is read ahead at a report, so that a position saved there is that of the steps taken.
     start: steps already done.
     steps: length of the phase.
     report_steps: steps between two reports.
@@ -174,8 +198,9 @@ def run_phase(
   pending: list[dict[str, jax.Array]] = []
   saved_at = time.monotonic()
   for step in range(start + 1, steps + 1):
-    state, metrics = train_step(state, shard(next(batches)))
+    state, metrics = train_step(state, to_devices(next(batches)))
     pending.append(metrics)
+    _limit_steps_ahead(pending)
     if step % report_steps == 0 or step == steps:
       report(step, state, pending)
       pending = []

@@ -1,9 +1,13 @@
+import io
 import json
+import pickle
 
+import cv2
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
-from fracbits_jax import data
+from fracbits_jax import data, sources
 
 
 @pytest.fixture(scope='module')
@@ -61,24 +65,6 @@ def test_evaluation_counts_each_image_once(digits):
   np.testing.assert_array_equal(images, np.stack([digits.validation[i]['image'] for i in range(200)]))
 
 
-def test_crops_have_the_asked_size_and_show_the_image():
-  image = np.arange(300 * 400 * 3, dtype=np.uint32).reshape(300, 400, 3).astype(np.uint8)
-  rng = np.random.default_rng(0)
-  assert all(data.random_resized_crop(image, 64, rng).shape == (64, 64, 3) for _ in range(20))
-  assert data.random_resized_crop(image[:, :1], 64, rng).shape == (64, 64, 3)  # too narrow for any crop
-  flat = np.full((256, 320, 3), 7, np.uint8)
-  flat[:, 160 - 112 : 160 + 112] = 9  # the centre of an image whose short side is 256 already
-  np.testing.assert_array_equal(data.centre_crop(flat, 224), 9)
-
-
-def test_shifts_fill_with_black():
-  image = np.full((8, 8, 1), 5, np.uint8)
-  shifted = [data.random_shift(image, 2, np.random.default_rng(i)) for i in range(20)]
-  assert all(s.shape == (8, 8, 1) for s in shifted)
-  assert {int((s == 0).sum()) for s in shifted} > {0}
-  assert all((s == 5).sum() >= 36 for s in shifted)
-
-
 def test_data_in_a_format_without_random_access_are_explained(tmp_path):
   folder = tmp_path / 'cifar10' / '3.0.2'
   folder.mkdir(parents=True)
@@ -88,11 +74,106 @@ def test_data_in_a_format_without_random_access_are_explained(tmp_path):
     data.load('cifar10', data_dir=str(tmp_path))
 
 
+CLASSES = ('cat', 'dog', 'eel')
+
+
+def jpegs(split, count):
+  """`count` encoded images of various sizes, sorted by class, and their labels."""
+  rng = np.random.default_rng(len(split))
+  for i in range(count):
+    colours = rng.integers(0, 256, (4, 5, 3), np.uint8)
+    image = cv2.resize(colours, (70 + 3 * i, 60 + i), interpolation=cv2.INTER_CUBIC)
+    yield cv2.imencode('.jpg', image)[1].tobytes(), i * len(CLASSES) // count
+
+
+class SomeAnimals(tfds.core.GeneratorBasedBuilder):
+  """The images of `jpegs` in a split for training and one for validation, in their order."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    label = tfds.features.ClassLabel(names=CLASSES)
+    features = tfds.features.FeaturesDict({'image': tfds.features.Image(encoding_format='jpeg'), 'label': label})
+    return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples('train', 30), 'validation': self._generate_examples('validation', 7)}
+
+  def _generate_examples(self, split, count):
+    for i, (encoded, label) in enumerate(jpegs(split, count)):
+      yield i, {'image': io.BytesIO(encoded), 'label': -1 if (split, i) == ('validation', 5) else label}
+
+
+@pytest.fixture(scope='module')
+def animals(tmp_path_factory):
+  """The same images twice: prepared by TFDS, and as a folder of classes."""
+  root = tmp_path_factory.mktemp('animals')
+  for split, count in (('train', 30), ('val', 7)):
+    for i, (encoded, label) in enumerate(jpegs({'val': 'validation'}.get(split, split), count)):
+      path = root / split / CLASSES[label] / f'{i:02d}.{("JPG", "jpeg")[i % 2]}'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(encoded)
+  SomeAnimals(data_dir=str(root), file_format='array_record').download_and_prepare()
+  load = lambda name: data.load(name, data_dir=str(root), image_size=32)
+  return load('some_animals'), load('folder')
+
+
+def test_tfds_and_class_folders_give_the_same_batches(animals):
+  for dataset in animals:
+    assert dataset.class_names == CLASSES
+    assert [len(s) for s in (dataset.train, dataset.validation, dataset.test)] == [27, 3, 7]
+    assert dataset.spec.resized_crop
+  prepared, folder = (data.train_batches(dataset, batch_size=8, seed=1) for dataset in animals)
+  for _ in range(4):  # into the second epoch
+    a, b = next(prepared), next(folder)
+    assert a['image'].shape == (8, 32, 32, 3)
+    np.testing.assert_array_equal(a['image'], b['image'])
+    np.testing.assert_array_equal(a['label'], b['label'])
+  prepared, folder = (list(data.eval_batches(dataset, 'validation', batch_size=2)) for dataset in animals)
+  assert [b['mask'].tolist() for b in folder] == [[1, 1], [1, 0]]
+  assert {int(label) for b in folder for label in b['label'][b['mask'] == 1]} == {0, 1, 2}
+  for a, b in zip(prepared, folder, strict=True):
+    np.testing.assert_array_equal(a['image'], b['image'])
+
+
+def test_a_label_outside_the_range_is_refused_by_name(animals):
+  prepared, _ = animals
+  with pytest.raises(ValueError, match=r"some_animals, split 'validation', example 5 has the label -1: .* from 0 to 2"):
+    list(data.eval_batches(prepared, 'test', batch_size=4))
+
+
+def test_sources_can_be_sent_to_workers(animals, digits):
+  for source in (*(dataset.train for dataset in animals), digits.train):
+    again = pickle.loads(pickle.dumps(source))
+    assert again[2]['label'] == source[2]['label']
+    assert isinstance(source, sources.Memory) or again[2]['image'] == source[2]['image']
+
+
+@pytest.mark.parametrize(
+  ('name', 'size', 'shift', 'resized_crop', 'channels'),
+  [
+    ('mnist', 28, 3, False, 1),
+    ('svhn_cropped', 32, 4, False, 3),
+    ('stl10', 224, 0, True, 3),
+    ('food101', 224, 0, True, 3),
+  ],
+)
+def test_any_classification_set_of_tfds_has_a_spec(name, size, shift, resized_crop, channels):
+  spec = data.check_name(name)
+  assert (spec.image_size, spec.shift, spec.resized_crop, spec.channels) == (size, shift, resized_crop, channels)
+  assert spec.flip
+
+
+def test_sets_that_are_no_image_classification_are_refused():
+  with pytest.raises(ValueError, match=r"dataset 'voc' is not made of an image and a class label each, it holds image"):
+    data.check_name('voc')
+
+
 def test_unknown_and_unprepared_data_are_explained(tmp_path):
   with pytest.raises(ValueError, match=r"dataset 'mnist3d' is unknown: choose one of digits"):
     data.load('mnist3d')
   with pytest.raises(ValueError, match=r'imagenet2012 has not been prepared .* --config.data.dataset=digits') as caught:
     data.load('imagenet2012', data_dir=str(tmp_path))
-  assert 'download_and_prepare' in str(caught.value)
-  assert f'data_dir={str(tmp_path)!r}' in str(caught.value)
+  assert 'python -m fracbits_jax.prepare --dataset=imagenet2012' in str(caught.value)
+  assert f'--data_dir={tmp_path}' in str(caught.value)
   assert '\n' not in str(caught.value)

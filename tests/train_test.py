@@ -145,6 +145,19 @@ def test_evaluation_ignores_what_fills_the_last_batch():
   assert sums[0] == pytest.approx(sums[1])
 
 
+def test_batches_are_on_their_devices_before_the_step_is_called():
+  _, _, step, state = setting()
+  mapped = jax.pmap(step, axis_name='batch')
+  placed, state = train.to_devices(batch()), train.replicate(state)
+  assert placed['image'].dtype == jnp.uint8
+  assert [s.data.shape[:2] for s in placed['image'].addressable_shards] == [(1, 8)] * 4
+  state, _ = mapped(state, placed)
+  with jax.transfer_guard('disallow'):
+    mapped(state, placed)
+    with pytest.raises(Exception, match='Disallowed host-to-device transfer'):
+      mapped(state, train.shard(batch()))
+
+
 def test_the_loop_runs_reports_and_saves_each_step_once():
   seen = {'steps': [], 'reports': [], 'saves': []}
 

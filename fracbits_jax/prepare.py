@@ -1,0 +1,110 @@
+"""Prepares a TFDS data set for training: downloads it, or takes what was put into its folder, and writes array_record.
+
+python -m fracbits_jax.prepare --dataset=NAME [--data_dir=FOLDER] [--manual_dir=FOLDER]
+"""
+
+import argparse
+import contextlib
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from fracbits_jax import data
+from fracbits_jax.datasets import without_tensorflow
+
+_OPEN_FILES = 4096  # TFDS shuffles through a thousand files at once
+
+
+def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> str:
+  """Prepares a data set unless it is there already; says where it is and what its splits hold.
+
+  TensorFlow is used where it is installed, and needed by few sets: see `datasets/without_tensorflow.py`.
+
+  Raises:
+    ValueError: one sentence on what is unknown, missing, or could not be done.
+  """
+  if name == data.FOLDER:
+    raise ValueError('class folders are read as they are: nothing has to be prepared')
+  if data.check_name(name, data_dir).embedded:
+    importlib.import_module(f'fracbits_jax.datasets.{name}')
+  _raise_open_files()
+  without = contextlib.nullcontext() if without_tensorflow.is_installed() else without_tensorflow.stand_in()
+  builder = None
+  try:
+    with without:
+      builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
+      builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+  except Exception as error:  # whatever the code of one of hundreds of sets raises
+    raise ValueError(_sentence(name, builder, error)) from error
+  splits = ', '.join(f'{split} {info.num_examples:,}' for split, info in builder.info.splits.items())
+  classes = builder.info.features['label'].num_classes
+  return f'{name} {builder.version} is in {builder.data_dir}: {splits} images; {classes} classes'
+
+
+def _raise_open_files() -> None:
+  try:
+    import resource
+  except ImportError:  # not on Windows
+    return
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _sentence(name: str, builder: tfds.core.DatasetBuilder | None, error: Exception) -> str:
+  """What went wrong and what helps, for what TFDS and its builders raise."""
+  chain = [error]
+  while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+    chain.append(cause)
+  text = ' '.join(str(error).split())
+  modules = {type(e).__module__.split('.')[0] for e in chain}
+  numbers = {e.errno for e in chain if isinstance(e, OSError)}
+  instructions = ' '.join((getattr(builder, 'MANUAL_DOWNLOAD_INSTRUCTIONS', None) or '').split()).rstrip('.')
+  if builder is None:
+    return f'{name} cannot be opened: {text}; give another --data_dir if that holds it in another format'
+  if errno.ENOSPC in numbers or 'Not enough disk space' in text:
+    return f'there is no space left for {name} in {builder.data_dir}: make room or give another --data_dir'
+  if {'requests', 'urllib', 'urllib3', 'http', 'socket'} & modules:
+    return f'{name} cannot be downloaded: {text[:200]}; check the network connection and run the same command again'
+  if instructions and isinstance(error, AssertionError | FileNotFoundError):
+    return (
+      f'{name} has no automatic download: {instructions} (manual_dir is what --manual_dir names, by default '
+      f'downloads/manual in the --data_dir)'
+    )
+  if isinstance(error, ImportError) or (isinstance(error, AttributeError) and "'tensorflow'" in text):
+    module = data.missing_module(error) if isinstance(error, ImportError) else 'tensorflow'
+    return (
+      f'the preparation of {name} needs the Python module {module!r}: install it for that, or give the images as class '
+      f'folders with --config.data.dataset={data.FOLDER}'
+    )
+  if isinstance(error, OSError):
+    return f'{name} cannot be written to {builder.data_dir}: {error.strerror or text}; give another --data_dir'
+  return f'{name} could not be prepared, {type(error).__name__}: {text[:300]}'
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Prepares a TFDS data set, which a later run then reads; downloads it where it can be downloaded."""
+  parser = argparse.ArgumentParser(prog='python -m fracbits_jax.prepare', description=main.__doc__)
+  parser.add_argument('--dataset', required=True, help=f'{", ".join(data.SPECS)}, or any other TFDS name')
+  parser.add_argument('--data_dir', help=f'where TFDS keeps data, {tfds.core.constants.DATA_DIR} by default')
+  parser.add_argument('--manual_dir', help='where files lie that cannot be downloaded; downloads/manual in data_dir')
+  parser.add_argument('--debug', action='store_true', help='tells the whole error')
+  args = parser.parse_args(argv)
+  logging.set_verbosity(logging.WARNING)
+  try:
+    print(prepare(args.dataset, args.data_dir, args.manual_dir))
+  except ValueError as error:
+    if args.debug:
+      raise
+    sys.exit(f'error: {error}')
+  except KeyboardInterrupt:
+    sys.exit('\nstopped; the same command starts the preparation again')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,90 @@
+import contextlib
+import itertools
+import multiprocessing
+
+import numpy as np
+import pytest
+from images_test import encode, photo
+
+from fracbits_jax import data
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+  """A folder of 40 images in two classes, 36 for training, with one for evaluation that is cut off."""
+  root = tmp_path_factory.mktemp('pictures')
+  for i in range(44):
+    path = root / ('train' if i < 40 else 'test') / 'ab'[i % 2] / f'{i:02d}.jpg'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode(photo(40 + i, 50, seed=i)).data[: -30 if i == 42 else None])
+  return data.load('folder', data_dir=str(root), image_size=16)
+
+
+def take(batches, count):
+  return [{**batch} for batch in itertools.islice(batches, count)]
+
+
+def assert_equal(a, b):
+  assert len(a) == len(b)
+  for x, y in zip(a, b, strict=True):
+    assert x.keys() == y.keys()
+    for name in x:
+      np.testing.assert_array_equal(x[name], y[name], err_msg=name)
+
+
+def test_worker_processes_change_neither_batches_nor_positions(pictures):
+  create = lambda workers: data.train_batches(pictures, batch_size=8, seed=4, workers=workers)
+  thread = create(0)
+  expected = take(thread, 5)  # four batches an epoch
+  state = thread.get_state()
+  expected += take(thread, 4)
+  with contextlib.closing(create(2)) as batches:
+    assert_equal(take(batches, 5), expected[:5])
+    assert batches.get_state() == state
+  with contextlib.closing(create(1)) as batches:
+    batches.set_state(state)
+    assert_equal(take(batches, 4), expected[5:])
+
+
+def test_evaluation_is_the_same_with_workers(pictures):
+  expected = list(data.eval_batches(pictures, 'validation', batch_size=3))
+  assert_equal(list(data.eval_batches(pictures, 'validation', batch_size=3, workers=2)), expected)
+  assert sum(batch['mask'].sum() for batch in expected) == 4
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_error_is_the_same_sentence_with_workers(workers, pictures):
+  with pytest.raises(ValueError, match=r'test/a/42.jpg is cut off, its image data have no end: replace or remove it$'):
+    list(data.eval_batches(pictures, 'test', batch_size=3, workers=workers))
+
+
+def test_a_worker_that_died_is_explained(pictures):
+  with contextlib.closing(data.train_batches(pictures, batch_size=8, seed=0, workers=1)) as batches:
+    next(batches)
+    for child in multiprocessing.active_children():
+      child.kill()
+    with pytest.raises(
+      ChildProcessError, match=r'a worker process .* exit code -9.* give fewer data.workers'
+    ) as caught:
+      take(batches, 10)
+  assert '\n' not in str(caught.value)
+
+
+def test_the_shares_of_hosts_are_disjoint_and_together_the_whole_batch(pictures):
+  whole = take(data.train_batches(pictures, batch_size=10, seed=2), 5)  # three batches an epoch, six images left over
+  shares = [take(data.train_batches(pictures, batch_size=10, seed=2, shard=(i, 2)), 5) for i in range(2)]
+  for batch, first, second in zip(whole, *shares, strict=True):
+    for name in batch:
+      assert len(first[name]) == 5
+      np.testing.assert_array_equal(batch[name][0::2], first[name])
+      np.testing.assert_array_equal(batch[name][1::2], second[name])
+  assert len({image.tobytes() for image in whole[0]['image']}) == 10
+
+
+def test_hosts_evaluate_each_image_once_in_the_same_number_of_batches(pictures):
+  whole = list(data.eval_batches(pictures, 'train', batch_size=10))
+  shares = [list(data.eval_batches(pictures, 'train', batch_size=10, shard=(i, 5))) for i in range(5)]
+  assert {len(share) for share in shares} == {len(whole)} == {4}
+  seen = lambda batches: sorted(i.tobytes() for b in batches for i in b['image'][b['mask'] == 1])
+  assert seen(itertools.chain(*shares)) == seen(whole)
+  assert len(seen(whole)) == 36
