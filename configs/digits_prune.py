@@ -15,7 +15,7 @@ def get_config(equivalent_bits='2'):
   config.quant.input_choices = tuple(range(2, 9))
   config.budget.equivalent_bits = base.bits_argument(equivalent_bits)
   config.budget.controlled = True
-  # A kernel's bits see one channel's share of the layer's gradient: at ten times the weights' rate they hardly move, the
-  # search ends 26% over its budget, and no channel goes (measured on 16 x 16 images, kappa = 1).
+  # A kernel's bits see one channel's share of the layer's gradient: at ten times the weights' rate they hardly move,
+  # the search ends 26% over its budget, and no channel goes (measured on 16 x 16 images, kappa = 1).
   config.optimizer.bits_rate = 100.0
   return config
