@@ -46,9 +46,9 @@ def cell(name: str, seed: int, workdir: pathlib.Path) -> dict:
   if 'search' not in config.phases:
     config.finetune.epochs = config.search.epochs + config.finetune.epochs
   config.update_from_flattened_dict(changes)
+  start = digits.get_config()
+  start.update_from_flattened_dict({**SHORTER, 'seed': seed, 'phases': ('pretrain',), 'model.name': config.model.name})
   floats = workdir / f'float-{config.model.name}-{seed}'
-  start = config.copy_and_resolve_references()
-  start.phases = ('pretrain',)
   cells.run_cell(start, floats)
   folder = ''.join(c if c.isalnum() else '_' for c in name)
   return cells.run_cell(config, workdir / f'{folder}-{seed}', floats)
