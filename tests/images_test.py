@@ -64,6 +64,15 @@ def test_a_crop_is_decoded_at_no_less_than_its_size(monkeypatch):
   assert scales == [1, 1, 2, 2, 4]
 
 
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'BMP', 'WEBP'])
+def test_the_size_in_the_header_is_that_of_the_pixels(kind):
+  for options in ({}, {'progressive': True}, {'exif': b'Exif\0\0' + encode(photo(9, 9)).data}):
+    encoded = encode(photo(33, 50), kind, **options)
+    assert encoded.shape == encoded.decode().shape == (33, 50, 3)
+  filled = encode(photo(33, 50)).data.replace(b'\xff\xdb', b'\xff\xff\xdb', 1)  # markers may be preceded by fill bytes
+  assert images.Encoded(filled, 3, 'x').shape == (33, 50, 3)
+
+
 def test_the_orientation_of_a_camera_is_ignored():
   image, exif = photo(40, 60), Image.Exif()
   exif[0x0112] = 6  # a quarter turn
