@@ -70,7 +70,8 @@ def get_config() -> ConfigDict:
   config.budget.target = config_dict.placeholder(float)  # in the metric's unit; goes before equivalent_bits
   # Further budgets that have to hold as well, each in its unit.
   config.budget.also = ConfigDict({metric: config_dict.placeholder(float) for metric in ('bitops', 'size', 'lookup')})
-  # The penalty, fixed: kappa |cost / target - 1|; None: the target, which is the paper's 1 per GBitOP or MB.
+  # The penalty, fixed: kappa |cost / target - 1|; None: the target, which is the paper's 1 per GBitOP or MB; 1 for a
+  # lookup table or several budgets.
   config.budget.kappa = config_dict.placeholder(float)
   # The penalty, controlled: a multiplier that rises while the cost is over the target; there is no kappa to tune.
   config.budget.controlled = False

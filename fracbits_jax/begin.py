@@ -1,5 +1,6 @@
 """What a phase begins with: its variables, its optimizer, its step."""
 
+import contextlib
 import functools
 from typing import Any
 
@@ -56,8 +57,9 @@ def quantized_variables(experiment: Experiment, variables: Variables, bits: Any)
   if not given.keys() >= set(clips):
     params = calibrate.kernel_ranges(params, bits, quant_configs)
   if config.quant.calibration_batches and not given.keys() >= set(clips):
-    batches = data.train_batches(dataset, batch_size=config.data.batch_size, seed=config.seed)
-    images = [jnp.asarray(next(batches)['image'], jnp.float32) for _ in range(config.quant.calibration_batches)]
+    reader = data.train_batches(dataset, batch_size=config.data.batch_size, seed=config.seed)
+    with contextlib.closing(reader) as batches:
+      images = [jnp.asarray(next(batches)['image'], jnp.float32) for _ in range(config.quant.calibration_batches)]
     samples = calibrate.sample_inputs(experiment.float_model, variables, images)
     params = calibrate.clips(params, bits, samples, quant_configs)
   return {'params': params, 'bits': bits, 'batch_stats': variables['batch_stats']}
@@ -116,7 +118,9 @@ def _penalty(experiment: Experiment, rate: optax.Schedule) -> penalty.Penalty:
   config, bits_rate = experiment.config.budget, experiment.config.optimizer.bits_rate
   common = dict(budget=experiment.budget, layers=experiment.layers)
   if not config.controlled:
-    return penalty.Penalty(**common, kappa=experiment.budget.target if config.kappa is None else config.kappa)
+    # The paper's strength is 1 per GBitOP or MB; costs by a table have units of any size.
+    usual = 1.0 if experiment.budget.also or experiment.budget.table else experiment.budget.target
+    return penalty.Penalty(**common, kappa=usual if config.kappa is None else config.kappa)
   controller = penalty.Controller(gain=config.gain, damping=config.damping, rate=lambda step: bits_rate * rate(step))
   return penalty.Penalty(**common, controller=controller)
 

@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 MAX_BITS = 16
 
@@ -53,6 +55,15 @@ def neighbours(bits: jax.Array, choices: tuple[int, ...]) -> tuple[jax.Array, ja
   index = jnp.searchsorted(table[1:-1], bits, side='right', method='compare_all')
   low, high = table[index], table[index + 1]
   return low, high, (bits - low) / (high - low)
+
+
+def gate(bits: Any) -> Any:
+  """min(bits, 1), what is left of a channel whose kernel has that many bits; NumPy gives NumPy, JAX gives JAX.
+
+  The derivative is 1 below 1 bit and 0 from there on.
+  """
+  xp = jnp if isinstance(bits, jax.Array) else np
+  return xp.where(bits < 1, bits, 1.0)
 
 
 def draw_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -27,7 +27,8 @@ def compact(model: nn.Module, variables: Any, image_shape: Sequence[int]) -> tup
     image_shape: `[H, W, C]`.
 
   Returns:
-    The smaller network, whose `kept` says how many channels each layer kept, and its variables.
+    The smaller network, whose `kept` says how many channels each layer kept, and its variables. Its batch norm averages
+    over no mapped axis.
 
   Raises:
     ValueError: a network that cannot prune; bits that are not integers; a layer without any channel left.
@@ -41,6 +42,7 @@ def compact(model: nn.Module, variables: Any, image_shape: Sequence[int]) -> tup
   kept = _kept_channels(variables['bits'], layers)
   smaller = model.clone(
     quant=dataclasses.replace(model.quant, choices=model.quant.choices[1:]),
+    axis_name=None,
     kept=FrozenDict({name: len(channels) for name, channels in kept.items()}),
   )
   flat = {tuple(k): np.asarray(v) for k, v in traverse_util.flatten_dict(dict(variables)).items()}

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -52,6 +52,12 @@ def _mean(value: Any, bits: Bits, layer: Layer) -> Any:
   return mean if kept is None else mean * kept.mean()
 
 
+def _sum(values: Iterable[Any]) -> Any:
+  """The sum, of plain numbers to the last digit: two assignments that cost the same are the same to a budget."""
+  values = list(values)
+  return sum(values) if any(isinstance(v, jax.Array) for v in values) else math.fsum(values)
+
+
 def bitops(bits: Bits, layers: Sequence[Layer]) -> Any:
   """BitOPs of one example, the sum of M w a over the layers, in 10^9 (GBitOPs).
 
@@ -64,12 +70,12 @@ def bitops(bits: Bits, layers: Sequence[Layer]) -> Any:
   Raises:
     ValueError: if a layer's bits are missing.
   """
-  return sum(l.macs * 1e-9 * _mean(_at(bits, l, 'kernel'), bits, l) * _at(bits, l, 'input') for l in layers)
+  return _sum(l.macs * 1e-9 * _mean(_at(bits, l, 'kernel'), bits, l) * _at(bits, l, 'input') for l in layers)
 
 
 def model_size(bits: Bits, layers: Sequence[Layer]) -> Any:
   """Size of the weights, the sum of K w / 8 and 4 bytes for each bias, in 10^6 bytes (MB). Arguments as `bitops`."""
-  return sum(l.weights * 0.125e-6 * _mean(_at(bits, l, 'kernel'), bits, l) + l.biases * 4e-6 for l in layers)
+  return _sum(l.weights * 0.125e-6 * _mean(_at(bits, l, 'kernel'), bits, l) + l.biases * 4e-6 for l in layers)
 
 
 def lookup_cost(bits: Bits, layers: Sequence[Layer], table: lookup.Table) -> Any:
@@ -84,7 +90,7 @@ def lookup_cost(bits: Bits, layers: Sequence[Layer], table: lookup.Table) -> Any
     allowed = table.over(kernel_bits, l.input_choices if l.input_bits is None else (l.input_bits,))
     return l.macs * 1e-9 * _mean(allowed.per_mac(l.kind, _at(bits, l, 'kernel'), _at(bits, l, 'input')), bits, l)
 
-  return sum(map(layer_cost, layers))
+  return _sum(map(layer_cost, layers))
 
 
 METRICS = ('bitops', 'size', 'lookup')
@@ -130,6 +136,12 @@ class Budget:
     if self.table is not None:
       return lookup_cost(bits, layers, self.table)
     return {'bitops': bitops, 'size': model_size}[self.metric](bits, layers)
+
+  def spent(self, bits: Bits, layers: Sequence[Layer]) -> tuple[dict[str, Any], ...]:
+    """What `bits` cost under this budget and those beside it: metric, unit, target and cost of each."""
+    return tuple(
+      {'metric': b.metric, 'unit': b.unit, 'target': b.target, 'cost': float(b.cost(bits, layers))} for b in self.all
+    )
 
   def ratio(self, bits: Bits, layers: Sequence[Layer]) -> Any:
     """C(bits) / C_target, of the budget that is used most."""
@@ -181,7 +193,7 @@ def budget(
     target: the budget in the metric's unit.
     equivalent_bits: instead of a target, the bit-width whose uniform assignment costs as much.
     table: the lookup table of the metric `lookup`.
-    also: budgets that have to hold as well, made by this function.
+    also: budgets that have to hold as well.
 
   Raises:
     ValueError: unless exactly one of target and equivalent_bits is given; if no allowed assignment meets the target,
@@ -189,13 +201,21 @@ def budget(
   """
   if (target is None) == (equivalent_bits is None):
     raise ValueError(f'a budget needs one of target={target} and equivalent_bits={equivalent_bits}: give exactly one')
-  if table is not None:
-    table.check(layers)
+  for found in (table, *(b.table for b in also)):
+    if found is not None:
+      found.check(layers)
   given = f'target={target}'
   if target is None:
     given = f'equivalent_bits={equivalent_bits}'
     target = _cost(metric, uniform_bits(layers, equivalent_bits), layers, table)
   result = Budget(metric=metric, target=target, table=table, also=tuple(also))
+  for other in result.also:
+    least = cost_range(other.metric, layers, other.table)[0]
+    if other.target < least:
+      raise ValueError(
+        f'the {other.metric} budget beside it, {other.target:.6g} {other.unit}, cannot be met by any allowed bits: '
+        f'give at least {least:.6g} {other.unit}, or allow other bit-widths'
+      )
   low, high = cost_range(metric, layers, table)
   if not low <= target < high:
     problem = 'cannot be met by any' if target < low else 'is already met by the largest'
@@ -241,8 +261,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     layers = trace(model, (1, args.image_size, args.image_size, args.channels))
     table = None if args.table is None else lookup.load(args.table)
     if table is not None:
-      asked = (math.ceil(args.bits),)
-      table.check([dataclasses.replace(l, choices=asked, input_choices=asked) for l in layers])
+      asked = tuple(sorted({math.floor(args.bits), math.ceil(args.bits)}))
+      layers = tuple(dataclasses.replace(l, choices=asked, input_choices=asked) for l in layers)
+      table.check(layers)
   except ValueError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2

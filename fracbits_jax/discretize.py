@@ -31,18 +31,26 @@ class Vector:
     self.starts = np.cumsum([0, *sizes])
     self.last = np.repeat([len(choices) - 1 for *_, choices in self.slots], sizes).astype(float)
     self.lowest = np.zeros_like(self.last)
-    self.priced = np.zeros(self.last.shape, bool)
-    least, most = self._total(self.lowest), self._total(self.last)
+    self.priced_by = np.zeros((len(budget.all), self.last.size), bool)
+    least, most = self._costs(self.lowest), self._costs(self.last)
     for i in range(len(self.slots)):
       # From both ends: nothing depends on the kernels that a pruned layer feeds, and 4-bit inputs may cost as much as
       # 8-bit ones where the kernel has 8 bits.
       lowered, raised = self.last.copy(), self.lowest.copy()
       lowered[self.units(i)], raised[self.units(i)] = 0, self.last[self.units(i)]
-      self.priced[self.units(i)] = self._total(lowered) < most or self._total(raised) > least
+      matters = (self._costs(lowered) < most) | (self._costs(raised) > least)
+      self.priced_by[:, self.units(i)] = matters[:, None]
+    self.priced = self.priced_by.any(axis=0)
 
-  def _total(self, positions: np.ndarray) -> float:
+  def _costs(self, positions: np.ndarray) -> np.ndarray:
+    """The cost under each budget, in targets."""
     bits = self.bits(positions)
-    return sum(float(b.cost(bits, self.layers)) / b.target for b in self.budget.all)
+    return np.array([float(b.cost(bits, self.layers)) / b.target for b in self.budget.all])
+
+  def open(self, positions: np.ndarray) -> np.ndarray:
+    """The bit-widths that are priced, and by no budget that is used up."""
+    used_up = self._costs(positions) >= ENOUGH
+    return self.priced & ~self.priced_by[used_up].any(axis=0)
 
   def keep_a_channel(self, wanted: np.ndarray) -> None:
     """Raises the lowest position of each prunable layer's widest channel to 1: no layer may vanish."""
@@ -85,21 +93,28 @@ class Vector:
 
 
 def _offset(vector: Vector, wanted: np.ndarray) -> np.ndarray:
-  """The rounded positions for the largest offset, at most 0, with which they meet the target."""
-  shifted = lambda offset: vector.round(wanted + offset * vector.priced)
-  low, high = -(wanted.max(initial=0) + 1), 0.0
-  if vector.fits(shifted(0.0)):
-    return shifted(0.0)
-  for _ in range(_BISECTIONS):
-    middle = (low + high) / 2
-    low, high = (middle, high) if vector.fits(shifted(middle)) else (low, middle)
-  found = shifted(low)
+  """The rounded positions for the largest offsets, at most 0, with which they meet each budget.
+
+  A budget moves what it prices and nothing else, so a second one costs no bits that cannot help it.
+  """
+  offsets = np.zeros_like(wanted)
+  for budget, priced in zip(vector.budget.all, vector.priced_by, strict=True):
+    shifted = lambda offset: vector.round(wanted + offset * priced)  # noqa: B023
+    holds = lambda at: budget.cost(vector.bits(at), vector.layers) <= budget.target  # noqa: B023
+    low, high = -(wanted.max(initial=0) + 1), 0.0
+    if holds(shifted(high)):
+      continue
+    for _ in range(_BISECTIONS):
+      middle = (low + high) / 2
+      low, high = (middle, high) if holds(shifted(middle)) else (low, middle)
+    offsets = np.minimum(offsets, low * priced)
+  found = vector.round(wanted + offsets)
   return found if vector.fits(found) else vector.lowest.copy()
 
 
 def _raise(vector: Vector, wanted: np.ndarray, at: np.ndarray, candidates: np.ndarray) -> np.ndarray:
   """Moves candidates up by one position each, largest remainder first, leaving out those that would not fit."""
-  order = np.flatnonzero(candidates & vector.priced & (at < vector.last))
+  order = np.flatnonzero(candidates & (at < vector.last))
   order = order[np.argsort((at - wanted)[order], kind='stable')]
 
   def raised(count: int) -> np.ndarray:
@@ -108,7 +123,8 @@ def _raise(vector: Vector, wanted: np.ndarray, at: np.ndarray, candidates: np.nd
     return result
 
   for _ in range(_REFUSALS):
-    if not order.size or vector.cost(at) >= ENOUGH:
+    order = order[vector.open(at)[order]]
+    if not order.size:
       break
     # The cost grows with every unit, so the longest prefix that fits is found by bisection.
     low, high = 0, order.size
@@ -134,7 +150,9 @@ def _options(
       ways.append([at[units]])
     elif vector.slots[i][2]:
       moves = range(-reach, reach + 1)
-      ways.append([np.clip(at[units] + move, vector.lowest[units], vector.last[units]) for move in moves])
+      kept = (at[units] > 0) | ~np.array(vector.slots[i][0].prunes)
+      lowest = np.maximum(vector.lowest[units], vector.slots[i][0].prunes)
+      ways.append([np.where(kept, np.clip(at[units] + move, lowest, vector.last[units]), 0) for move in moves])
     else:
       ways.append([np.asarray([position], float) for position in range(reach + 1)])
   found = []

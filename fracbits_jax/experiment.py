@@ -170,6 +170,12 @@ def _with_demands(config: ConfigDict, source: weights.Source | None) -> ConfigDi
 def quant_config(config: ConfigDict) -> QuantConfig:
   """How the configured network is quantized; raises `ValueError` for settings that are not possible."""
   q = config.quant
+  if 0 in q.choices and q.granularity != 'kernel':
+    raise ValueError(
+      f'quant.choices={tuple(q.choices)} allows 0 bits, a pruned channel: set quant.granularity=kernel, or take 0 out'
+    )
+  if 0 in (q.input_choices or ()):
+    raise ValueError(f'quant.input_choices={tuple(q.input_choices)} allows inputs of 0 bits: give bit-widths from 1 on')
   return QuantConfig(
     granularity=q.granularity,
     choices=tuple(q.choices),
@@ -207,10 +213,14 @@ def _budget(config: Any, layers: tuple[cost.Layer, ...]) -> cost.Budget:
     raise ValueError(
       f'a lookup budget needs budget.table: give one of {", ".join(lookup.names())}, or the path of a CSV file'
     )
+  if config.table is not None and config.metric != 'lookup' and config.also.lookup is None:
+    raise ValueError(
+      f'budget.table={config.table!r} is used by no budget: give budget.metric=lookup or budget.also.lookup as well'
+    )
   table = None if config.table is None else lookup.load(config.table)
   of = lambda metric: table if metric == 'lookup' else None
   also = [
-    cost.budget(metric, layers, target=target, table=of(metric))
+    cost.Budget(metric=metric, target=target, table=of(metric))
     for metric, target in config.also.items()
     if target is not None
   ]

@@ -43,8 +43,13 @@ def load(workdir: str | os.PathLike) -> Finished:
     raise ValueError(f'{workdir} holds no finished run: give a folder with config.json and result.json') from None
   except ValueError:
     raise ValueError(f'{workdir} is damaged: its config.json or its result.json is not JSON') from None
-  experiment = prepare(ConfigDict(config), workdir)
+  try:
+    experiment = prepare(ConfigDict(config), workdir)
+  except (AttributeError, KeyError, TypeError):
+    raise ValueError(f'{workdir} was left by another version: its config.json lacks fields of this one') from None
   phase = experiment.config.phases[-1]
+  if not (workdir / 'checkpoints' / phase).is_dir():
+    raise ValueError(f'{workdir} has lost the checkpoints of {phase}, so its network cannot be read back')
   checkpoints = Checkpoints(workdir, phase, create=False)
   state, _ = checkpoints.restore()
   checkpoints.close()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from fracbits_jax import bitwidths
 from fracbits_jax.layers import FLOAT_BITS, QuantConfig, QuantConv, QuantDense, watch_layers
 
 Bits = Mapping[str, Any]
@@ -139,8 +140,7 @@ def gates(bits: Bits, layer: Layer) -> Any:
   """min(bits, 1) of the channels that make a layer's inputs `[C]`, 0 for the pruned ones; `None` where none can be."""
   if layer.source is None:
     return None
-  value = bits_of(bits, layer.source, 'kernel')
-  return jnp.minimum(value, 1) if isinstance(value, jax.Array) else np.minimum(value, 1)
+  return bitwidths.gate(bits_of(bits, layer.source, 'kernel'))
 
 
 def fill_bits(layers: Sequence[Layer], value: Callable[[Layer, str, tuple[int, ...], tuple[int, ...]], Any]) -> dict:

@@ -44,7 +44,8 @@ class QuantConfig:
       size of kernels and inputs.
     stochastic: draw one of the two neighbouring bit-widths instead of interpolating, wherever the network is applied
       with a random stream `bits`.
-    sat: rescale the quantized kernel as SAT does where no batch norm follows the layer.
+    sat: rescale the quantized kernel as SAT does where no batch norm follows the layer; not with `lsq`, whose ranges
+      are learned.
     alpha_init: where the clip of the inputs starts.
   """
 
@@ -67,6 +68,8 @@ class QuantConfig:
     if self.scheme not in SCHEMES:
       raise ValueError(f'scheme={self.scheme!r} is unknown: choose one of {", ".join(map(repr, SCHEMES))}')
     object.__setattr__(self, 'choices', bitwidths.check_choices(self.choices))
+    if self.choices == (0,):
+      raise ValueError('choices=(0,) would leave nothing of a kernel: allow at least one bit-width above 0')
     try:
       allowed = bitwidths.check_choices(self.allowed_input_bits)
       object.__setattr__(self, 'input_choices', None if self.input_choices is None else allowed)
@@ -79,6 +82,10 @@ class QuantConfig:
         raise ValueError(
           f'{name}={value!r} is not a fixed bit-width: give an integer from 0 to {largest}, or None to learn it'
         )
+    if self.stochastic and self.prunes:
+      raise ValueError(
+        'stochastic=True cannot prune: a gate does not follow what is drawn, so take 0 out of choices or interpolate'
+      )
     if not self.init_bits >= 0:
       raise ValueError(f'init_bits={self.init_bits!r} is not a bit-width: give a number of at least 0')
     if not self.alpha_init > 0:
@@ -160,7 +167,7 @@ class _Quantized(nn.Module):
       quantized = lsq.kernel(kernel, bits, super().param('kernel_alpha', start), **how)
     else:
       quantized = quantize.kernel(kernel, bits, scheme=quant.scheme, kept=kept, **how)
-    return quantize.rescale(quantized, kept) if quant.sat else quantized
+    return quantize.rescale(quantized, kept) if quant.sat and quant.scheme != 'lsq' else quantized
 
   @nn.nowrap
   def _kept(self, kernel: jax.Array, bits: jax.Array | int) -> jax.Array | None:
@@ -176,7 +183,7 @@ class _Quantized(nn.Module):
 
 def gate(module: nn.Module, source: str) -> jax.Array:
   """The gates of a prunable layer's channels, min(bits, 1) `[C]`, as seen by a module beside it that runs later."""
-  return jnp.minimum(module.parent.variables['bits'][source]['kernel'], 1)
+  return bitwidths.gate(module.parent.variables['bits'][source]['kernel'])
 
 
 class QuantConv(_Quantized, nn.Conv):

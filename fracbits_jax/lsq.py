@@ -7,6 +7,9 @@ its size, alpha is moved by: with ds = g dL/ds and dL/ds = Q dL/dalpha that is d
 
     kernels and signed inputs:  Q = 2^(b - 1), levels -Q, ..., Q - 1 = Q_P     (two's complement)
     unsigned inputs:            Q = 2^b - 1 = Q_P, levels 0, ..., Q            (the grid of `quantize.activation`)
+
+At 1 bit two's complement would be -Q and 0, where no positive weight has a gradient; kernels and signed inputs take
+-alpha / 2 and alpha / 2 instead.
 """
 
 import functools
@@ -48,15 +51,16 @@ def gradient_scale(bits: jax.Array, count: int, *, signed: bool) -> jax.Array:
 
 
 def _level(ratio: jax.Array, bits: jax.Array) -> jax.Array:
-  """Two's complement levels in units of the range, `[-1, 1 - 2^(1 - b)]`; 0 at 0 bits."""
+  """Two's complement levels in units of the range, `[-1, 1 - 2^(1 - b)]`; -1/2 and 1/2 at 1 bit, 0 at 0 bits."""
   half = jnp.ldexp(jnp.float32(0.5), bits.astype(jnp.int32))
-  return jnp.where(bits > 0, jnp.clip(jnp.round(ratio * half), -half, half - 1) / half, 0)
+  many = jnp.clip(jnp.round(ratio * half), -half, half - 1) / half
+  return jnp.where(bits > 1, many, jnp.where(bits > 0, jnp.where(ratio < 0, -0.5, 0.5), 0))
 
 
 def _inside(ratio: jax.Array, bits: jax.Array) -> jax.Array:
   """1 where a value is rounded and 0 where it is clipped; at 0 bits 1 on [-1, 1], so that a weight can return."""
   half = jnp.ldexp(jnp.float32(0.5), bits.astype(jnp.int32))
-  return ((ratio >= -1) & (ratio <= jnp.where(bits > 0, (half - 1) / half, 1))).astype(jnp.float32)
+  return ((ratio >= -1) & (ratio <= jnp.where(bits > 1, (half - 1) / half, 1))).astype(jnp.float32)
 
 
 def _range_slope(ratio: jax.Array, bits: jax.Array) -> jax.Array:
@@ -101,7 +105,8 @@ def kernel(
 ) -> jax.Array:
   """Quantizes a kernel with a learned step size, at real bit-widths.
 
-      q_b(w) = s clip(round(w / s), -2^(b-1), 2^(b-1) - 1),    s = |alpha| / 2^(b-1);    q_0(w) = 0
+      q_b(w) = s clip(round(w / s), -2^(b-1), 2^(b-1) - 1),    s = |alpha| / 2^(b-1),    for b >= 2
+      q_1(w) = |alpha| / 2 where w >= 0, else -|alpha| / 2;    q_0(w) = 0
 
   Between integers the two neighbours are interpolated, as in `quantize.fractional`. The gradient of `w` is
   straight-through inside the range and 0 outside; the one of alpha is LSQ's, with its scale (see the module).

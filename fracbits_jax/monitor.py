@@ -105,5 +105,7 @@ class Monitor:
       'unit': budget.unit,
       'target': budget.target,
       'cost': float(budget.cost(bits, self._experiment.layers)),
+      'ratio': float(budget.ratio(bits, self._experiment.layers)),
+      'budgets': budget.spent(bits, self._experiment.layers),
       'bits': {name: round(float(np.mean(value)), 4) for name, value in flat.items()},
     }

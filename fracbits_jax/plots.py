@@ -164,7 +164,7 @@ def cost_over_time(rows: Sequence[dict[str, Any]]) -> Figure | None:
     figure, axis = new_figure(2.8)
     epochs = _over_epochs(axis, rows)
     axis.axhline(1, color='#333333', linewidth=1, linestyle='--')
-    axis.plot(epochs, [row['cost'] / row['target'] for row in rows], color=KERNEL, linewidth=1.8)
+    axis.plot(epochs, [row['ratio'] for row in rows], color=KERNEL, linewidth=1.8)
     axis.set_ylabel('cost / target')
     return figure
 

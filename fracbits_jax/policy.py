@@ -61,6 +61,7 @@ class Policy:
     cost: what the policy costs in that metric.
     bitops_g: GBitOPs for one example.
     size_mb: size in MB.
+    also: metric, unit, target and cost of the budgets that hold beside this one.
   """
 
   layers: tuple[Entry, ...]
@@ -70,6 +71,7 @@ class Policy:
   cost: float
   bitops_g: float
   size_mb: float
+  also: tuple[Mapping[str, Any], ...] = ()
 
   @property
   def pruned_channels(self) -> int:
@@ -125,6 +127,8 @@ def _mismatches(entry: Entry, layer: Layer) -> list[str]:
         problems.append(f'has {value} {which} bits in the policy and {fixed} in the network')
       continue
     shape, choices = specs[which]
+    if which == 'kernel' and layer.prunes and not value.any():
+      problems.append('has no channel left in the policy')
     if value.shape != shape:
       problems.append(f'has {which} bits of shape {value.shape} in the policy and {shape} in the network')
     elif not np.isin(value, choices).all():
@@ -158,6 +162,7 @@ def from_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> Policy:
     cost=total,
     bitops_g=float(costs.bitops(bits, layers)),
     size_mb=float(costs.model_size(bits, layers)),
+    also=budget.spent(bits, layers)[1:],
   )
 
 
@@ -201,7 +206,15 @@ def _parse(document: Any) -> Policy:
     raise ValueError(f'it has the metric {metric!r}: this program knows {", ".join(costs.METRICS)}')
   unit = _field(document, 'unit', str)
   numbers = {key: _number(document, key) for key in ('target', 'cost', 'bitops_g', 'size_mb')}
-  return Policy(layers=layers, metric=metric, unit=unit, **numbers)
+  also = tuple(_parse_spent(row) for row in document.get('also', []) or ())
+  return Policy(layers=layers, metric=metric, unit=unit, also=also, **numbers)
+
+
+def _parse_spent(row: Any) -> dict[str, Any]:
+  if not isinstance(row, dict) or row.get('metric') not in costs.METRICS:
+    raise ValueError('it is broken: "also" holds something else than budgets')
+  numbers = {key: _number(row, key) for key in ('target', 'cost')}
+  return {'metric': row['metric'], 'unit': _field(row, 'unit', str), **numbers}
 
 
 def _parse_entry(row: Any) -> Entry:

@@ -88,7 +88,8 @@ def _line(row: dict[str, Any]) -> str:
   if 'validation_accuracy' in row:
     parts.append(f'validation {row["validation_accuracy"]:.1%}')
   if 'cost' in row:
-    ratio = row['cost'] / row['target']
-    parts.append(f'cost {row["cost"]:.4g}/{row["target"]:.4g} {row["unit"]} ({ratio:.3f})')
+    for spent in row['budgets']:
+      ratio = spent['cost'] / spent['target']
+      parts.append(f'cost {spent["cost"]:.4g}/{spent["target"]:.4g} {spent["unit"]} ({ratio:.3f})')
   parts.append(f'{row["images_per_second"]:,.0f} images/s')
   return '  '.join([*parts, f'{duration(row["seconds_left"])} left'])

@@ -59,9 +59,13 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
   ):
     lines.append(f'{name:<9} test accuracy {_percent(accuracy):>7}')
   if result['cost'] is not None:
-    unit = result['unit']
-    ratio = result['cost'] / result['target']
-    lines.append(f'cost      {result["cost"]:.5g} of {result["target"]:.5g} {unit} ({ratio:.4f} of the target)')
+    for spent in result['budgets']:
+      ratio = spent['cost'] / spent['target']
+      lines.append(
+        f'cost      {spent["cost"]:.5g} of {spent["target"]:.5g} {spent["unit"]} ({ratio:.4f} of the target)'
+      )
+    if policy is not None and policy.pruned_channels:
+      lines.append(f'          {policy.pruned_channels} channels pruned')
     lines.append(f'          {result["bitops_g"]:.5g} GBitOPs, {result["size_mb"]:.5g} MB')
   page = workdir / 'report.html'
   if page.exists():
@@ -69,18 +73,22 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def _verdict(result: dict[str, Any], num_weights: int) -> str:
+def _verdict(result: dict[str, Any], num_weights: int, num_pruned: int) -> str:
   if result['phase'] != 'finetune':
     return f'This run ended with {result["phase"]}, at a test accuracy of {_percent(result["test_accuracy"])}.'
-  unit = result['unit']
   against = ''
   if result['float_accuracy'] is not None:
     points = 100 * (result['test_accuracy'] - result['float_accuracy'])
     against = f', {abs(points):.2f} points {"above" if points >= 0 else "below"} the float network'
+  spent = ' and '.join(
+    f'{s["cost"]:.4g} {s["unit"]}, {s["cost"] / s["target"]:.2%} of {"that" if i else "its"} budget'
+    for i, s in enumerate(result['budgets'])
+  )
+  pruned = f' {num_pruned:,} channels are pruned.' if num_pruned else ''
+  accuracy = _percent(result['test_accuracy'])
   return (
-    f'The final network answers {_percent(result["test_accuracy"])} of the test split rightly{against}. It costs '
-    f'{result["cost"]:.4g} {unit}, {result["cost"] / result["target"]:.2%} of its budget, and its weights take '
-    f'{result["size_mb"]:.4g} MB instead of {num_weights * 4e-6:.4g} MB.'
+    f'The final network answers {accuracy} of the test split rightly{against}. It costs {spent}; '
+    f'its weights take {result["size_mb"]:.4g} MB instead of {num_weights * 4e-6:.4g} MB.{pruned}'
   )
 
 
@@ -119,7 +127,8 @@ def write(
   }
   title = html.escape(f'fracbits_jax: {workdir.name}')
   weights = sum(e.weights for e in policy.layers) if policy else 0
-  parts = [f'<h1>{title}</h1><p class="verdict">{html.escape(_verdict(result, weights))}</p>']
+  pruned = policy.pruned_channels if policy else 0
+  parts = [f'<h1>{title}</h1><p class="verdict">{html.escape(_verdict(result, weights, pruned))}</p>']
   for name, (heading, figure) in figures.items():
     if figure is not None:
       svg = plots.save(figure, workdir / 'plots', name)

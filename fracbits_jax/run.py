@@ -97,7 +97,8 @@ class Run:
     say, experiment = self.progress.say, self.experiment
     devices = f'{jax.local_device_count()} {jax.default_backend()} device(s)'
     say(f'{self.workdir}: {", ".join(self.phases)} on {experiment.dataset.name}, {devices}')
-    say(f'budget {experiment.budget.target:.4g} {experiment.budget.unit}; {len(experiment.layers)} layers')
+    budgets = ', '.join(f'{b.target:.4g} {b.unit}' for b in experiment.budget.all)
+    say(f'budget {budgets}; {len(experiment.layers)} layers')
     if experiment.initial is not None:
       weights.keep(self.workdir, experiment.initial)
       say(f'starts from {experiment.initial.origin}')
@@ -200,11 +201,12 @@ class Run:
 
   def _result(self, states: dict[str, TrainState], accuracy: dict[str, float]) -> dict[str, Any]:
     last, experiment = self.phases[-1], self.experiment
-    costs = dict.fromkeys(('cost', 'bitops_g', 'size_mb'))
+    costs = dict.fromkeys(('cost', 'bitops_g', 'size_mb', 'budgets'))
     if last != 'pretrain':
       bits = self.policy.bits() if last == 'finetune' else states[last].bits
-      functions = (experiment.budget.cost, cost.bitops, cost.model_size)
-      costs = {name: float(f(bits, experiment.layers)) for name, f in zip(costs, functions, strict=True)}
+      spent = experiment.budget.spent(bits, experiment.layers)
+      amounts = (spent[0]['cost'], *(float(f(bits, experiment.layers)) for f in (cost.bitops, cost.model_size)))
+      costs = dict(zip(costs, (*amounts, list(spent)), strict=True))
     result = {
       'phase': last,
       'test_accuracy': accuracy[last],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from fracbits_jax import calibrate, cost, models, quantize
+from fracbits_jax import calibrate, cost, lsq, models, quantize
 from fracbits_jax.layers import QuantConfig, QuantDense
 
 CHOICES = tuple(range(1, 9))
@@ -66,3 +66,14 @@ def test_every_clip_of_a_network_is_set_from_its_own_inputs():
     x = samples[layer.name]
     expected = calibrate.best_clip(x, jnp.float32(3.5), signed=False, choices=CHOICES)
     np.testing.assert_array_equal(params[layer.name]['alpha'], expected)
+
+
+def test_the_range_of_a_kernel_is_the_best_for_its_bits():
+  """At 2 bits the levels are -a, -a/2, 0, a/2; a kernel of these very levels is recovered without error."""
+  levels = jnp.array([-0.6, -0.3, 0.0, 0.3])
+  kernel = jax.random.choice(jax.random.key(0), levels, (20, 30))
+  params = {'layer': {'kernel': kernel, 'kernel_alpha': jnp.float32(8)}}
+  bits = {'layer': {'kernel': jnp.full(30, 2.0)}}
+  config = QuantConfig(scheme='lsq', granularity='kernel', choices=range(1, 9))
+  found = calibrate.kernel_ranges(params, bits, {'layer': config})['layer']['kernel_alpha']
+  np.testing.assert_allclose(lsq.kernel(kernel, 2, found), kernel, atol=1e-6)

@@ -19,7 +19,7 @@ def paper(x, s, low, high):
     (2, [-2, -2, 0, 0, 1, 1]),
     # s = 1/2: levels -2, -1.5, ..., 1.5.
     (3, [-2, -1.5, -0.5, 0, 1.5, 1.5]),
-    (1, [-2, -2, 0, 0, 0, 0]),
+    (1, [-1, -1, -1, 1, 1, 1]),
     (0, [0, 0, 0, 0, 0, 0]),
   ],
 )
@@ -40,6 +40,11 @@ def test_at_integer_bits_values_and_gradients_are_those_of_the_paper(bits):
   # Relative to its size the range moves as LSQ moves the step: g dL/ds / s, g = 1 / sqrt(N Q_P).
   expected = s_slow / np.sqrt(w.size * (q - 1)) / (alpha / q)
   np.testing.assert_allclose(alpha_fast / alpha, expected, rtol=1e-3)
+
+
+def test_at_one_bit_weights_of_either_sign_have_a_gradient():
+  w = jnp.array([[-2.0, -0.5, 0.5, 2.0]])
+  np.testing.assert_array_equal(jax.grad(lambda w: jnp.sum(lsq.kernel(w, 1, 1.0)))(w), [[0, 1, 1, 0]])
 
 
 def test_unsigned_inputs_move_their_step_as_the_paper_does():

@@ -258,6 +258,34 @@ def test_a_policy_holds_every_budget():
     )
 
 
+def test_a_second_budget_costs_no_bits_that_cannot_help_it():
+  layers = network(choices=range(2, 9), width=0.5)
+  size = cost.budget('size', layers, equivalent_bits=3)
+  slack = cost.budget('bitops', layers, equivalent_bits=6.5, also=[size])
+  bits = cost.uniform_bits(layers, 6.0)
+  both, alone = (policy.discretize(bits, layers, limit) for limit in (slack, size))
+  assert [(e.kernel, e.input) for e in both.layers] == [(e.kernel, e.input) for e in alone.layers]
+  assert {e.input for e in both.layers if 'input' in e.learned} == {6}
+  assert [b['metric'] for b in both.also] == ['size']
+
+
+def test_a_policy_under_several_budgets_survives_its_file(tmp_path):
+  layers = network(choices=range(2, 9), width=0.5)
+  limit = cost.budget(
+    'lookup', layers, equivalent_bits=4, table=lookup.load('bit_serial'), also=[cost.Budget(metric='size', target=2.0)]
+  )
+  found = policy.discretize(cost.uniform_bits(layers, 4.5), layers, limit)
+  found.save(tmp_path / 'policy.json')
+  assert policy.load(tmp_path / 'policy.json', layers) == found
+
+
+def test_a_policy_that_leaves_a_layer_no_channel_is_refused():
+  layers = (Layer(name='a', macs=9, weights=9, channels=2, per_channel=True, choices=(0, 2, 4)),)
+  bits = {'a': {'kernel': np.zeros(2), 'input': np.float64(4)}}
+  with pytest.raises(ValueError, match='a has no channel left'):
+    policy.from_bits(bits, layers, cost.Budget(metric='bitops', target=1.0)).check(layers)
+
+
 @pytest.mark.parametrize('metric', ['bitops', 'size'])
 def test_kernel_wise_discretization_is_never_worse_than_the_single_offset(metric):
   """The paper's way: the largest d in [-1, 0] with which round(bits + d) meets the target."""

@@ -27,6 +27,9 @@ def tiny(tmp_path, **changes):
   config.pretrain.epochs = 3.0
   config.search.epochs = 3.0
   config.finetune.epochs = 2.0
+  # Whatever a state carries from step to step is in use, so that the tests of continuing see it.
+  config.budget.controlled = True
+  config.quant.stochastic = True
   config.update_from_flattened_dict(changes)
   return config
 
@@ -149,6 +152,16 @@ def test_without_search_and_policy_the_bits_are_uniform(finished):
     ({'phases': ('search', 'pretrain')}, 'out of order'),
     ({'phases': ()}, 'holds nothing'),
     ({'budget.metric': 'flops'}, "metric 'flops' is unknown"),
+    ({'budget.metric': 'lookup'}, 'a lookup budget needs budget.table: give one of bit_fusion'),
+    ({'budget.table': 'bit_fusion'}, 'used by no budget: give budget.metric=lookup'),
+    ({'budget.metric': 'lookup', 'budget.table': 'nowhere.csv'}, 'lookup table nowhere.csv: there is no such file'),
+    ({'budget.also.size': 1e-6}, 'the size budget beside it, 1e-06 MB, cannot be met'),
+    ({'quant.choices': (0, 1, 2, 4)}, 'a pruned channel: set quant.granularity=kernel'),
+    ({'quant.input_choices': (0, 2, 4)}, 'inputs of 0 bits'),
+    (
+      {'quant.choices': (0, 2, 4), 'quant.granularity': 'kernel', 'quant.stochastic': True},
+      'stochastic=True cannot prune',
+    ),
     ({'budget.target': 1e-9}, 'cannot be met .* at least'),
     ({'budget.target': 1e9}, 'already met .* below'),
     ({'data.batch_size': 130}, '130 does not divide over the 4 devices'),
