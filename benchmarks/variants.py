@@ -26,6 +26,10 @@ VARIANTS = {
   'layer-wise, stochastic': (digits, {'quant.stochastic': True}),
   'layer-wise, controlled penalty': (digits, {'budget.controlled': True}),
   'kernel-wise, PACT': (digits, {'quant.granularity': 'kernel'}),
+  'kernel-wise, faster bits, controlled penalty': (
+    digits,
+    {'quant.granularity': 'kernel', 'optimizer.bits_rate': 100.0, 'budget.controlled': True},
+  ),
   'kernel-wise, LSQ': (digits, {'quant.granularity': 'kernel', 'quant.scheme': 'lsq'}),
   'lookup table, 2, 4 or 8 bits': (
     digits,
