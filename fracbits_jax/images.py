@@ -118,18 +118,26 @@ def pixels(image: np.ndarray | Encoded) -> np.ndarray:
   return image.decode() if isinstance(image, Encoded) else image
 
 
-def resize(image: np.ndarray | Encoded, height: int, width: int) -> np.ndarray:
-  """The image in another size, by averaging areas where it shrinks and linearly where it grows."""
+def resize(image: np.ndarray | Encoded, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
+  """The image in another size, by averaging areas where it shrinks and linearly where it grows.
+
+  With `out`, a contiguous uint8 array `[height, width, channels]`, it is written there, and `out` returned.
+  """
   image = pixels(image)
   if image.shape[:2] == (height, width):
-    return image
-  shrinks = image.shape[0] * image.shape[1] > height * width
-  resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-  return resized.reshape(height, width, image.shape[2])
+    if out is None:
+      return image
+    out[...] = image
+    return out
+  how = cv2.INTER_AREA if image.shape[0] * image.shape[1] > height * width else cv2.INTER_LINEAR
+  if out is None:
+    out = np.empty((height, width, image.shape[2]), np.uint8)
+  cv2.resize(image, (width, height), dst=out, interpolation=how)
+  return out
 
 
-def crop(image: np.ndarray | Encoded, box: Box, size: int) -> np.ndarray:
-  """A box of an image, resized to `size` x `size`.
+def crop(image: np.ndarray | Encoded, box: Box, size: int, out: np.ndarray | None = None) -> np.ndarray:
+  """A box of an image, resized to `size` x `size`; `out` as in `resize`.
 
   A JPEG is decoded at 1/8, 1/4 or 1/2 of its size where the box still has at least `size` pixels each way then; its
   edges fall on whole pixels of the reduced image.
@@ -142,10 +150,12 @@ def crop(image: np.ndarray | Encoded, box: Box, size: int) -> np.ndarray:
       height, width = round(height / reduction), round(width / reduction)
       top = min(round(top / reduction), image.shape[0] - height)
       left = min(round(left / reduction), image.shape[1] - width)
-  return resize(image[top : top + height, left : left + width], size, size)
+  return resize(image[top : top + height, left : left + width], size, size, out)
 
 
-def random_resized_crop(image: np.ndarray | Encoded, size: int, rng: np.random.Generator) -> np.ndarray:
+def random_resized_crop(
+  image: np.ndarray | Encoded, size: int, rng: np.random.Generator, out: np.ndarray | None = None
+) -> np.ndarray:
   """A crop of 8% to 100% of the area and of aspect 3/4 to 4/3, resized to `size` (Szegedy et al. 2015)."""
   height, width = image.shape[:2]
   for _ in range(10):
@@ -154,15 +164,15 @@ def random_resized_crop(image: np.ndarray | Encoded, size: int, rng: np.random.G
     w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if 0 < w <= width and 0 < h <= height:
       top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-      return crop(image, (int(top), int(left), h, w), size)
-  return centre_crop(image, size)
+      return crop(image, (int(top), int(left), h, w), size, out)
+  return centre_crop(image, size, out)
 
 
-def centre_crop(image: np.ndarray | Encoded, size: int) -> np.ndarray:
+def centre_crop(image: np.ndarray | Encoded, size: int, out: np.ndarray | None = None) -> np.ndarray:
   """The centre square of 224/256 of the short side, resized to `size`."""
   height, width = image.shape[:2]
   side = max(1, round(min(height, width) / _SHORT_SIDE))
-  return crop(image, ((height - side) // 2, (width - side) // 2, side, side), size)
+  return crop(image, ((height - side) // 2, (width - side) // 2, side, side), size, out)
 
 
 def random_shift(image: np.ndarray, largest: int, rng: np.random.Generator) -> np.ndarray:
@@ -173,6 +183,6 @@ def random_shift(image: np.ndarray, largest: int, rng: np.random.Generator) -> n
   return padded[top : top + height, left : left + width]
 
 
-def flip(image: np.ndarray) -> np.ndarray:
-  """The image mirrored left to right."""
-  return cv2.flip(image, 1).reshape(image.shape)
+def flip(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+  """The image mirrored left to right; `out`, where it is written if given, may be the image itself."""
+  return cv2.flip(image, 1, out).reshape(image.shape)
