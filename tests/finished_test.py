@@ -1,5 +1,8 @@
 """A whole run with every option at once, read back and compacted."""
 
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,8 @@ import pytest
 from run_test import tiny
 
 from fracbits_jax import compact, cost, data, finished, progress, run
+
+README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
 
 
 @pytest.fixture(scope='module')
@@ -60,6 +65,17 @@ def test_a_finished_run_compacts_to_a_network_with_the_same_answers(pruned):
   np.testing.assert_allclose(
     jax.jit(smaller.apply)(fewer, images), expected, atol=1e-5 * float(jnp.abs(expected).max())
   )
+
+
+def test_the_example_of_compaction_in_the_readme_runs_word_for_word(pruned, tmp_path, monkeypatch):
+  _, code = re.findall(r'```python\n(.*?)```', README, re.S)
+  (tmp_path / 'runs').mkdir()
+  (tmp_path / 'runs' / 'digits_prune').symlink_to(pruned[1])
+  monkeypatch.chdir(tmp_path)
+  names = {}
+  exec(code, names)
+  shapes = jax.eval_shape(names['model'].init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
+  assert jax.tree.map(jnp.shape, names['variables']) == jax.tree.map(jnp.shape, shapes)
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):

@@ -10,7 +10,7 @@ README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
 
 
 def test_the_example_of_an_own_model_runs_word_for_word(tmp_path, monkeypatch):
-  (code,) = re.findall(r'```python\n(.*?)```', README, re.S)
+  code = re.findall(r'```python\n(.*?)```', README, re.S)[0]
   monkeypatch.chdir(tmp_path)
   images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3))
   names = {'images': images, 'labels': jnp.arange(4)}
