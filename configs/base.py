@@ -28,6 +28,14 @@ def phase(epochs: float, learning_rate: float, *, warmup_epochs: float = 0, cosi
   )
 
 
+def paper_phases(config: ConfigDict, learning_rate: float) -> None:
+  """The paper's schedule at its rate for a batch of 256: one cosine over 120 epochs of search and 30 of finetuning."""
+  learning_rate *= config.data.batch_size / 256
+  config.pretrain = phase(150, learning_rate)
+  config.search = phase(120, learning_rate, cosine=(0.0, 0.8))
+  config.finetune = phase(30, learning_rate, cosine=(0.8, 1.0))
+
+
 def get_config() -> ConfigDict:
   """A complete configuration; `None` fields follow the data set or the budget, as said beside them."""
   config = ConfigDict()
@@ -87,7 +95,5 @@ def get_config() -> ConfigDict:
   config.report_steps = 200  # between two rows of metrics.jsonl; an epoch where that is shorter
   config.eval_epochs = 1.0  # epochs between two evaluations on the validation split
 
-  config.pretrain = phase(150, 0.05)
-  config.search = phase(120, 0.05, cosine=(0.0, 0.8))
-  config.finetune = phase(30, 0.05, cosine=(0.8, 1.0))
+  paper_phases(config, 0.05)
   return config.lock()

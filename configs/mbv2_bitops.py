@@ -24,9 +24,5 @@ def get_config(equivalent_bits='3'):
   config.budget.metric = 'bitops'
   config.budget.equivalent_bits = base.bits_argument(equivalent_bits)
 
-  # One cosine over 150 epochs: 120 of search, 30 of finetuning.
-  learning_rate = 0.1 * config.data.batch_size / 256
-  config.pretrain = base.phase(150, learning_rate)
-  config.search = base.phase(120, learning_rate, cosine=(0.0, 0.8))
-  config.finetune = base.phase(30, learning_rate, cosine=(0.8, 1.0))
+  base.paper_phases(config, learning_rate=0.1)
   return config

@@ -157,14 +157,14 @@ def _over_epochs(axis, rows: Sequence[dict[str, Any]]) -> list[float]:
 
 def cost_over_time(rows: Sequence[dict[str, Any]]) -> Figure | None:
   """How the cost approached its target; `None` where no row has a cost."""
-  rows = [row for row in rows if 'cost' in row]
-  if not rows:
+  if not any('cost' in row for row in rows):
     return None
   with style():
     figure, axis = new_figure(2.8)
     epochs = _over_epochs(axis, rows)
     axis.axhline(1, color='#333333', linewidth=1, linestyle='--')
-    axis.plot(epochs, [row['ratio'] for row in rows], color=KERNEL, linewidth=1.8)
+    course = [(epoch, row['ratio']) for epoch, row in zip(epochs, rows, strict=True) if 'ratio' in row]
+    axis.plot(*zip(*course, strict=True), color=KERNEL, linewidth=1.8)
     axis.set_ylabel('cost / target')
     return figure
 
@@ -181,7 +181,15 @@ def accuracy_over_time(rows: Sequence[dict[str, Any]]) -> Figure | None:
       (e, 100 * r['validation_accuracy']) for e, r in zip(epochs, rows, strict=True) if 'validation_accuracy' in r
     ]
     if checked:
-      axis.plot(*zip(*checked, strict=True), color=KERNEL, marker='o', markersize=4, linewidth=1.4, label='validation')
+      axis.plot(
+        *zip(*checked, strict=True),
+        color=KERNEL,
+        marker='o',
+        markersize=4,
+        linewidth=1.4,
+        clip_on=False,
+        label='validation',
+      )
     axis.set_ylabel('accuracy, %')
     axis.legend(loc='lower right')
     return figure

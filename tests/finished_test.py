@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from run_test import tiny
+from tiny import tiny
 
 from fracbits_jax import compact, cost, data, finished, progress, run
 

@@ -8,30 +8,12 @@ import sys
 import jax
 import numpy as np
 import pytest
+from tiny import tiny
 
-from configs import digits, mbv1_bitops
+from configs import mbv1_bitops
 from fracbits_jax import cost, experiment, monitor, policy, progress, report, run
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-def tiny(tmp_path, **changes):
-  config = digits.get_config()
-  config.model.name = 'resnet8'
-  config.model.width = 0.5
-  config.data.data_dir = str(tmp_path / 'tfds')
-  config.data.image_size = 16
-  config.data.batch_size = 128  # nine steps an epoch
-  config.quant.calibration_batches = 2
-  config.eval_epochs = 1.0
-  config.pretrain.epochs = 3.0
-  config.search.epochs = 3.0
-  config.finetune.epochs = 2.0
-  # Whatever a state carries from step to step is in use, so that the tests of continuing see it.
-  config.budget.controlled = True
-  config.quant.stochastic = True
-  config.update_from_flattened_dict(changes)
-  return config
 
 
 @pytest.fixture(scope='module')

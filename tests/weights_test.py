@@ -11,26 +11,15 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from safetensors.numpy import save_file
+from tiny import tiny as tiny_run
 
-from configs import digits
 from fracbits_jax import data, experiment, models, monitor, run, torchvision, weights
 from fracbits_jax.checkpoint import Checkpoints
 
 
 def tiny(folder, **changes):
-  config = digits.get_config()
-  config.model.name = 'resnet8'
-  config.model.width = 0.5
-  config.data.data_dir = str(folder / 'tfds')
-  config.data.image_size = 16
-  config.data.batch_size = 128  # nine steps an epoch
-  config.quant.calibration_batches = 2
-  config.pretrain.epochs = 6.0
-  config.search.epochs = 1.0
-  config.finetune.epochs = 0.0
-  config.phases = ('pretrain', 'search')
-  config.update_from_flattened_dict(changes)
-  return config
+  epochs = {'pretrain.epochs': 6.0, 'search.epochs': 1.0, 'finetune.epochs': 0.0}
+  return tiny_run(folder, **{'phases': ('pretrain', 'search'), **epochs, **changes})
 
 
 @pytest.fixture(scope='module')
