@@ -71,7 +71,8 @@ def make_train_step(
       metrics = {'loss': loss, 'accuracy': jnp.mean(jnp.argmax(logits, -1) == batch['label'])}
       if penalty is not None:
         term, metrics['cost_ratio'] = penalty(learned['bits'], state.multiplier)
-        metrics['multiplier'] = state.multiplier
+        if penalty.controller is not None:
+          metrics['multiplier'] = state.multiplier
         loss = loss + term
       return loss, (metrics, updated['batch_stats'])
 

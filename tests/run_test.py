@@ -46,6 +46,7 @@ def test_the_rows_tell_every_epoch_of_every_phase(finished):
     *(('search', s) for s in (9, 18, 27)),
     *(('finetune', s) for s in (9, 18)),
   ]
+  assert [row['phase'] for row in rows if 'multiplier' in row] == ['search'] * 3
   searched = [row['bits'] for row in rows if row['phase'] == 'search']
   assert searched[0] != searched[-1]
   final = [row['bits'] for row in rows if row['phase'] == 'finetune']

@@ -78,7 +78,7 @@ def test_a_search_step_moves_weights_clips_bits_and_statistics():
   assert still == []
   chex.assert_tree_all_finite(after)
   chex.assert_tree_all_finite(metrics)
-  assert metrics.keys() == {'loss', 'accuracy', 'cost_ratio', 'multiplier'}
+  assert metrics.keys() == {'loss', 'accuracy', 'cost_ratio'}
 
 
 def test_the_bits_follow_the_penalty_and_stay_in_range():
