@@ -1,12 +1,14 @@
 """Convolutions that are fast on every platform.
 
 XLA's CPU backend is slow at 1 x 1 and at depthwise convolutions, gradients above all. There the first become matrix
-products and the second shifted multiply-adds with a hand-written gradient; every other platform, and every other
+products and the second shifted multiply-adds, both with hand-written gradients; every other platform, and every other
 convolution, gets `lax.conv_general_dilated` itself.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -61,80 +63,111 @@ def conv_general_dilated(
     return general(lhs, rhs)
   strides, pads = tuple(window_strides), tuple((int(low), int(high)) for low, high in padding)
   if rhs.shape[:2] == (1, 1) and feature_group_count == 1 and not any(map(any, pads)):
-    product = functools.partial(_pointwise, strides=strides, precision=precision)
-    return lax.platform_dependent(lhs, rhs, cpu=product, default=general)
+    return _convolution(lhs, rhs, _Pointwise(strides, pads, precision))
   if rhs.shape[2] == 1 and rhs.shape[3] == lhs.shape[3] == feature_group_count and min(min(pads)) >= 0:
-    return _depthwise(lhs, rhs, strides, pads, precision)
+    return _convolution(lhs, rhs, _Depthwise(strides, pads, precision))
   return general(lhs, rhs)
 
 
-def _pointwise(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, ...], precision: Any) -> jax.Array:
+@dataclasses.dataclass(frozen=True)
+class _Pointwise:
   """A 1 x 1 convolution as a matrix product."""
-  x = x[:, :: strides[0], :: strides[1]]
-  return jnp.dot(x, kernel[0, 0], precision=precision)
+
+  strides: tuple[int, ...]
+  padding: Padding
+  precision: Any
+
+  def plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+      x, kernel, self.strides, self.padding, dimension_numbers=_NHWC, precision=self.precision
+    )
+
+  def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return self._dot(self._seen(x), kernel[0, 0], 3, 0)
+
+  def product_vjp(self, x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    g_seen = self._dot(g, kernel[0, 0], 3, 1)
+    gaps = [(0, size - 1 - (out - 1) * stride, stride - 1) for size, out, stride in self._sizes(x, g)]
+    g_x = lax.pad(g_seen, jnp.zeros((), g.dtype), ((0, 0, 0), *gaps, (0, 0, 0)))
+    # Both operands as they lie: autodiff would transpose one of them first.
+    rows = lambda y: y.reshape(-1, y.shape[-1])
+    return g_x, self._dot(rows(self._seen(x)), rows(g), 0, 0)[None, None]
+
+  def _seen(self, x: jax.Array) -> jax.Array:
+    return x[:, :: self.strides[0], :: self.strides[1]]
+
+  def _sizes(self, x: jax.Array, g: jax.Array) -> Iterable[tuple[int, int, int]]:
+    return zip(x.shape[1:3], g.shape[1:3], self.strides, strict=True)
+
+  def _dot(self, a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+    return lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), precision=self.precision)
 
 
-def _plain_depthwise(
-  x: jax.Array, kernel: jax.Array, *, strides: tuple[int, ...], padding: Padding, precision: Any
-) -> jax.Array:
-  return lax.conv_general_dilated(
-    x, kernel, strides, padding, dimension_numbers=_NHWC, feature_group_count=x.shape[-1], precision=precision
-  )
+@dataclasses.dataclass(frozen=True)
+class _Depthwise:
+  """A depthwise convolution as shifted multiply-adds."""
+
+  strides: tuple[int, ...]
+  padding: Padding
+  precision: Any
+
+  def plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+      x,
+      kernel,
+      self.strides,
+      self.padding,
+      dimension_numbers=_NHWC,
+      feature_group_count=x.shape[-1],
+      precision=self.precision,
+    )
+
+  def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _shifted_sum(jnp.pad(x, ((0, 0), *self.padding, (0, 0))), kernel, self.strides)
+
+  def product_vjp(self, x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    size = kernel.shape[:2]
+    # The gradient of x is g, spread by the strides, convolved with the kernel turned around.
+    gaps = []
+    for d in range(2):
+      spread = (g.shape[1 + d] - 1) * self.strides[d] + 1
+      low = size[d] - 1 - self.padding[d][0]
+      gaps.append((low, x.shape[1 + d] + size[d] - 1 - low - spread, self.strides[d] - 1))
+    spread_g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *gaps, (0, 0, 0)))
+    g_x = _shifted_sum(spread_g, kernel[::-1, ::-1], (1, 1))
+    padded = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
+    windows = _windows(padded, size, self.strides).values()
+    g_kernel = [jnp.sum(under * g, axis=(0, 1, 2)) for under in windows]
+    return g_x, jnp.stack(g_kernel).reshape(kernel.shape)
 
 
-def _windows(x: jax.Array, size: tuple[int, ...], strides: tuple[int, ...], padding: Padding) -> dict:
+def _windows(padded: jax.Array, size: tuple[int, ...], strides: tuple[int, ...]) -> dict:
   """For each position (i, j) of the kernel, what lies under it in every window: `[N, H_out, W_out, C]`."""
-  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  stops = [x.shape[1 + d] - size[d] + 1 for d in range(2)]
+  stops = [padded.shape[1 + d] - size[d] + 1 for d in range(2)]
   return {
-    (i, j): x[:, i : i + stops[0] : strides[0], j : j + stops[1] : strides[1]]
-    for i in range(size[0])
-    for j in range(size[1])
+    (i, j): padded[:, i : i + stops[0] : strides[0], j : j + stops[1] : strides[1]]
+    for i, j in itertools.product(*map(range, size))
   }
 
 
-def _shifted_depthwise(x: jax.Array, kernel: jax.Array, *, strides: tuple[int, ...], padding: Padding) -> jax.Array:
-  windows = _windows(x, kernel.shape[:2], strides, padding)
+def _shifted_sum(padded: jax.Array, kernel: jax.Array, strides: tuple[int, ...]) -> jax.Array:
+  """The depthwise convolution of inputs that are already padded."""
+  windows = _windows(padded, kernel.shape[:2], strides)
   return functools.reduce(jnp.add, (under * kernel[i, j, 0][None, None, None] for (i, j), under in windows.items()))
 
 
-def _shifted_depthwise_vjp(
-  x: jax.Array, kernel: jax.Array, g: jax.Array, *, strides: tuple[int, ...], padding: Padding
-) -> tuple[jax.Array, jax.Array]:
-  size = kernel.shape[:2]
-  # The gradient of x is g, spread by the strides, convolved with the kernel turned around.
-  config = [(0, 0, 0)]
-  for d in range(2):
-    spread = (g.shape[1 + d] - 1) * strides[d] + 1
-    low = size[d] - 1 - padding[d][0]
-    config.append((low, x.shape[1 + d] + size[d] - 1 - low - spread, strides[d] - 1))
-  spread_g = lax.pad(g, jnp.zeros((), g.dtype), (*config, (0, 0, 0)))
-  g_x = _shifted_depthwise(spread_g, kernel[::-1, ::-1], strides=(1, 1), padding=((0, 0), (0, 0)))
-  windows = _windows(x, size, strides, padding)
-  g_kernel = jnp.stack([jnp.sum(under * g, axis=(0, 1, 2)) for under in windows.values()])
-  return g_x, g_kernel.reshape(kernel.shape)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolution(x, kernel, how):
+  return lax.platform_dependent(x, kernel, cpu=how.product, default=how.plain)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _depthwise(x, kernel, strides, padding, precision):
-  shifted = functools.partial(_shifted_depthwise, strides=strides, padding=padding)
-  plain = functools.partial(_plain_depthwise, strides=strides, padding=padding, precision=precision)
-  return lax.platform_dependent(x, kernel, cpu=shifted, default=plain)
+def _convolution_fwd(x, kernel, how):
+  return _convolution(x, kernel, how), (x, kernel)
 
 
-def _depthwise_fwd(x, kernel, strides, padding, precision):
-  return _depthwise(x, kernel, strides, padding, precision), (x, kernel)
+def _convolution_bwd(how, residuals, g):
+  plain_vjp = lambda x, kernel, g: jax.vjp(how.plain, x, kernel)[1](g)
+  return lax.platform_dependent(*residuals, g, cpu=how.product_vjp, default=plain_vjp)
 
 
-def _depthwise_bwd(strides, padding, precision, residuals, g):
-  x, kernel = residuals
-  shifted = functools.partial(_shifted_depthwise_vjp, strides=strides, padding=padding)
-
-  def plain(x, kernel, g):
-    forward = functools.partial(_plain_depthwise, strides=strides, padding=padding, precision=precision)
-    return jax.vjp(forward, x, kernel)[1](g)
-
-  return lax.platform_dependent(x, kernel, g, cpu=shifted, default=plain)
-
-
-_depthwise.defvjp(_depthwise_fwd, _depthwise_bwd)
+_convolution.defvjp(_convolution_fwd, _convolution_bwd)

@@ -47,9 +47,12 @@ def interpolate(
   Args:
     quantizer: a function of integer bit-widths, in the shape of `bits`, as float32.
     bits: real bit-widths, of the rank of what the quantizer returns.
-    choices: allowed bit-widths.
+    choices: allowed bit-widths; empty where the bits are integers already, which leaves a plain quantizer.
     noise: `None`, or the logistic noise by which one of the two neighbours is drawn, in the shape of `bits`.
   """
+  if not choices:
+    quantized = quantizer(bits)
+    return quantized, jnp.zeros_like(quantized)
   low, high, fraction = neighbours(bits, choices)
   q_low = quantizer(low)
   if len(choices) == 1:
@@ -59,6 +62,12 @@ def interpolate(
   in_range = (bits >= choices[0]) & (bits <= choices[-1])
   slope = (q_high - q_low) * jnp.where(in_range, share_slope / (high - low), 0)
   return (1 - share) * q_low + share * q_high, slope
+
+
+def _allowed(choices: Sequence[int] | None, learned: bool) -> tuple[int, ...]:
+  """The allowed bit-widths as `interpolate` takes them."""
+  choices = check_choices(choices)
+  return choices if learned else ()
 
 
 def with_rank(bits: jax.Array, x: jax.Array) -> jax.Array:
@@ -146,6 +155,7 @@ def fractional(
   zero_point: float = 0.0,
   choices: Sequence[int] | None = None,
   noise: jax.Array | None = None,
+  learned: bool = True,
 ) -> jax.Array:
   """Quantizes `x` in [0, 1] at real bit-widths, by interpolation between the neighbouring allowed ones.
 
@@ -165,6 +175,8 @@ def fractional(
     choices: allowed bit-widths, strictly increasing; `None` means 0, 1, ..., 16. Bits outside are clipped.
     noise: of `bitwidths.draw_noise`, in the shape of `bits`: draws one of the two neighbours, the upper one with
       probability f, instead of interpolating; `bitwidths.mixture` gives the derivative.
+    learned: false says that the bits are integers, fixed after a search: a plain quantizer, at its price, with no
+      gradient for them. They are taken as they are, whatever the choices.
 
   Returns:
     An array of the shape and dtype of `x`.
@@ -173,7 +185,7 @@ def fractional(
     ValueError: unknown scheme, or choices that are empty, unsorted or outside 0 to 16.
   """
   check_scheme(scheme)
-  choices = check_choices(choices)
+  choices = _allowed(choices, learned)
   x = jnp.asarray(x)
   bits, noise = (None if b is None else with_rank(jnp.asarray(b, jnp.float32), x) for b in (bits, noise))
   return _fractional(x, bits, noise, scheme, float(zero_point), choices)
@@ -199,6 +211,7 @@ def kernel(
   scheme: str = 'original',
   choices: Sequence[int] | None = None,
   noise: jax.Array | None = None,
+  learned: bool = True,
   kept: jax.Array | None = None,
 ) -> jax.Array:
   """Quantizes a kernel in the manner of DoReFa (Zhou et al. 2016), at real bit-widths.
@@ -214,6 +227,7 @@ def kernel(
     scheme: `original` or `modified`.
     choices: allowed bit-widths, as for `fractional`.
     noise: draws bit-widths, as for `fractional`.
+    learned: false for fixed integers, as for `fractional`.
     kept: booleans that broadcast against `w`, false where a channel has been pruned: such entries do not count for the
       maximum, so that taking them away changes nothing.
 
@@ -228,21 +242,17 @@ def kernel(
   t = jnp.tanh(w.astype(jnp.float32))
   t = t if kept is None else t * kept
   unit = (t / jnp.maximum(jnp.max(jnp.abs(t)), _TINY) + 1) / 2
-  return (2 * fractional(unit, bits, scheme=scheme, zero_point=0.5, choices=choices, noise=noise) - 1).astype(w.dtype)
-
-
-def _clipped(x, bits, alpha, noise, signed, choices):
-  """q, its derivative with respect to the bits, and x / |alpha|; q is in units of |alpha|."""
-  ratio = x.astype(jnp.float32) / jnp.maximum(jnp.abs(alpha), _TINY)
-  if not signed:
-    return *_on_unit(jnp.clip(ratio, 0, 1), bits, noise, 'original', 0.0, choices), ratio
-  q, slope = _on_unit((jnp.clip(ratio, -1, 1) + 1) / 2, bits, noise, 'original', 0.5, choices)
-  return 2 * q - 1, 2 * slope, ratio
+  how = {'scheme': scheme, 'choices': choices, 'noise': noise, 'learned': learned}
+  return (2 * fractional(unit, bits, zero_point=0.5, **how) - 1).astype(w.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _activation(x, bits, alpha, noise, signed, choices):
-  q, _, _ = _clipped(x, bits, alpha, noise, signed, choices)
+  ratio = x.astype(jnp.float32) / _size(alpha)
+  if signed:
+    q = 2 * _on_unit((jnp.clip(ratio, -1, 1) + 1) / 2, bits, noise, 'original', 0.5, choices)[0] - 1
+  else:
+    q = _on_unit(jnp.clip(ratio, 0, 1), bits, noise, 'original', 0.0, choices)[0]
   return (jnp.abs(alpha) * q).astype(x.dtype)
 
 
@@ -252,15 +262,41 @@ def _activation_fwd(x, bits, alpha, noise, signed, choices):
 
 def _activation_bwd(signed, choices, residuals, g):
   x, bits, alpha, noise = residuals
-  q, slope, ratio = _clipped(x, bits, alpha, noise, signed, choices)
-  lowest = -1 if signed else 0
-  inside = (ratio >= lowest) & (ratio <= 1)
-  beyond = jnp.where(ratio > 1, 1, lowest)
-  g_x = jnp.where(inside, g, 0)
-  g = g.astype(jnp.float32)
-  g_alpha = jnp.sum(g * jnp.where(inside, q - ratio, beyond)) * jnp.sign(alpha)
-  g_bits = jnp.sum(g * slope) * jnp.abs(alpha)
-  return g_x, g_bits.astype(bits.dtype), g_alpha.astype(alpha.dtype), None
+  size = _size(alpha)
+  lowest = -size if signed else 0
+  g_x = jnp.where((x >= lowest) & (x <= size), g, 0)
+  x, g = x.astype(jnp.float32), g.astype(jnp.float32)
+  # Per allowed bit-width one sum over the inputs of g (q - u), u = x / alpha clipped; interpolating the sums is
+  # interpolating the values.
+  error, difference = interpolate(functools.partial(_summed_error, x, g, size, signed), bits, choices, noise)
+  beyond = _beyond(x, size) - _beyond(-x, size) if signed else _beyond(x, size)
+  g_alpha = (error + jnp.sum(g * beyond)) * jnp.sign(alpha)
+  return g_x, (difference * jnp.abs(alpha)).astype(bits.dtype), g_alpha.astype(alpha.dtype), None
+
+
+def _size(alpha: jax.Array) -> jax.Array:
+  """|alpha|, kept from zero."""
+  return jnp.maximum(jnp.abs(alpha), _TINY)
+
+
+def _beyond(x: jax.Array, size: jax.Array) -> jax.Array:
+  """1 where x is above the range, else 0."""
+  return jnp.sign(jnp.maximum(x - size, 0))
+
+
+def _summed_error(x: jax.Array, g: jax.Array, size: jax.Array, signed: bool, bits: jax.Array) -> jax.Array:
+  """The sum of g times the error (quantized - x) / size of the inputs within the range; those beyond it add nothing.
+
+  Without comparisons, selections or a clamp, and from x and g alone: that is what compilers fuse with a reduction into
+  one pass, so that nothing of the size of the inputs is stored.
+  """
+  n = jnp.maximum(jnp.ldexp(jnp.float32(1), bits.astype(jnp.int32)) - 1, 1)
+  half = n / 2 if signed else 0.0
+  level = jnp.maximum(x * ((n - half) / size) + half, 0)
+  positive = (bits > 0).astype(jnp.float32)  # 0 bits give the zero point
+  quantized = positive * jnp.minimum(jnp.round(level), n) + (1 - positive) * half
+  clipped = level - jnp.maximum(level - n, 0)
+  return jnp.sum(g * (quantized - clipped)) * ((2 if signed else 1) / n)
 
 
 _activation.defvjp(_activation_fwd, _activation_bwd)
@@ -274,6 +310,7 @@ def activation(
   signed: bool = False,
   choices: Sequence[int] | None = None,
   noise: jax.Array | None = None,
+  learned: bool = True,
 ) -> jax.Array:
   """Clips the inputs of a layer at a learned alpha and quantizes them at a real bit-width.
 
@@ -291,6 +328,7 @@ def activation(
     signed: whether the range is [-|alpha|, |alpha|] rather than [0, |alpha|].
     choices: allowed bit-widths, as for `fractional`.
     noise: draws the bit-width, as for `fractional`; shape `()`.
+    learned: false for a fixed integer, as for `fractional`.
 
   Returns:
     An array of the shape and dtype of `x`.
@@ -300,7 +338,7 @@ def activation(
   """
   x, bits, alpha = jnp.asarray(x), jnp.asarray(bits, jnp.float32), jnp.asarray(alpha, jnp.float32)
   check_scalars(bits=bits, alpha=alpha)
-  return _activation(x, bits, alpha, noise, bool(signed), check_choices(choices))
+  return _activation(x, bits, alpha, noise, bool(signed), _allowed(choices, learned))
 
 
 def rescale(quantized: jax.Array, kept: jax.Array | None = None) -> jax.Array:
