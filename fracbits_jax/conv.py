@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fracbits_jax.sums import sums
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
 
@@ -137,8 +139,8 @@ class _Depthwise:
     g_x = _shifted_sum(spread_g, kernel[::-1, ::-1], (1, 1))
     padded = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
     windows = _windows(padded, size, self.strides).values()
-    g_kernel = [jnp.sum(under * g, axis=(0, 1, 2)) for under in windows]
-    return g_x, jnp.stack(g_kernel).reshape(kernel.shape)
+    g_kernel = sums([(under * g).astype(jnp.float32) for under in windows], by_channel=True)
+    return g_x, jnp.stack(g_kernel).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _windows(padded: jax.Array, size: tuple[int, ...], strides: tuple[int, ...]) -> dict:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fracbits_jax.bitwidths import MAX_BITS, check_choices, mixture, neighbours
+from fracbits_jax.sums import sums
 
 SCHEMES = ('original', 'modified')
 
@@ -246,13 +247,18 @@ def kernel(
   return (2 * fractional(unit, bits, zero_point=0.5, **how) - 1).astype(w.dtype)
 
 
+def _clipped(x, bits, alpha, noise, signed, choices):
+  """q, its derivative with respect to the bits, and x / |alpha|; q is in units of |alpha|."""
+  ratio = x.astype(jnp.float32) / jnp.maximum(jnp.abs(alpha), _TINY)
+  if not signed:
+    return *_on_unit(jnp.clip(ratio, 0, 1), bits, noise, 'original', 0.0, choices), ratio
+  q, slope = _on_unit((jnp.clip(ratio, -1, 1) + 1) / 2, bits, noise, 'original', 0.5, choices)
+  return 2 * q - 1, 2 * slope, ratio
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _activation(x, bits, alpha, noise, signed, choices):
-  ratio = x.astype(jnp.float32) / _size(alpha)
-  if signed:
-    q = 2 * _on_unit((jnp.clip(ratio, -1, 1) + 1) / 2, bits, noise, 'original', 0.5, choices)[0] - 1
-  else:
-    q = _on_unit(jnp.clip(ratio, 0, 1), bits, noise, 'original', 0.0, choices)[0]
+  q, _, _ = _clipped(x, bits, alpha, noise, signed, choices)
   return (jnp.abs(alpha) * q).astype(x.dtype)
 
 
@@ -262,41 +268,15 @@ def _activation_fwd(x, bits, alpha, noise, signed, choices):
 
 def _activation_bwd(signed, choices, residuals, g):
   x, bits, alpha, noise = residuals
-  size = _size(alpha)
-  lowest = -size if signed else 0
-  g_x = jnp.where((x >= lowest) & (x <= size), g, 0)
-  x, g = x.astype(jnp.float32), g.astype(jnp.float32)
-  # Per allowed bit-width one sum over the inputs of g (q - u), u = x / alpha clipped; interpolating the sums is
-  # interpolating the values.
-  error, difference = interpolate(functools.partial(_summed_error, x, g, size, signed), bits, choices, noise)
-  beyond = _beyond(x, size) - _beyond(-x, size) if signed else _beyond(x, size)
-  g_alpha = (error + jnp.sum(g * beyond)) * jnp.sign(alpha)
-  return g_x, (difference * jnp.abs(alpha)).astype(bits.dtype), g_alpha.astype(alpha.dtype), None
-
-
-def _size(alpha: jax.Array) -> jax.Array:
-  """|alpha|, kept from zero."""
-  return jnp.maximum(jnp.abs(alpha), _TINY)
-
-
-def _beyond(x: jax.Array, size: jax.Array) -> jax.Array:
-  """1 where x is above the range, else 0."""
-  return jnp.sign(jnp.maximum(x - size, 0))
-
-
-def _summed_error(x: jax.Array, g: jax.Array, size: jax.Array, signed: bool, bits: jax.Array) -> jax.Array:
-  """The sum of g times the error (quantized - x) / size of the inputs within the range; those beyond it add nothing.
-
-  Without comparisons, selections or a clamp, and from x and g alone: that is what compilers fuse with a reduction into
-  one pass, so that nothing of the size of the inputs is stored.
-  """
-  n = jnp.maximum(jnp.ldexp(jnp.float32(1), bits.astype(jnp.int32)) - 1, 1)
-  half = n / 2 if signed else 0.0
-  level = jnp.maximum(x * ((n - half) / size) + half, 0)
-  positive = (bits > 0).astype(jnp.float32)  # 0 bits give the zero point
-  quantized = positive * jnp.minimum(jnp.round(level), n) + (1 - positive) * half
-  clipped = level - jnp.maximum(level - n, 0)
-  return jnp.sum(g * (quantized - clipped)) * ((2 if signed else 1) / n)
+  q, slope, ratio = _clipped(x, bits, alpha, noise, signed, choices)
+  lowest = -1 if signed else 0
+  inside = (ratio >= lowest) & (ratio <= 1)
+  beyond = jnp.where(ratio > 1, 1, lowest)
+  g_x = jnp.where(inside, g, 0)
+  g = g.astype(jnp.float32)
+  g_alpha, g_bits = sums((g * jnp.where(inside, q - ratio, beyond), g * slope))
+  g_alpha, g_bits = g_alpha * jnp.sign(alpha), g_bits * jnp.abs(alpha)
+  return g_x, g_bits.astype(bits.dtype), g_alpha.astype(alpha.dtype), None
 
 
 _activation.defvjp(_activation_fwd, _activation_bwd)
