@@ -8,7 +8,7 @@ convolution, gets `lax.conv_general_dilated` itself.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -136,8 +136,8 @@ class _Depthwise:
       low = size[d] - 1 - self.padding[d][0]
       gaps.append((low, x.shape[1 + d] + size[d] - 1 - low - spread, self.strides[d] - 1))
     spread_g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *gaps, (0, 0, 0)))
-    g_x = _shifted_sum(spread_g, kernel[::-1, ::-1], (1, 1))
-    padded = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
+    g_x = _stored(lambda: _shifted_sum(spread_g, kernel[::-1, ::-1], (1, 1)), kernel)
+    padded = _stored(lambda: jnp.pad(x, ((0, 0), *self.padding, (0, 0))), kernel)
     windows = _windows(padded, size, self.strides).values()
     g_kernel = sums([(under * g).astype(jnp.float32) for under in windows], by_channel=True)
     return g_x, jnp.stack(g_kernel).reshape(kernel.shape).astype(kernel.dtype)
@@ -150,6 +150,16 @@ def _windows(padded: jax.Array, size: tuple[int, ...], strides: tuple[int, ...])
     (i, j): padded[:, i : i + stops[0] : strides[0], j : j + stops[1] : strides[1]]
     for i, j in itertools.product(*map(range, size))
   }
+
+
+def _stored(compute: Callable[[], jax.Array], witness: jax.Array) -> jax.Array:
+  """What `compute` gives, stored once: fused with its consumers, it would be computed again in each of them.
+
+  Compilers fuse nothing with a branch. The one not taken is that of a `witness` which is not a number.
+  """
+  result = jax.eval_shape(compute)
+  number = witness.ravel()[0] == witness.ravel()[0]
+  return lax.cond(number, compute, lambda: jnp.full(result.shape, jnp.nan, result.dtype))
 
 
 def _shifted_sum(padded: jax.Array, kernel: jax.Array, strides: tuple[int, ...]) -> jax.Array:

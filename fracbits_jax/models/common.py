@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
 
+from fracbits_jax import pool
 from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense
 
 EDGE_BITS = 8  # of the images, of the first kernel and of the classifier's kernel
@@ -124,7 +125,7 @@ class Parts:
     )
 
 
-max_pool = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+max_pool = functools.partial(pool.max_pool, size=3, stride=2, padding=1)
 
 
 def centred(images: jax.Array, mean: tuple[float, ...]) -> jax.Array:

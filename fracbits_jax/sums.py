@@ -1,0 +1,42 @@
+"""Several sums over large arrays in one pass."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_GROUPS = 8  # more, and XLA's CPU compiler no longer unrolls the loop over them
+
+
+def sums(terms: Sequence[jax.Array], *, by_channel: bool = False) -> tuple[jax.Array, ...]:
+  """The sums of arrays of one shape, each of them given as it is computed, so that none of them has to be stored.
+
+  XLA's CPU backend fuses what a sum is made of only with that sum, and only where it consists of certain operations;
+  otherwise it stores each term whole. One reduction of all terms over a short leading axis does fuse with everything,
+  and leaves an eighth to be summed. Other platforms get plain sums.
+
+  Args:
+    terms: float32 arrays of one shape.
+    by_channel: sum over all axes but the last one.
+
+  Returns:
+    For each term its sum, `()` or, by channel, `[C]`.
+  """
+  axes = tuple(range(terms[0].ndim - by_channel))
+
+  def plain(*terms):
+    return tuple(jnp.sum(term, axes) for term in terms)
+
+  def grouped(*terms):
+    groups = math.gcd(math.prod(terms[0].shape[:-1]), _GROUPS)
+    if groups == 1:
+      return plain(*terms)
+    # The channels stay an axis, or whatever is broadcast along them would be looked up element by element.
+    rows = [term.reshape(groups, -1, term.shape[-1]) for term in terms]
+    zeros = [jnp.zeros((), term.dtype) for term in terms]
+    add = lambda left, right: tuple(map(jnp.add, left, right))
+    return tuple(jnp.sum(part, 0 if by_channel else None) for part in lax.reduce(rows, zeros, add, (0,)))
+
+  return tuple(lax.platform_dependent(*terms, cpu=grouped, default=plain))
