@@ -9,7 +9,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fracbits_jax import run
+from fracbits_jax import platforms, run
 
 _DEFAULT = str(pathlib.Path(__file__).resolve().parent / 'configs' / 'digits.py')
 
@@ -46,6 +46,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     sys.exit(f'error: unexpected arguments {" ".join(argv[1:])}: every setting is a --flag')
+  platforms.keep_memory()
+  platforms.cache_compilations()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)  # checkpoints and data sets tell every step they take
   config_file = config_flags.get_config_filename(flags.FLAGS['config'])

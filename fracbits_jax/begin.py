@@ -1,6 +1,7 @@
 """What a phase begins with: its variables, its optimizer, its step."""
 
 import contextlib
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,16 +12,20 @@ import optax
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import calibrate, cost, data, optim, penalty, train
+from fracbits_jax import calibrate, cost, data, optim, penalty, step, train
 from fracbits_jax.experiment import Experiment
-from fracbits_jax.train import TrainState
+from fracbits_jax.step import TrainState
 
 Variables = dict[str, Any]
 
 
 def model(experiment: Experiment, phase: str) -> nn.Module:
-  """The network of a phase: float for `pretrain`, quantized otherwise."""
-  return experiment.float_model if phase == 'pretrain' else experiment.quant_model
+  """The network of a phase: float for `pretrain`, quantized otherwise, with integers for bits in `finetune`."""
+  if phase == 'pretrain':
+    return experiment.float_model
+  if phase == 'search':
+    return experiment.quant_model
+  return experiment.quant_model.clone(quant=dataclasses.replace(experiment.quant_model.quant, learned=False))
 
 
 def shapes(experiment: Experiment, phase: str) -> Variables:
@@ -110,8 +115,8 @@ def train_step(
     settings['bits_range'] = as_float32(cost.bits_range(experiment.layers))
     if experiment.config.quant.stochastic:
       settings['draw_seed'] = experiment.config.seed
-  step = train.make_train_step(model(experiment, phase), optimizer, **settings)
-  return jax.pmap(step, axis_name=train.AXIS, donate_argnums=0)
+  one_device = step.make_train_step(model(experiment, phase), optimizer, **settings)
+  return step.over_devices(one_device, donate_state=True)
 
 
 def _penalty(experiment: Experiment, rate: optax.Schedule) -> penalty.Penalty:

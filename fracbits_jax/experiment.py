@@ -9,13 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from fracbits_jax import cost, data, lookup, models, policy, train, weights
+from fracbits_jax import cost, data, lookup, models, policy, step, weights
 from fracbits_jax.layers import QuantConfig
 
 PHASES = ('pretrain', 'search', 'finetune')
+_DTYPES = {'float32': None, 'bfloat16': jnp.bfloat16}
 # (field, least, largest); fields that are None follow something else.
 _RANGES = (
   ('seed', 0, 2**31 - 1),
@@ -131,6 +133,8 @@ def _check_phases(config: ConfigDict) -> None:
 
 
 def _check_numbers(config: ConfigDict) -> None:
+  if config.model.dtype not in _DTYPES:
+    raise ValueError(f'model.dtype={config.model.dtype!r} is unknown: give one of {", ".join(_DTYPES)}')
   devices, batch_size = jax.device_count(), config.data.batch_size
   if batch_size < 1 or batch_size % devices:
     raise ValueError(
@@ -199,8 +203,9 @@ def network(config: ConfigDict) -> Callable[..., nn.Module]:
       quant=quant,
       width=model.width,
       small_images=image_size <= _SMALL_IMAGE if small is None else small,
-      axis_name=train.AXIS,
+      axis_name=step.AXIS,
       image_mean=tuple(model.image_mean or ()),
+      dtype=_DTYPES[model.dtype],
       **({'relu6': True} if model.relu6 else {}),  # only MobileNetV2 has it
     )
 

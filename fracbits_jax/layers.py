@@ -42,6 +42,8 @@ class QuantConfig:
     signed_input: inputs are quantized on [-alpha, alpha] rather than on [0, alpha].
     scheme: `original` or `modified` for DoReFa kernels, whose inputs are always `original`; `lsq` for a learned step
       size of kernels and inputs.
+    learned: false says that the bit-widths in the collection `bits` are integers, fixed after a search: the layer is
+      then as fast as one with fixed bits.
     stochastic: draw one of the two neighbouring bit-widths instead of interpolating, wherever the network is applied
       with a random stream `bits`.
     sat: rescale the quantized kernel as SAT does where no batch norm follows the layer; not with `lsq`, whose ranges
@@ -58,6 +60,7 @@ class QuantConfig:
   weight_only: bool = False
   signed_input: bool = False
   scheme: str = 'original'
+  learned: bool = True
   stochastic: bool = False
   sat: bool = False
   alpha_init: float = 8.0
@@ -145,6 +148,8 @@ class _Quantized(nn.Module):
       return fixed, {'choices': (fixed,)}
     start = min(max(self.quant.init_bits, choices[0]), choices[-1])
     bits = self.variable('bits', name, jnp.full, shape, start, jnp.float32).value
+    if not self.quant.learned:
+      return bits, {'learned': False}
     drawn = self.quant.stochastic and self.has_rng('bits')
     return bits, {'choices': choices, 'noise': bitwidths.draw_noise(self.make_rng('bits'), shape) if drawn else None}
 

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from fracbits_jax import quantize
-from fracbits_jax.bitwidths import check_choices
 
 _TINY = 1e-12
 
@@ -102,6 +101,7 @@ def kernel(
   *,
   choices: Sequence[int] | None = None,
   noise: jax.Array | None = None,
+  learned: bool = True,
 ) -> jax.Array:
   """Quantizes a kernel with a learned step size, at real bit-widths.
 
@@ -117,6 +117,7 @@ def kernel(
     alpha: the range, shape `()`, used as |alpha|.
     choices: allowed bit-widths, as for `quantize.fractional`.
     noise: draws bit-widths, as for `quantize.fractional`.
+    learned: false for fixed integers, as for `quantize.fractional`.
 
   Returns:
     The quantized kernel, of the shape and dtype of `w`.
@@ -129,7 +130,7 @@ def kernel(
   quantize.check_scalars(alpha=alpha)
   alpha = _scale_gradient(alpha, gradient_scale(bits, w.size, signed=True))
   bits, noise = (None if b is None else quantize.with_rank(b, w) for b in (bits, noise))
-  return _twos_complement(w, bits, alpha, noise, check_choices(choices))
+  return _twos_complement(w, bits, alpha, noise, quantize.allowed(choices, learned))
 
 
 def activation(
@@ -140,6 +141,7 @@ def activation(
   signed: bool = False,
   choices: Sequence[int] | None = None,
   noise: jax.Array | None = None,
+  learned: bool = True,
 ) -> jax.Array:
   """Quantizes the inputs of a layer with a learned step size, at a real bit-width; arguments as `quantize.activation`.
 
@@ -151,9 +153,9 @@ def activation(
   quantize.check_scalars(bits=bits, alpha=alpha)
   alpha = _scale_gradient(alpha, gradient_scale(bits, x.size // max(len(x), 1), signed=signed))
   if not signed:
-    return quantize.activation(x, bits, alpha, choices=choices, noise=noise)
+    return quantize.activation(x, bits, alpha, choices=choices, noise=noise, learned=learned)
   bits, noise = (None if b is None else quantize.with_rank(b, x) for b in (bits, noise))
-  return _twos_complement(x, bits, alpha, noise, check_choices(choices))
+  return _twos_complement(x, bits, alpha, noise, quantize.allowed(choices, learned))
 
 
 def initial_range(w: jax.Array, bits: jax.Array | float) -> jax.Array:

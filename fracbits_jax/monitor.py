@@ -11,7 +11,7 @@ from flax import traverse_util
 from fracbits_jax import begin, train
 from fracbits_jax.experiment import Experiment
 from fracbits_jax.progress import Progress
-from fracbits_jax.train import TrainState
+from fracbits_jax.step import TrainState
 
 
 class Monitor:

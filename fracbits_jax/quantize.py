@@ -65,7 +65,7 @@ def interpolate(
   return (1 - share) * q_low + share * q_high, slope
 
 
-def _allowed(choices: Sequence[int] | None, learned: bool) -> tuple[int, ...]:
+def allowed(choices: Sequence[int] | None, learned: bool) -> tuple[int, ...]:
   """The allowed bit-widths as `interpolate` takes them."""
   choices = check_choices(choices)
   return choices if learned else ()
@@ -186,7 +186,7 @@ def fractional(
     ValueError: unknown scheme, or choices that are empty, unsorted or outside 0 to 16.
   """
   check_scheme(scheme)
-  choices = _allowed(choices, learned)
+  choices = allowed(choices, learned)
   x = jnp.asarray(x)
   bits, noise = (None if b is None else with_rank(jnp.asarray(b, jnp.float32), x) for b in (bits, noise))
   return _fractional(x, bits, noise, scheme, float(zero_point), choices)
@@ -238,13 +238,51 @@ def kernel(
   Raises:
     ValueError: as `fractional`, or bits of another shape.
   """
+  check_scheme(scheme)
   w, bits = jnp.asarray(w), jnp.asarray(bits, jnp.float32)
   check_kernel_bits(w, bits)
-  t = jnp.tanh(w.astype(jnp.float32))
+  bits, noise = (None if b is None else with_rank(b, w) for b in (bits, noise))
+  return _kernel(w, bits, noise, kept, scheme, allowed(choices, learned))
+
+
+def _normalised(w, kept, largest):
+  """t / max |t|, with the maximum if that is known."""
+  # tanh is odd, and compilers do not know it: with tanh(-w) the backward pass computes its own, instead of keeping that
+  # of the forward pass for so long.
+  t = jnp.tanh(w.astype(jnp.float32)) if largest is None else -jnp.tanh(-w.astype(jnp.float32))
   t = t if kept is None else t * kept
-  unit = (t / jnp.maximum(jnp.max(jnp.abs(t)), _TINY) + 1) / 2
-  how = {'scheme': scheme, 'choices': choices, 'noise': noise, 'learned': learned}
-  return (2 * fractional(unit, bits, zero_point=0.5, **how) - 1).astype(w.dtype)
+  largest = jnp.maximum(jnp.max(jnp.abs(t)), _TINY) if largest is None else largest
+  return t / largest, largest
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _kernel(w, bits, noise, kept, scheme, choices):
+  return _kernel_fwd(w, bits, noise, kept, scheme, choices)[0]
+
+
+def _kernel_fwd(w, bits, noise, kept, scheme, choices):
+  ratio, largest = _normalised(w, kept, None)
+  quantized = 2 * _on_unit((ratio + 1) / 2, bits, noise, scheme, 0.5, choices)[0] - 1
+  return quantized.astype(w.dtype), (w, bits, noise, kept, largest)
+
+
+def _kernel_bwd(scheme, choices, residuals, g):
+  w, bits, noise, kept, largest = residuals
+  ratio, _ = _normalised(w, kept, largest)
+  slope = _on_unit((ratio + 1) / 2, bits, noise, scheme, 0.5, choices)[1]
+  g = g.astype(jnp.float32)
+  at_largest = (jnp.abs(ratio) == 1).astype(jnp.float32)
+  towards_largest, ties, g_bits = sums((g * ratio, at_largest, 2 * g * slope), by_channel=True)
+  # What moves the maximum moves all other ratios the other way; equal maxima share this.
+  share = jnp.sum(towards_largest) / jnp.maximum(jnp.sum(ties), 1)
+  g_ratio = g - share * at_largest * jnp.sign(ratio)
+  g_w = g_ratio / largest * (1 - jnp.square(ratio * largest))
+  g_w = g_w if kept is None else g_w * kept
+  g_bits = sum_to(with_rank(g_bits, w), bits.shape)
+  return g_w.astype(w.dtype), g_bits.astype(bits.dtype), None, None
+
+
+_kernel.defvjp(_kernel_fwd, _kernel_bwd)
 
 
 def _clipped(x, bits, alpha, noise, signed, choices):
@@ -318,7 +356,7 @@ def activation(
   """
   x, bits, alpha = jnp.asarray(x), jnp.asarray(bits, jnp.float32), jnp.asarray(alpha, jnp.float32)
   check_scalars(bits=bits, alpha=alpha)
-  return _activation(x, bits, alpha, noise, bool(signed), _allowed(choices, learned))
+  return _activation(x, bits, alpha, noise, bool(signed), allowed(choices, learned))
 
 
 def rescale(quantized: jax.Array, kept: jax.Array | None = None) -> jax.Array:

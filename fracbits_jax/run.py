@@ -17,7 +17,7 @@ from fracbits_jax.experiment import PHASES, Experiment, prepare
 from fracbits_jax.files import write_whole
 from fracbits_jax.monitor import Monitor
 from fracbits_jax.progress import Progress, read_rows
-from fracbits_jax.train import TrainState
+from fracbits_jax.step import TrainState
 
 
 def default_workdir(config_file: str) -> pathlib.Path:

@@ -1,116 +1,19 @@
-"""Training: the state, the step, and the one loop that every phase runs."""
+"""Training: batches on the devices, evaluation, and the one loop that every phase runs."""
 
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
-from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fracbits_jax import data
-from fracbits_jax.penalty import Penalty
+from fracbits_jax.step import AXIS, Batch, TrainState, make_eval_step, over_devices
 
-AXIS = 'batch'  # the mapped axis: the devices that share a batch
 _STEPS_AHEAD = 2  # that may wait for the devices, each with its batch in their memory
-
-Batch = dict[str, jax.Array]
-
-
-@flax.struct.dataclass
-class TrainState:
-  """Everything that a step changes."""
-
-  step: jax.Array
-  params: Any
-  bits: Any
-  batch_stats: Any
-  opt_state: Any
-  multiplier: jax.Array  # of a controlled penalty
-
-  @property
-  def variables(self) -> dict[str, Any]:
-    """The collections that the network takes."""
-    return {'params': self.params, 'bits': self.bits, 'batch_stats': self.batch_stats}
-
-
-def make_train_step(
-  model: nn.Module,
-  optimizer: optax.GradientTransformation,
-  penalty: Penalty | None = None,
-  bits_range: tuple[Any, Any] | None = None,
-  draw_seed: int | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-  """The step `train_step(state, batch) -> (state, metrics)`, to be mapped over the axis `batch`.
-
-  Args:
-    model: a network called as `model(images, train=True)`.
-    optimizer: for the tree `{'params': ..., 'bits': ...}`.
-    penalty: the cost term of the loss; `None` leaves it out.
-    bits_range: least and largest value of every bit-width, into which they are projected after each update; `None`
-      for networks whose bits do not change.
-    draw_seed: seed of the stream from which stochastic layers draw their bit-widths, the same on every device and
-      another at every step; `None` where they interpolate.
-  """
-
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-    images = batch['image'].astype(jnp.float32)
-    rngs = None
-    if draw_seed is not None:
-      rngs = {'bits': jax.random.fold_in(jax.random.key(draw_seed), state.step)}
-
-    def loss_function(learned):
-      variables = {**learned, 'batch_stats': state.batch_stats}
-      logits, updated = model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
-      loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']))
-      metrics = {'loss': loss, 'accuracy': jnp.mean(jnp.argmax(logits, -1) == batch['label'])}
-      if penalty is not None:
-        term, metrics['cost_ratio'] = penalty(learned['bits'], state.multiplier)
-        if penalty.controller is not None:
-          metrics['multiplier'] = state.multiplier
-        loss = loss + term
-      return loss, (metrics, updated['batch_stats'])
-
-    learned = {'params': state.params, 'bits': state.bits}
-    gradients, (metrics, batch_stats) = jax.grad(loss_function, has_aux=True)(learned)
-    gradients, metrics = lax.pmean((gradients, metrics), AXIS)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, learned)
-    learned = optax.apply_updates(learned, updates)
-    if bits_range is not None:
-      learned['bits'] = jax.tree.map(jnp.clip, learned['bits'], *bits_range)
-    multiplier = state.multiplier
-    if penalty is not None:
-      multiplier = penalty.update(multiplier, metrics['cost_ratio'], state.step)
-    state = TrainState(
-      step=state.step + 1,
-      params=learned['params'],
-      bits=learned['bits'],
-      batch_stats=batch_stats,
-      opt_state=opt_state,
-      multiplier=multiplier,
-    )
-    return state, metrics
-
-  return train_step
-
-
-def make_eval_step(model: nn.Module) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-  """The step `eval_step(variables, batch) -> sums`: of the examples, of those answered rightly, of their losses."""
-
-  def eval_step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
-    logits = model.apply(variables, batch['image'].astype(jnp.float32))
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
-    right = jnp.argmax(logits, -1) == batch['label']
-    mask = batch['mask']
-    sums = {'count': jnp.sum(mask), 'right': jnp.sum(right * mask), 'loss': jnp.sum(losses * mask)}
-    return lax.psum(sums, AXIS)
-
-  return eval_step
 
 
 def replicate(tree: Any, devices: int | None = None) -> Any:
@@ -150,7 +53,7 @@ class Evaluator:
   """Accuracy and loss of networks of one definition on the splits of a data set."""
 
   def __init__(self, model: nn.Module, dataset: data.Dataset, batch_size: int, workers: int = 0):
-    self._step = jax.pmap(make_eval_step(model), axis_name=AXIS)
+    self._step = over_devices(make_eval_step(model))
     self._dataset, self._batch_size, self._workers = dataset, batch_size, workers
 
   def __call__(self, variables: Any, split: str) -> dict[str, float]:

@@ -7,7 +7,9 @@ from flax import linen as nn
 from fracbits_jax import pool
 
 
-@pytest.mark.parametrize(('height', 'size', 'stride', 'padding'), [(8, 3, 2, 1), (7, 3, 2, 1), (6, 2, 2, 0), (5, 3, 1, 1), (7, 2, 3, 0)])
+@pytest.mark.parametrize(
+  ('height', 'size', 'stride', 'padding'), [(8, 3, 2, 1), (7, 3, 2, 1), (6, 2, 2, 0), (5, 3, 1, 1), (7, 2, 3, 0)]
+)
 def test_value_and_gradient_are_those_of_the_library(height, size, stride, padding):
   # Few different values: ties, as after a ReLU.
   x = jnp.maximum(jax.random.randint(jax.random.key(0), (2, height, height + 1, 3), -3, 4), 0).astype(jnp.float32)

@@ -8,6 +8,7 @@ import pytest
 from flax import traverse_util
 
 from fracbits_jax import begin, cost, models, optim, penalty, train
+from fracbits_jax import step as steps_of
 from fracbits_jax.layers import QuantConfig
 
 SHAPE = (16, 16, 1)
@@ -30,7 +31,7 @@ def setting(granularity='layer'):
   )
   limit = penalty.Penalty(budget=cost.budget('bitops', table, equivalent_bits=3), layers=table, kappa=1.0)
   bits_range = jax.tree.map(jnp.float32, cost.bits_range(table))
-  step = train.make_train_step(model, optimizer, limit, bits_range)
+  step = steps_of.make_train_step(model, optimizer, limit, bits_range)
   state = begin.state(variables, optimizer)
   return model, table, step, jax.tree.map(np.asarray, state)
 
@@ -88,7 +89,7 @@ def test_the_bits_follow_the_penalty_and_stay_in_range():
     lambda step: 1.0, momentum=0.0, weight_decay=0.0, mask=optim.decay_mask(state.params, table), bits_rate=1e4
   )
   limit = penalty.Penalty(budget=cost.budget('bitops', table, equivalent_bits=1.5), layers=table, kappa=1e4)
-  step = train.make_train_step(model, optimizer, limit, jax.tree.map(jnp.float32, cost.bits_range(table)))
+  step = steps_of.make_train_step(model, optimizer, limit, jax.tree.map(jnp.float32, cost.bits_range(table)))
   state = state.replace(opt_state=optimizer.init({'params': state.params, 'bits': state.bits}))
   mapped = jax.pmap(step, axis_name='batch', devices=jax.local_devices()[:1])
   after, _ = mapped(train.replicate(state, 1), train.shard(batch(), 1))
@@ -118,7 +119,7 @@ def test_drawn_bit_widths_are_the_same_on_every_device_and_others_at_every_step(
   _, _, _, state = setting()
   optimizer = optim.sgd(lambda step: 0.0, momentum=0.0, weight_decay=0.0, mask=True, bits_rate=None)
   state = state.replace(opt_state=optimizer.init({'params': state.params, 'bits': state.bits}))
-  step = train.make_train_step(model, optimizer, draw_seed=3)
+  step = steps_of.make_train_step(model, optimizer, draw_seed=3)
 
   def losses(devices):
     mapped = jax.pmap(step, axis_name='batch', devices=jax.local_devices()[:devices])
@@ -135,7 +136,7 @@ def test_drawn_bit_widths_are_the_same_on_every_device_and_others_at_every_step(
 
 def test_evaluation_ignores_what_fills_the_last_batch():
   model, _, _, state = setting()
-  step = jax.pmap(train.make_eval_step(model), axis_name='batch', devices=jax.local_devices()[:2])
+  step = jax.pmap(steps_of.make_eval_step(model), axis_name='batch', devices=jax.local_devices()[:2])
   full = batch(8)
   variables = train.replicate(state.variables, 2)
   masked = {**full, 'mask': np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32)}

@@ -41,8 +41,9 @@ def create(name: str, num_classes: int = 1000, quant: QuantConfig | None = None,
       first convolution has an 8-bit kernel and images count as 8-bit inputs, the classifier has an 8-bit kernel.
     **kwargs: `width` (multiplier of all channels), `small_images` (a stem that keeps the resolution),
       `axis_name` (the mapped axis over which batch norm averages its statistics in training), `image_mean` (per
-      colour channel in 0..255, subtracted from the images before the stem), and `kept` (output channels of compacted
-      layers, by name); MobileNetV2 also takes `relu6`.
+      colour channel in 0..255, subtracted from the images before the stem), `kept` (output channels of compacted
+      layers, by name), and `dtype` (of the computation, such as `jnp.bfloat16`: parameters, statistics, the quantizers
+      and the gradients of bits stay in float32); MobileNetV2 also takes `relu6`.
 
   With the granularity `kernel` and 0 among `quant.choices`, channels that no residual sum ties to others can be pruned.
 

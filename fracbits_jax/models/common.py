@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,12 +34,14 @@ class Parts:
     train: whether batch norm takes the statistics of the batch.
     axis_name: the mapped axis over which it averages them.
     kept: output channels of the layers that were compacted, by name; see `fracbits_jax.compact`.
+    dtype: of the computation; `None` follows images and parameters.
   """
 
   quant: QuantConfig | None
   train: bool
   axis_name: str | None
   kept: Mapping[str, int] = FrozenDict()
+  dtype: Any = None
 
   def _conv(
     self,
@@ -57,6 +60,7 @@ class Parts:
       padding=((size // 2, size // 2),) * 2,
       feature_group_count=groups,
       use_bias=False,
+      dtype=self.dtype,
       kernel_init=_conv_init,
       quant=quant,
       source=self._pruned(source),
@@ -111,7 +115,8 @@ class Parts:
   def classifier(self, num_classes: int, *, source: str | None = None, name: str = 'classifier') -> QuantDense:
     """The last layer: an 8-bit kernel, inputs with a learned bit-width."""
     quant = self._with(kernel_bits=EDGE_BITS, signed_input=False)
-    return QuantDense(num_classes, kernel_init=_dense_init, quant=quant, source=self._pruned(source), name=name)
+    source = self._pruned(source)
+    return QuantDense(num_classes, dtype=self.dtype, kernel_init=_dense_init, quant=quant, source=source, name=name)
 
   def norm(self, *, source: str | None = None, name: str) -> GatedBatchNorm:
     """Batch norm over the whole batch, also where that is spread over devices; pruned channels of `source` are 0."""
@@ -120,6 +125,7 @@ class Parts:
       momentum=0.9,
       epsilon=1e-5,
       axis_name=self.axis_name,
+      dtype=self.dtype,
       source=self._pruned(source),
       name=name,
     )

@@ -1,6 +1,7 @@
 """MobileNetV1 (Howard et al. 2017, arXiv 1704.04861)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -33,10 +34,11 @@ class MobileNetV1(nn.Module):
   axis_name: str | None = None
   kept: Mapping[str, int] = FrozenDict()
   image_mean: tuple[float, ...] = ()
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept)
+    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept, dtype=self.dtype)
     x = centred(x, self.image_mean)
     x = parts.stem(scaled(32, self.width), 3, 1 if self.small_images else 2, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))

@@ -1,6 +1,7 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381); ReLU for ReLU6 by default, as learned clips do its work."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -27,11 +28,12 @@ class MobileNetV2(nn.Module):
   axis_name: str | None = None
   kept: Mapping[str, int] = FrozenDict()
   image_mean: tuple[float, ...] = ()
+  dtype: Any = None
   relu6: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept)
+    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept, dtype=self.dtype)
     x = centred(x, self.image_mean)
     relu = nn.relu6 if self.relu6 else nn.relu
     x = parts.stem(scaled(32, self.width), 3, 1 if self.small_images else 2, name='stem')(x)

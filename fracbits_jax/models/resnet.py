@@ -1,6 +1,7 @@
 """Residual networks: He et al. 2015 (arXiv 1512.03385), and with pre-activation, He et al. 2016 (arXiv 1603.05027)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +31,11 @@ class ResNet(nn.Module):
   axis_name: str | None = None
   kept: Mapping[str, int] = FrozenDict()
   image_mean: tuple[float, ...] = ()
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept)
+    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept, dtype=self.dtype)
     x = centred(x, self.image_mean)
     size, stride = (3, 1) if self.small_images else (7, 2)
     x = parts.stem(scaled(64, self.width), size, stride, name='stem')(x)
@@ -110,10 +112,11 @@ class CifarResNet(nn.Module):
   axis_name: str | None = None
   kept: Mapping[str, int] = FrozenDict()
   image_mean: tuple[float, ...] = ()
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept)
+    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept, dtype=self.dtype)
     x = centred(x, self.image_mean)
     x = parts.stem(scaled(16, self.width), 3, 1, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))

@@ -1,0 +1,65 @@
+"""Settings of compiler and memory with which a step is fastest on the platform at hand."""
+
+import ctypes
+import functools
+import os
+import pathlib
+import sys
+
+import jax
+
+# XLA's CPU backend hands convolutions to YNNPACK, whose gradients of kernels take up to five times as long as those of
+# Eigen; products and reductions are well off with it.
+_CPU_OPTIONS = {
+  'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE',
+}
+
+# Parameters of glibc's mallopt.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+
+
+def compiler_options(platform: str | None = None) -> dict[str, str]:
+  """Options for `jax.jit(..., compiler_options=...)`, of the default platform unless one is given.
+
+  What this version of XLA does not know is left out.
+  """
+  return _known_options() if (platform or jax.default_backend()) == 'cpu' else {}
+
+
+@functools.cache
+def _known_options() -> dict[str, str]:
+  try:
+    jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS).lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return {}
+  return _CPU_OPTIONS
+
+
+def keep_memory() -> bool:
+  """Lets this process keep the memory that it has freed; for a program to call before anything else runs.
+
+  A step on the CPU takes its memory anew each time. The pages go back to the system in between and come again one by
+  one, which can take as long as the step itself. The price is that the process stays at the size of its largest moment.
+
+  Returns:
+    Whether it took effect: only with Linux and glibc.
+  """
+  if not sys.platform.startswith('linux'):
+    return False
+  try:
+    mallopt = ctypes.CDLL(None).mallopt
+  except (OSError, AttributeError):
+    return False
+  return all([mallopt(_ARENA_MAX, 1), mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1)])
+
+
+def cache_compilations(folder: str | os.PathLike | None = None) -> None:
+  """Keeps compiled programs on disk, so that a run started again compiles nothing.
+
+  Args:
+    folder: where to keep them; the user's cache folder by default. Nothing is changed if JAX has been given a folder
+      already, as by the environment variable `JAX_COMPILATION_CACHE_DIR`.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    base = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+    jax.config.update('jax_compilation_cache_dir', str(folder or base / 'fracbits_jax'))

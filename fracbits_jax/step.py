@@ -1,0 +1,122 @@
+"""The state of a training and its steps: JAX, Flax and Optax, nothing of the input pipeline."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import lax
+
+from fracbits_jax import platforms
+from fracbits_jax.penalty import Penalty
+
+AXIS = 'batch'  # the mapped axis: the devices that share a batch
+
+Batch = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a step changes."""
+
+  step: jax.Array
+  params: Any
+  bits: Any
+  batch_stats: Any
+  opt_state: Any
+  multiplier: jax.Array  # of a controlled penalty
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """The collections that the network takes."""
+    return {'params': self.params, 'bits': self.bits, 'batch_stats': self.batch_stats}
+
+
+def make_train_step(
+  model: nn.Module,
+  optimizer: optax.GradientTransformation,
+  penalty: Penalty | None = None,
+  bits_range: tuple[Any, Any] | None = None,
+  draw_seed: int | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """The step `train_step(state, batch) -> (state, metrics)`, to be mapped over the axis `batch`.
+
+  Args:
+    model: a network called as `model(images, train=True)`.
+    optimizer: for the tree `{'params': ..., 'bits': ...}`.
+    penalty: the cost term of the loss; `None` leaves it out.
+    bits_range: least and largest value of every bit-width, into which they are projected after each update; `None`
+      for networks whose bits do not change.
+    draw_seed: seed of the stream from which stochastic layers draw their bit-widths, the same on every device and
+      another at every step; `None` where they interpolate.
+  """
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    images = batch['image'].astype(jnp.float32)
+    rngs = None
+    if draw_seed is not None:
+      rngs = {'bits': jax.random.fold_in(jax.random.key(draw_seed), state.step)}
+
+    def loss_function(learned):
+      variables = {**learned, 'batch_stats': state.batch_stats}
+      logits, updated = model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
+      logits = logits.astype(jnp.float32)
+      loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']))
+      metrics = {'loss': loss, 'accuracy': jnp.mean(jnp.argmax(logits, -1) == batch['label'])}
+      if penalty is not None:
+        term, metrics['cost_ratio'] = penalty(learned['bits'], state.multiplier)
+        if penalty.controller is not None:
+          metrics['multiplier'] = state.multiplier
+        loss = loss + term
+      return loss, (metrics, updated['batch_stats'])
+
+    learned = {'params': state.params, 'bits': state.bits}
+    gradients, (metrics, batch_stats) = jax.grad(loss_function, has_aux=True)(learned)
+    gradients, metrics = lax.pmean((gradients, metrics), AXIS)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, learned)
+    learned = optax.apply_updates(learned, updates)
+    if bits_range is not None:
+      learned['bits'] = jax.tree.map(jnp.clip, learned['bits'], *bits_range)
+    multiplier = state.multiplier
+    if penalty is not None:
+      multiplier = penalty.update(multiplier, metrics['cost_ratio'], state.step)
+    state = TrainState(
+      step=state.step + 1,
+      params=learned['params'],
+      bits=learned['bits'],
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+      multiplier=multiplier,
+    )
+    return state, metrics
+
+  return train_step
+
+
+def make_eval_step(model: nn.Module) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+  """The step `eval_step(variables, batch) -> sums`: of the examples, of those answered rightly, of their losses."""
+
+  def eval_step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
+    logits = model.apply(variables, batch['image'].astype(jnp.float32)).astype(jnp.float32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
+    right = jnp.argmax(logits, -1) == batch['label']
+    mask = batch['mask']
+    sums = {'count': jnp.sum(mask), 'right': jnp.sum(right * mask), 'loss': jnp.sum(losses * mask)}
+    return lax.psum(sums, AXIS)
+
+  return eval_step
+
+
+def over_devices(step: Callable, *, donate_state: bool = False) -> Callable:
+  """A step mapped over the axis `batch`, one part for each local device, and compiled as suits the platform.
+
+  Args:
+    step: takes and gives trees; every array gets a leading axis, of one entry for each device.
+    donate_state: give away the buffers of the first argument.
+  """
+  donated = (0,) if donate_state else ()
+  mapped = jax.pmap(step, axis_name=AXIS, donate_argnums=donated)
+  return jax.jit(mapped, donate_argnums=donated, compiler_options=platforms.compiler_options())
