@@ -312,7 +312,11 @@ def _activation_bwd(signed, choices, residuals, g):
   beyond = jnp.where(ratio > 1, 1, lowest)
   g_x = jnp.where(inside, g, 0)
   g = g.astype(jnp.float32)
-  g_alpha, g_bits = sums((g * jnp.where(inside, q - ratio, beyond), g * slope))
+  towards_alpha = g * jnp.where(inside, q - ratio, beyond)
+  if len(choices) > 1:
+    g_alpha, g_bits = sums((towards_alpha, g * slope))
+  else:
+    g_alpha, g_bits = *sums((towards_alpha,)), jnp.zeros_like(bits)
   g_alpha, g_bits = g_alpha * jnp.sign(alpha), g_bits * jnp.abs(alpha)
   return g_x, g_bits.astype(bits.dtype), g_alpha.astype(alpha.dtype), None
 

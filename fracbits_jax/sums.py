@@ -35,8 +35,15 @@ def sums(terms: Sequence[jax.Array], *, by_channel: bool = False) -> tuple[jax.A
       return plain(*terms)
     # The channels stay an axis, or whatever is broadcast along them would be looked up element by element.
     rows = [term.reshape(groups, -1, term.shape[-1]) for term in terms]
-    zeros = [jnp.zeros((), term.dtype) for term in terms]
+    if len(rows) == 1:  # a reduction of one array is not fused
+      half = groups // 2
+      top, bottom = grouped_sums([rows[0][:half], rows[0][half:]])
+      return (jnp.sum(top + bottom, 0 if by_channel else None),)
+    return tuple(jnp.sum(part, 0 if by_channel else None) for part in grouped_sums(rows))
+
+  def grouped_sums(rows):
+    zeros = [jnp.zeros((), row.dtype) for row in rows]
     add = lambda left, right: tuple(map(jnp.add, left, right))
-    return tuple(jnp.sum(part, 0 if by_channel else None) for part in lax.reduce(rows, zeros, add, (0,)))
+    return lax.reduce(rows, zeros, add, (0,))
 
   return tuple(lax.platform_dependent(*terms, cpu=grouped, default=plain))
