@@ -157,6 +157,7 @@ def test_without_search_and_policy_the_bits_are_uniform(finished):
     ({'search.cosine': (0.5,)}, 'search.cosine'),
     ({'search.epochs': float('inf')}, 'search.epochs=inf is out of range'),
     ({'quant.calibration_batches': -1}, 'quant.calibration_batches=-1 is out of range'),
+    ({'model.dtype': 'float64'}, "model.dtype='float64' is unknown"),
     ({'model.width': -1.0}, 'model.width=-1.0 is out of range'),
     ({'data.image_size': 0}, 'data.image_size=0 is out of range'),
     ({'data.workers': -1}, 'data.workers=-1 is out of range'),
