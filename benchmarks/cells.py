@@ -8,14 +8,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fracbits_jax import policy, run
+from fracbits_jax import platforms, policy, run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def cache_compilations() -> None:
-  """Keeps compiled programs in the project's folder."""
-  jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache' / 'jax'))
+def set_up() -> None:
+  """What a study begins with, before anything else: compiled programs stay in the project's folder, memory is kept."""
+  platforms.keep_memory()
+  platforms.cache_compilations(ROOT / '.cache' / 'jax')
 
 
 def run_cell(config: ConfigDict, folder: pathlib.Path, float_from: pathlib.Path | None = None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def main() -> None:
   parser.add_argument('--workdir', type=pathlib.Path, default=ROOT / 'runs' / 'benchmark_digits')
   parser.add_argument('--set', nargs=2, action='append', default=[], metavar=('FIELD', 'JSON'), help='a config value')
   args = parser.parse_args()
-  cells.cache_compilations()
+  cells.set_up()
   changes = {name: json.loads(value) for name, value in args.set}
 
   def cell(method: str, seed: int) -> dict:

@@ -58,7 +58,7 @@ def main() -> None:
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--workdir', type=pathlib.Path, default=ROOT / 'runs' / 'benchmark_penalty')
   args = parser.parse_args()
-  cells.cache_compilations()
+  cells.set_up()
   courses = {penalty: {bits: cell(penalty, bits, args) for bits in args.bits} for penalty in PENALTIES}
   ends = {p: {b: rows[-1]['cost'] / rows[-1]['target'] for b, rows in found.items()} for p, found in courses.items()}
   (args.workdir / 'results.json').write_text(json.dumps(ends, indent=2) + '\n')

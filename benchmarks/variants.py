@@ -20,6 +20,7 @@ from configs import digits, digits_prune, digits_size, digits_uniform  # noqa: E
 VARIANTS = {
   'uniform bits': (digits_uniform, {}),
   'layer-wise, PACT': (digits, {}),
+  'layer-wise, PACT, in bfloat16': (digits, {'model.dtype': 'bfloat16'}),
   'layer-wise, SAT': (digits, {'quant.sat': True}),
   'layer-wise, modified': (digits, {'quant.scheme': 'modified'}),
   'layer-wise, LSQ': (digits, {'quant.scheme': 'lsq'}),
@@ -64,7 +65,7 @@ def main() -> None:
   parser.add_argument('--only', nargs='+', default=list(VARIANTS), choices=list(VARIANTS), metavar='NAME')
   parser.add_argument('--workdir', type=pathlib.Path, default=ROOT / 'runs' / 'benchmark_variants')
   args = parser.parse_args()
-  cells.cache_compilations()
+  cells.set_up()
   results = {name: [cell(name, seed, args.workdir) for seed in args.seeds] for name in args.only}
   (args.workdir / 'results.json').write_text(json.dumps(results, indent=2) + '\n')
   print('\n| variant | float, % | final, % | each seed | cost / target | bits |\n|---|---|---|---|---|---|')
