@@ -4,7 +4,7 @@ import re
 import jax
 import jax.numpy as jnp
 
-from fracbits_jax import policy
+from fracbits_jax import platforms, policy
 
 README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
 
@@ -18,6 +18,15 @@ def test_the_example_of_an_own_model_runs_word_for_word(tmp_path, monkeypatch):
   found = policy.load('policy.json', names['table'])
   assert found.cost <= names['budget'].target
   assert all(leaf.any() for leaf in jax.tree.leaves(names['gradients']['bits']))
+
+
+def test_the_example_of_an_own_step_runs_word_for_word(monkeypatch):
+  (code,) = [block for block in re.findall(r'```python\n(.*?)```', README, re.S) if 'compiler_options' in block]
+  asked = []
+  monkeypatch.setattr(platforms, 'keep_memory', lambda: asked.append(True))  # it would hold for all other tests
+  names = {'jax': jax, 'train_step': lambda state, step: state + step}
+  exec(code, names)
+  assert asked and names['train_step'](jnp.float32(1), jnp.float32(2)) == 3
 
 
 def test_files_that_the_readme_names_exist():
