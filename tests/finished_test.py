@@ -68,7 +68,7 @@ def test_a_finished_run_compacts_to_a_network_with_the_same_answers(pruned):
 
 
 def test_the_example_of_compaction_in_the_readme_runs_word_for_word(pruned, tmp_path, monkeypatch):
-  (code,) = [block for block in re.findall(r'```python\n(.*?)```', README, re.S) if 'compact' in block]
+  (code,) = [block for block in re.findall(r'```python\n(.*?)```', README, re.S) if 'compact.compact(' in block]
   (tmp_path / 'runs').mkdir()
   (tmp_path / 'runs' / 'digits_prune').symlink_to(pruned[1])
   monkeypatch.chdir(tmp_path)

@@ -26,7 +26,8 @@ def test_the_example_of_an_own_step_runs_word_for_word(monkeypatch):
   monkeypatch.setattr(platforms, 'keep_memory', lambda: asked.append(True))  # it would hold for all other tests
   names = {'jax': jax, 'train_step': lambda state, step: state + step}
   exec(code, names)
-  assert asked and names['train_step'](jnp.float32(1), jnp.float32(2)) == 3
+  assert asked
+  assert names['train_step'](jnp.float32(1), jnp.float32(2)) == 3
 
 
 def test_files_that_the_readme_names_exist():
