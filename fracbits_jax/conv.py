@@ -72,17 +72,28 @@ def conv_general_dilated(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pointwise:
-  """A 1 x 1 convolution as a matrix product."""
+class _Settings:
+  """A convolution over `NHWC` that has a path of its own on the CPU, `product` with its gradient `product_vjp`."""
 
   strides: tuple[int, ...]
   padding: Padding
   precision: Any
 
   def plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    groups = x.shape[-1] // kernel.shape[2]
     return lax.conv_general_dilated(
-      x, kernel, self.strides, self.padding, dimension_numbers=_NHWC, precision=self.precision
+      x,
+      kernel,
+      self.strides,
+      self.padding,
+      dimension_numbers=_NHWC,
+      feature_group_count=groups,
+      precision=self.precision,
     )
+
+
+class _Pointwise(_Settings):
+  """A 1 x 1 convolution as a matrix product."""
 
   def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return self._dot(self._seen(x), kernel[0, 0], 3, 0)
@@ -105,24 +116,8 @@ class _Pointwise:
     return lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), precision=self.precision)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Depthwise:
+class _Depthwise(_Settings):
   """A depthwise convolution as shifted multiply-adds."""
-
-  strides: tuple[int, ...]
-  padding: Padding
-  precision: Any
-
-  def plain(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(
-      x,
-      kernel,
-      self.strides,
-      self.padding,
-      dimension_numbers=_NHWC,
-      feature_group_count=x.shape[-1],
-      precision=self.precision,
-    )
 
   def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _shifted_sum(jnp.pad(x, ((0, 0), *self.padding, (0, 0))), kernel, self.strides)

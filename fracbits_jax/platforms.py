@@ -39,7 +39,7 @@ def keep_memory() -> bool:
   """Lets this process keep the memory that it has freed; for a program to call before anything else runs.
 
   A step on the CPU takes its memory anew each time. The pages go back to the system in between and come again one by
-  one, which can take as long as the step itself. The price is that the process stays at the size of its largest moment.
+  one, which can be a third of the step. The price is that the process stays at the size of its largest moment.
 
   Returns:
     Whether it took effect: only with Linux and glibc.
