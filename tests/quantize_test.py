@@ -205,3 +205,16 @@ def test_other_bad_arguments_are_refused():
     quantize.kernel(jnp.ones((3, 4)), jnp.ones(3))
   with pytest.raises(ValueError, match=r'bits of shape \(3,\) given: a layer has one'):
     quantize.activation(X, jnp.ones(3), 1.0)
+
+
+@pytest.mark.parametrize('bits', [jnp.float32(3.4), jnp.linspace(1.5, 6.5, 8)], ids=['layer', 'kernel'])
+def test_the_gradient_of_a_kernel_goes_through_its_maximum_when_compiled(bits):
+  def normalised(w):
+    t = jnp.tanh(w)
+    return t / jnp.max(jnp.abs(t))
+
+  backward = lambda function: jax.jit(lambda w, g: jax.vjp(function, w)[1](g)[0])
+  ours, theirs = backward(lambda w: quantize.kernel(w, bits, choices=range(1, 9))), backward(normalised)
+  for seed in range(20):
+    w, g = jax.random.normal(jax.random.key(seed), (2, 3, 3, 16, 8)) * jnp.array([0.3, 1.0]).reshape(2, 1, 1, 1, 1)
+    np.testing.assert_allclose(ours(w, g), theirs(w, g), rtol=1e-4, atol=1e-4)
