@@ -68,6 +68,8 @@ def conv_general_dilated(
     return _convolution(lhs, rhs, _Pointwise(strides, pads, precision))
   if rhs.shape[2] == 1 and rhs.shape[3] == lhs.shape[3] == feature_group_count and min(min(pads)) >= 0:
     return _convolution(lhs, rhs, _Depthwise(strides, pads, precision))
+  if feature_group_count == 1:
+    return _convolution(lhs, rhs, _Spatial(strides, pads, precision))
   return general(lhs, rhs)
 
 
@@ -136,6 +138,18 @@ class _Depthwise(_Settings):
     windows = _windows(padded, size, self.strides).values()
     g_kernel = sums([(under * g).astype(jnp.float32) for under in windows], by_channel=True)
     return g_x, jnp.stack(g_kernel).reshape(kernel.shape).astype(kernel.dtype)
+
+
+class _Spatial(_Settings):
+  """Any other convolution: XLA's own, whose gradient of the kernel has its transposed input made in two cheap steps."""
+
+  product = _Settings.plain
+
+  def product_vjp(self, x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # XLA transposes x to [C, H, W, N], in a loop that also computes x again. Stored as [H, W, C, N], which is read and
+    # written in order, the rest moves whole rows of N.
+    x_last = _stored(lambda: jnp.transpose(x, (1, 2, 3, 0)), kernel)
+    return jax.vjp(self.plain, jnp.transpose(x_last, (3, 0, 1, 2)), kernel)[1](g)
 
 
 def _windows(padded: jax.Array, size: tuple[int, ...], strides: tuple[int, ...]) -> dict:
