@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
   config.model.name = 'mobilenet_v1'
   config.model.width = 1.0
   config.model.dtype = 'float32'  # or bfloat16, for the computation: parameters, statistics and bits stay in float32
+  config.model.remat = False  # compute batch norm and quantized tensors again for gradients: less memory of GPU or TPU
   # These follow init_from where they are None, and without it:
   config.model.small_images = config_dict.placeholder(bool)  # None: a full-resolution stem up to 64 x 64 images
   config.model.image_mean = config_dict.placeholder(tuple)  # None: (); by colour in 0..255, subtracted from the images

@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from fracbits_jax import bitwidths, conv, lsq, quantize
 
 GRANULARITIES = ('layer', 'kernel')
 SCHEMES = (*quantize.SCHEMES, 'lsq')
 FLOAT_BITS = 32
+OUTPUTS = 'layer_outputs'  # what `jax.checkpoint`'s policies know the outputs of these layers by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,7 +134,7 @@ class _Quantized(nn.Module):
   def __call__(self, inputs: jax.Array) -> jax.Array:
     if self.quant is not None and not self.quant.weight_only:
       inputs = self._quantized_input(inputs)
-    return super().__call__(inputs)
+    return checkpoint_name(super().__call__(inputs), OUTPUTS)
 
   @nn.nowrap
   def param(self, name: str, init_fn: Any, *args, **kwargs) -> Any:

@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from fracbits_jax import platforms
+from fracbits_jax import layers, platforms
 from fracbits_jax.penalty import Penalty
 
 AXIS = 'batch'  # the mapped axis: the devices that share a batch
@@ -41,6 +41,7 @@ def make_train_step(
   penalty: Penalty | None = None,
   bits_range: tuple[Any, Any] | None = None,
   draw_seed: int | None = None,
+  remat: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """The step `train_step(state, batch) -> (state, metrics)`, to be mapped over the axis `batch`.
 
@@ -52,6 +53,8 @@ def make_train_step(
       for networks whose bits do not change.
     draw_seed: seed of the stream from which stochastic layers draw their bit-widths, the same on every device and
       another at every step; `None` where they interpolate.
+    remat: keep of the forward pass only the outputs of convolutions and dense layers, and compute batch norm,
+      activations and quantized tensors again for the gradients: less memory, a little more time.
   """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -60,9 +63,15 @@ def make_train_step(
     if draw_seed is not None:
       rngs = {'bits': jax.random.fold_in(jax.random.key(draw_seed), state.step)}
 
-    def loss_function(learned):
+    def forward(learned):
       variables = {**learned, 'batch_stats': state.batch_stats}
-      logits, updated = model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
+      return model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
+
+    if remat:
+      forward = jax.checkpoint(forward, policy=jax.checkpoint_policies.save_only_these_names(layers.OUTPUTS))
+
+    def loss_function(learned):
+      logits, updated = forward(learned)
       logits = logits.astype(jnp.float32)
       loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']))
       metrics = {'loss': loss, 'accuracy': jnp.mean(jnp.argmax(logits, -1) == batch['label'])}

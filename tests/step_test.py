@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,20 +37,45 @@ def batch(size=16, count=8):
   return {'image': images, 'label': jnp.arange(count) % 4}
 
 
-@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
-@pytest.mark.parametrize('name', ['mobilenet_v2', 'resnet18'])
-def test_a_search_step_lowers_for_other_platforms_with_plain_convolutions(platform, name):
+def lowered(name, platform, **settings):
+  """The search step as a platform's compiler gets it, and how many convolutions the network has."""
   model = small(name)
   optimizer = optax.sgd(0.1)
-  one = jax.vmap(step.make_train_step(model, optimizer), axis_name=step.AXIS)
+  one = jax.vmap(step.make_train_step(model, optimizer, **settings), axis_name=step.AXIS)
   add_axis = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype))
   state = jax.eval_shape(lambda: starting_state(model, optimizer))
   text = jax.export.export(jax.jit(one), platforms=[platform])(add_axis(state), add_axis(batch())).mlir_module()
-  convolutions = text.count('stablehlo.convolution')
+  return text, sum(x.ndim == 4 for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+@pytest.mark.parametrize('name', ['mobilenet_v2', 'resnet18'])
+def test_a_search_step_lowers_for_other_platforms_with_plain_convolutions(platform, name):
+  text, kernels = lowered(name, platform)
   # Forward, gradient of the inputs except the images, gradient of the kernel.
-  kernels = sum(x.ndim == 4 for x in jax.tree.leaves(state.params))
   assert kernels > 10
-  assert convolutions == 3 * kernels - 1
+  assert text.count('stablehlo.convolution') == 3 * kernels - 1
+
+
+def test_rematerialisation_computes_quantized_inputs_again_but_no_convolution():
+  (kept, kernels), (again, _) = (lowered('resnet18', 'cuda', remat=remat) for remat in (False, True))
+  assert again.count('stablehlo.convolution') == kept.count('stablehlo.convolution') == 3 * kernels - 1
+  assert again.count('stablehlo.round_nearest_even') > kept.count('stablehlo.round_nearest_even')
+
+
+def test_rematerialisation_changes_no_result():
+  model, optimizer = (
+    models.create('resnet8', num_classes=4, quant=QuantConfig(init_bits=3.5), width=0.25),
+    optax.sgd(0.1),
+  )
+  add_axis = functools.partial(jax.tree.map, lambda x: x[None])
+  results = [
+    jax.jit(jax.vmap(step.make_train_step(model, optimizer, remat=remat), axis_name=step.AXIS))(
+      add_axis(starting_state(model, optimizer)), add_axis(batch())
+    )
+    for remat in (False, True)
+  ]
+  chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='of the CPU')
