@@ -1,6 +1,6 @@
 """Trains a float network, searches its bit-widths under a budget, makes them integers and finetunes.
 
-python main.py [--config=configs/NAME.py[:BITS]] [--config.FIELD=VALUE ...] [--workdir=FOLDER]
+python main.py [--config=configs/NAME.py[:BITS]] [--config.FIELD=VALUE ...] [--workdir=FOLDER] [--accept_changes]
 """
 
 import pathlib
@@ -9,7 +9,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fracbits_jax import platforms, run
+from fracbits_jax import platforms, preemption, run, workdir
 
 _DEFAULT = str(pathlib.Path(__file__).resolve().parent / 'configs' / 'digits.py')
 
@@ -34,6 +34,9 @@ try:
 except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
   _fail(error)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/NAME or runs/NAME-BITS unless given.')
+_ACCEPT_CHANGES = flags.DEFINE_bool(
+  'accept_changes', False, 'Go on in a folder whose run has begun with another network, other bits or other data.'
+)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -54,14 +57,17 @@ def main(argv: list[str]) -> None:
   path = pathlib.Path(config_file.split(':')[0])
   if not path.exists():
     sys.exit(f'error: the config file {path} does not exist')
+  folder = _WORKDIR.value or workdir.default(config_file)
   try:
-    run.run(_CONFIG.value, _WORKDIR.value or run.default_workdir(config_file))
+    with preemption.watched():
+      run.run(_CONFIG.value, folder, accept_changes=_ACCEPT_CHANGES.value)
   except (ValueError, OSError, FloatingPointError) as error:
     if flags.FLAGS.verbosity >= logging.DEBUG:
       raise
     _fail(error)
-  except KeyboardInterrupt:
-    sys.exit('\nstopped; the same command continues from the last checkpoint')
+  except preemption.Preempted as stopped:
+    print(stopped, file=sys.stderr)
+    sys.exit(preemption.EXIT_STATUS)
 
 
 if __name__ == '__main__':

@@ -93,7 +93,8 @@ def get_config() -> ConfigDict:
   config.optimizer.weight_decay = 4e-5
   config.optimizer.bits_rate = 1.0  # the bits' learning rate as a multiple of the weights'
 
-  config.checkpoint_seconds = 60.0  # least time between two checkpoints; each phase ends with one as well
+  config.checkpoint_seconds = 60.0  # between two checkpoints; each phase ends with one as well
+  config.checkpoint_steps = config_dict.placeholder(int)  # steps between two of them, beside those by time
   config.report_steps = 200  # between two rows of metrics.jsonl; an epoch where that is shorter
   config.eval_epochs = 1.0  # epochs between two evaluations on the validation split
 

@@ -210,7 +210,8 @@ def _read(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
 
 def _start_worker(index: int, count: int) -> None:
   del index, count
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers when the user stops it
+  for number in (signal.SIGINT, signal.SIGTERM):  # the main process ends the workers when it is asked to stop
+    signal.signal(number, signal.SIG_IGN)
   os.environ['JAX_PLATFORMS'] = 'cpu'  # a worker has no use for an accelerator
 
 

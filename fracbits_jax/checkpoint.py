@@ -1,54 +1,172 @@
-"""Checkpoints of a run, by Orbax: one folder a phase, in it the state and the position in the data."""
+"""Checkpoints of a run, by Orbax: one folder a phase, in it the state and the position in the data.
 
+Each holds a digest of its content, taken before it is written. What is read is compared with it, so that a checkpoint
+is either what was saved or known to be damaged.
+"""
+
+import hashlib
+import json
 import os
 import pathlib
+import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+
+_DIGEST = 'sha256'
 
 
 class Checkpoints:
   """The checkpoints of one phase; the last of a finished phase stays as the phase's result.
 
   Without `create` the folder is only read, and need not be there.
+
+  Args:
+    workdir: the run's folder.
+    phase: names the folder within its `checkpoints`.
+    keep: how many of the newest stay.
+    create: whether the folder may be changed.
+    say: is told what is set aside.
   """
 
-  def __init__(self, workdir: str | os.PathLike, phase: str, *, keep: int = 2, create: bool = True):
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    phase: str,
+    *,
+    keep: int = 2,
+    create: bool = True,
+    say: Callable[[str], None] = print,
+  ):
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
-    folder = pathlib.Path(workdir).absolute() / 'checkpoints' / phase
-    self._manager = ocp.CheckpointManager(folder, options=options)
+    self._folder = pathlib.Path(workdir).absolute() / 'checkpoints' / phase
+    self._create, self._say = create, say
+    try:
+      self._manager = ocp.CheckpointManager(self._folder, options=options)
+    except OSError as error:
+      raise ValueError(f'{self._folder} cannot be used: {error.strerror or error}; choose another --workdir') from None
 
   def latest_step(self) -> int | None:
-    """The step of the newest checkpoint, or `None`."""
+    """The step of the newest checkpoint, whole or not, or `None`."""
     return self._manager.latest_step()
 
   def save(self, step: int, state: Any, meta: dict) -> None:
-    """Writes `state`, a tree of arrays, and `meta`, a JSON object, in the background."""
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-    self._manager.save(step, args=args)
-
-  def restore(self, like: Any = None) -> tuple[Any, dict]:
-    """The newest checkpoint: the state, in the structure and shapes of `like`, and the JSON object.
-
-    Without `like` the state comes as nested dicts of whatever was saved.
+    """Writes `state`, a tree of arrays, and `meta`, a JSON object, in the background; nothing if `step` is there.
 
     Raises:
-      ValueError: if it cannot be read, or holds another structure.
+      OSError: one sentence, if it or the one before it cannot be written; the ones before stay.
     """
-    abstract = None if like is None else jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
-    step = self._manager.latest_step()
-    try:
-      restored = self._manager.restore(step, args=args)
-    except (ValueError, KeyError, OSError):
-      raise ValueError(
-        f'checkpoint {self._manager.directory / str(step)} is damaged or of another network or version: start anew '
-        'with another --workdir'
-      ) from None
-    return restored['state'], restored['meta']
+    if step in self._manager.all_steps():
+      return
+    meta = {**meta, _DIGEST: _digest(state, meta)}
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+    self._write(lambda: self._manager.save(step, args=args))
+
+  def restore(self, like: Any = None) -> tuple[int, Any, dict] | None:
+    """The newest whole checkpoint: its step, its state in the structure and shapes of `like`, its JSON object.
+
+    Without `like` the state comes as nested dicts of whatever was saved. Damaged checkpoints that are newer are moved
+    to the folder `checkpoints/damaged`, or passed over where the folder may not be changed.
+
+    Returns:
+      `None` if there is no checkpoint at all.
+
+    Raises:
+      ValueError: one sentence, if no checkpoint is whole, or a whole one has another structure.
+    """
+    damaged = []
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        return (step, *self._read(step, like))
+      except _Damaged as error:
+        damaged.append(f'checkpoint {self._folder / str(step)} is damaged ({error})')
+        if self._create:
+          self._say(f'{damaged[-1]}; it is kept as {self._set_aside(step)}')
+    if damaged and not self._create:
+      raise ValueError(f'{damaged[0]}, and there is no other whole one: give another folder')
+    return None
 
   def close(self) -> None:
     """Waits for what is being written."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    try:
+      self._write(self._manager.wait_until_finished)
+    finally:
+      self._manager.close()
+
+  def _write(self, write: Callable[[], Any]) -> None:
+    try:
+      write()
+    except Exception as error:  # whatever the storage says, in the background or here
+      reason = str(error).strip().split('\n')[0]
+      if shutil.disk_usage(self._folder if self._folder.exists() else self._folder.anchor).free < 2**20:
+        reason = 'the disk is full'
+      raise OSError(
+        f'no checkpoint can be written to {self._folder} ({reason}): the earlier ones are untouched, so make room or '
+        'mend it, and the same command goes on from there'
+      ) from None
+
+  def _read(self, step: int, like: Any) -> tuple[Any, dict]:
+    """The content of a checkpoint, if it is what was saved."""
+    try:
+      state, meta = self._load(step, like)
+    except Exception as error:  # damage has many faces
+      if like is None or not self._is_whole(step):
+        raise _Damaged(_reason(error)) from None
+      raise ValueError(
+        f'checkpoint {self._folder / str(step)} is of another network or version: choose another --workdir'
+      ) from None
+    if not isinstance(meta, dict) or meta.pop(_DIGEST, None) != _digest(state, meta):
+      raise _Damaged('its content is not what was saved')
+    return state, meta
+
+  def _load(self, step: int, like: Any) -> tuple[Any, Any]:
+    abstract = None if like is None else jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
+    restored = self._manager.restore(step, args=args)
+    return restored['state'], restored['meta']
+
+  def _is_whole(self, step: int) -> bool:
+    try:
+      self._read(step, None)
+    except _Damaged:
+      return False
+    return True
+
+  def _set_aside(self, step: int) -> pathlib.Path:
+    folder = self._folder.parent / 'damaged'
+    folder.mkdir(exist_ok=True)
+    taken = len([p for p in folder.iterdir() if p.name.startswith(f'{self._folder.name}-{step}')])
+    target = folder / f'{self._folder.name}-{step}{f"-{taken}" if taken else ""}'
+    (self._folder / str(step)).rename(target)
+    self._manager.reload()
+    return target
+
+
+class _Damaged(Exception):
+  """A checkpoint that cannot be read or is not what was saved; says why."""
+
+
+def _reason(error: Exception) -> str:
+  line = str(error).strip().split('\n')[0]
+  return f'{type(error).__name__}: {line[:160]}' if line else type(error).__name__
+
+
+def _digest(state: Any, meta: dict) -> str:
+  """Of names, types, shapes and bytes of the arrays, and of the JSON object."""
+  found = hashlib.sha256()
+  named = {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+  for name in sorted(named):
+    array = named[name]
+    found.update(f'{name} {array.dtype} {array.shape}\n'.encode())
+    found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+  found.update(json.dumps(meta, sort_keys=True).encode())
+  return found.hexdigest()
+
+
+def _name(path: tuple) -> str:
+  """A leaf's name, the same in a tree of dataclasses and named tuples and in the nested dicts that it is saved as."""
+  keys = (getattr(key, 'name', getattr(key, 'key', getattr(key, 'idx', key))) for key in path)
+  return '/'.join(map(str, keys))

@@ -32,6 +32,7 @@ _RANGES = (
   ('optimizer.weight_decay', 0, math.inf),
   ('optimizer.bits_rate', 0, math.inf),
   ('checkpoint_seconds', 0, math.inf),
+  ('checkpoint_steps', 1, math.inf),
   ('report_steps', 1, math.inf),
   ('eval_epochs', 0, math.inf),
 )

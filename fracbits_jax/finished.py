@@ -51,7 +51,7 @@ def load(workdir: str | os.PathLike) -> Finished:
   if not (workdir / 'checkpoints' / phase).is_dir():
     raise ValueError(f'{workdir} has lost the checkpoints of {phase}, so its network cannot be read back')
   checkpoints = Checkpoints(workdir, phase, create=False)
-  state, _ = checkpoints.restore()
+  _, state, _ = checkpoints.restore()
   checkpoints.close()
   chosen = policy.load(workdir / 'policy.json', experiment.layers) if (workdir / 'policy.json').exists() else None
   variables = {name: state[name] for name in begin.shapes(experiment, phase)}

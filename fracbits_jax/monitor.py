@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from flax import traverse_util
 
 from fracbits_jax import begin, train
 from fracbits_jax.experiment import Experiment
+from fracbits_jax.nonfinite import NotFinite, first_variable
 from fracbits_jax.progress import Progress
 from fracbits_jax.step import TrainState
 
@@ -17,12 +19,18 @@ from fracbits_jax.step import TrainState
 class Monitor:
   """Watches one phase.
 
+  Attributes:
+    best: `step` and `validation_accuracy` of the best state so far that can be deployed, one with integer bit-widths;
+      `None` before there is one.
+
   Args:
     experiment: what is run.
     phase: the phase's name.
     steps: its length.
     steps_per_epoch: see there.
     start: steps that earlier starts have done.
+    reported: those of them that are in a row.
+    best: the best integer bit-widths so far, see `Monitor.best`.
     earlier_steps: steps of the phases before.
     earlier_seconds: what the run has taken before.
     progress: where the rows go.
@@ -36,6 +44,8 @@ class Monitor:
     steps: int,
     steps_per_epoch: int,
     start: int,
+    reported: int,
+    best: dict[str, float] | None,
     earlier_steps: int,
     earlier_seconds: float,
     progress: Progress,
@@ -44,31 +54,46 @@ class Monitor:
     self._steps, self._steps_per_epoch = steps, steps_per_epoch
     self._earlier_steps, self._earlier_seconds = earlier_steps, earlier_seconds
     self._began = self._at = time.monotonic()
-    self._step = start
+    self._from, self._reported = start, reported
+    self.best = best
 
   def seconds(self) -> float:
     """Seconds that the run has taken so far, over all its starts."""
     return self._earlier_seconds + time.monotonic() - self._began
 
-  def check(self, step: int, state: TrainState) -> None:
-    """Raises `FloatingPointError` that names the first array of a state whose values are not finite."""
-    for name, value in traverse_util.flatten_dict(state.variables, sep='/').items():
-      if not np.isfinite(value).all():
-        raise FloatingPointError(f'{name} is not finite after step {step} of {self._phase}')
+  def check(self, step: int, state: TrainState, pending: Sequence[dict[str, jax.Array]]) -> list[dict[str, float]]:
+    """Makes sure that a state can be saved.
 
-  def report(self, step: int, state: TrainState, metrics: list[dict[str, jax.Array]]) -> None:
-    """Makes the row of the steps since the last one.
+    Args:
+      step: steps done.
+      state: after them, in host memory.
+      pending: the metrics of the last of them.
+
+    Returns:
+      The metrics as numbers.
 
     Raises:
-      FloatingPointError: if a metric of one of these steps is not finite.
+      NotFinite: names the step and the metric or the array whose values are not finite.
     """
-    values = {name: [float(train.unreplicate(m[name])) for m in metrics] for name in metrics[0]}
-    for name, series in values.items():
-      for i, value in enumerate(series):
+    fetched = [{name: float(train.unreplicate(value)) for name, value in metrics.items()} for metrics in pending]
+    for i, metrics in enumerate(fetched, start=step - len(fetched) + 1):
+      for name, value in metrics.items():
         if not math.isfinite(value):
-          raise FloatingPointError(f'the {name} is {value} at step {step - len(metrics) + 1 + i} of {self._phase}')
+          raise NotFinite(f'the {name} is {value} at step {i} of {self._phase}', i)
+    if name := first_variable(state.variables):
+      raise NotFinite(f'{name} is not finite after step {step} of {self._phase}', step)
+    return fetched
+
+  def report(self, step: int, state: TrainState, pending: Sequence[dict[str, jax.Array]]) -> None:
+    """Makes the row of the steps since the last one, whose metrics are given.
+
+    Raises:
+      NotFinite: if a metric of one of these steps is not finite.
+    """
+    fetched = self.check(step, state.replace(params={}, bits={}, batch_stats={}), pending)
+    values = {name: [metrics[name] for metrics in fetched] for name in fetched[0]}
     config = self._experiment.config
-    steps_per_second = (step - self._step) / (time.monotonic() - self._at)
+    steps_per_second = (step - self._from) / (time.monotonic() - self._at)
     row = {
       'phase': self._phase,
       'step': step,
@@ -83,12 +108,14 @@ class Monitor:
     if 'multiplier' in values:
       row['multiplier'] = values['multiplier'][-1]
     every = max(1, round(config.eval_epochs * self._steps_per_epoch))
-    if step == self._steps or step // every > self._step // every:
-      row['validation_accuracy'] = self._validate(state)
+    if step == self._steps or step // every > self._reported // every:
+      row['validation_accuracy'] = accuracy = self._validate(state)
+      if self._phase == 'finetune' and (self.best is None or accuracy > self.best['validation_accuracy']):
+        self.best = {'step': step, 'validation_accuracy': accuracy}
     if self._phase != 'pretrain':
       row |= self._costs(state)
     self._progress.row(row, global_step=self._earlier_steps + step, last=step == self._steps)
-    self._at, self._step = time.monotonic(), step
+    self._at, self._from, self._reported = time.monotonic(), step, step
 
   def _validate(self, state: TrainState) -> float:
     experiment, settings = self._experiment, self._experiment.config.data

@@ -4,80 +4,49 @@ import contextlib
 import json
 import os
 import pathlib
-import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax import traverse_util
+import numpy as np
 from ml_collections import ConfigDict
 
 from fracbits_jax import begin, cost, data, policy, report, train, weights
+from fracbits_jax.batches import TrainBatches
 from fracbits_jax.checkpoint import Checkpoints
 from fracbits_jax.experiment import PHASES, Experiment, prepare
 from fracbits_jax.files import write_whole
 from fracbits_jax.monitor import Monitor
+from fracbits_jax.nonfinite import NotFinite, first_values
 from fracbits_jax.progress import Progress, read_rows
 from fracbits_jax.step import TrainState
+from fracbits_jax.workdir import claim, read_object
 
 
-def default_workdir(config_file: str) -> pathlib.Path:
-  """The folder of a recipe's run: `runs/NAME` for `configs/NAME.py`, and `runs/NAME-4` for `configs/NAME.py:4`."""
-  path, colon, argument = config_file.partition(':')
-  name = pathlib.Path(path).stem
-  return pathlib.Path('runs') / (f'{name}-{re.sub(r"[^A-Za-z0-9.]", "_", argument)}' if colon else name)
-
-
-def run(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: str | os.PathLike, *, accept_changes: bool = False) -> dict[str, Any]:
   """Runs the phases of a configuration in a folder, or continues there; returns what `result.json` holds.
+
+  Args:
+    config: see `configs/base.py`.
+    workdir: the run's folder.
+    accept_changes: go on in a folder whose run has begun with a configuration that its state is tied to.
 
   Raises:
     ValueError: one sentence on what is wrong with the configuration or the folder, before anything is trained.
-    FloatingPointError: a loss that is not finite.
+    FloatingPointError: values that are not finite; says where.
+    OSError: a folder that can be written no more.
+    Preempted: the run was asked to stop, see `preemption`.
   """
   workdir = pathlib.Path(workdir)
   experiment = prepare(config, workdir)
-  _claim(workdir, experiment.config)
+  claim(workdir, experiment.config, accept_changes=accept_changes, say=print)
   finished = workdir / 'result.json'
   if finished.exists():
     print(f'{workdir} is finished; start a new one with another --workdir')
-    result = _read_object(finished)
+    result = read_object(finished)
     print(report.summary(workdir, result))
     return result
   return Run(experiment, workdir).run()
-
-
-def _claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Makes the run's folder, or checks that the run in it has the same configuration."""
-  mine = json.loads(config.to_json())
-  path = workdir / 'config.json'
-  if path.exists():
-    theirs = _read_object(path)
-    mine_flat, theirs_flat = (traverse_util.flatten_dict(c, sep='.') for c in (mine, theirs))
-    changed = [
-      f'{name} is {mine_flat.get(name)!r} and was {theirs_flat.get(name)!r}'
-      for name in sorted(mine_flat.keys() | theirs_flat.keys())
-      if mine_flat.get(name) != theirs_flat.get(name)
-    ]
-    if changed:
-      raise ValueError(
-        f'{workdir} holds a run of another configuration: {"; ".join(changed)}; choose another --workdir'
-      )
-    return
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(mine, indent=2) + '\n')
-  except OSError as error:
-    raise ValueError(f'{workdir} cannot be written: {error.strerror}; choose another --workdir') from None
-
-
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    found = json.loads(path.read_text())
-  except ValueError:
-    found = None
-  if not isinstance(found, dict):
-    raise ValueError(f'{path} is broken: choose another --workdir, or remove the file')
-  return found
 
 
 class Run:
@@ -90,6 +59,7 @@ class Run:
     self.steps = {phase: round(self.config[phase].epochs * self.steps_per_epoch) for phase in self.phases}
     self.progress = Progress(workdir, self.phases)
     self.policy: policy.Policy | None = experiment.policy
+    self.best: dict[str, float] | None = None  # of integer bit-widths, see `Monitor.best`
     self.seconds = 0.0
 
   def run(self) -> dict[str, Any]:
@@ -127,60 +97,116 @@ class Run:
     """Runs a phase, or what is left of it; its last state, in host memory."""
     if phase == 'finetune':
       self._fix_policy(states)
-    experiment, steps = self.experiment, self.steps[phase]
+    experiment, config, steps = self.experiment, self.config, self.steps[phase]
     rate = begin.schedule(experiment, phase, steps=steps, steps_per_epoch=self.steps_per_epoch)
     optimizer = begin.optimizer(experiment, phase, rate)
-    seed = self.config.seed + PHASES.index(phase)
-    batches = data.train_batches(
-      experiment.dataset,
-      batch_size=self.config.data.batch_size,
-      seed=seed,
-      workers=self.config.data.workers,
-      shard=train.host_shard(),
-    )
-    checkpoints = Checkpoints(self.workdir, phase)
-    start = checkpoints.latest_step() or 0
+    train_step = begin.train_step(experiment, phase, optimizer, rate)
+    start, state, meta = self._load(phase, states, optimizer)
+    self.seconds = meta['seconds']
     if start:
-      like = jax.eval_shape(lambda shapes: begin.state(shapes, optimizer), begin.shapes(experiment, phase))
-      state, meta = checkpoints.restore(like)
-      batches.set_state(meta['data'])
-      self.seconds = meta['seconds']
+      # Whatever its length is now, a phase that later ones were built on has ended.
+      ended = start >= meta['steps'] and any(self._has_begun(p) for p in self.phases[self.phases.index(phase) + 1 :])
+      steps = start if ended or start > steps else steps
       self.progress.say(f'{phase} is done' if start == steps else f'{phase} continues at step {start} of {steps}')
-    else:
-      state = begin.state(self.start(phase, states), optimizer)
     if start < steps:
-      self.progress.rewind(phase, start)
+      self.progress.rewind(phase, start - len(meta['pending']))
     monitor = Monitor(
       experiment,
       phase,
       steps=steps,
       steps_per_epoch=self.steps_per_epoch,
       start=start,
+      reported=start - len(meta['pending']),
+      best=meta['best'],
       earlier_steps=sum(self.steps[p] for p in self.phases[: self.phases.index(phase)]),
       earlier_seconds=self.seconds,
       progress=self.progress,
     )
 
-    def save(step: int, state: TrainState) -> None:
-      state = train.unreplicate(state)
-      monitor.check(step, state)
-      checkpoints.save(step, state, {'data': batches.get_state(), 'seconds': monitor.seconds()})
+    def report(step: int, state: TrainState, pending: list[train.Metrics]) -> None:
+      monitor.report(step, state, pending)
+      if monitor.best is not None and monitor.best['step'] == step:
+        best.save(step, train.unreplicate(state), monitor.best)
 
-    with contextlib.closing(batches):
-      state = train.run_phase(
-        train.replicate(state),
-        begin.train_step(experiment, phase, optimizer, rate),
-        batches,
-        start=start,
-        steps=steps,
-        report_steps=min(self.steps_per_epoch, self.config.report_steps),
-        report=monitor.report,
-        save=save,
-        save_seconds=self.config.checkpoint_seconds,
-      )
-    checkpoints.close()
-    self.seconds = monitor.seconds()
+    def save(step: int, state: TrainState, pending: list[train.Metrics]) -> None:
+      state = train.unreplicate(state)
+      fetched = monitor.check(step, state, pending)
+      meta = {'seconds': monitor.seconds(), 'pending': fetched, 'best': monitor.best, 'steps': steps}
+      checkpoints.save(step, state, {'data': batches.get_state(), **meta})
+
+    batches = self._batches(phase, meta)
+    checkpoints, best = self._checkpoints(phase), self._checkpoints('best', keep=1)
+    try:
+      with contextlib.closing(batches), contextlib.closing(checkpoints), contextlib.closing(best):
+        state = train.run_phase(
+          train.replicate(state),
+          train_step,
+          batches,
+          start=start,
+          steps=steps,
+          pending=meta['pending'],
+          report_steps=min(self.steps_per_epoch, config.report_steps),
+          report=report,
+          save=save,
+          save_steps=config.checkpoint_steps,
+          save_seconds=config.checkpoint_seconds,
+        )
+    except NotFinite as error:
+      raise FloatingPointError(f'{error}; {self._explain(phase, states, optimizer, train_step, error.step)}') from None
+    self.seconds, self.best = monitor.seconds(), monitor.best
     return train.unreplicate(state)
+
+  def _checkpoints(self, name: str, keep: int = 2) -> Checkpoints:
+    return Checkpoints(self.workdir, name, keep=keep, say=self.progress.say)
+
+  def _has_begun(self, phase: str) -> bool:
+    with contextlib.closing(self._checkpoints(phase)) as checkpoints:
+      return checkpoints.latest_step() is not None
+
+  def _load(self, phase: str, states: dict[str, TrainState], optimizer: Any) -> tuple[int, TrainState, dict[str, Any]]:
+    """Where a phase goes on: the steps done, the state after them, and what its checkpoint says beside it."""
+    like = jax.eval_shape(lambda shapes: begin.state(shapes, optimizer), begin.shapes(self.experiment, phase))
+    with contextlib.closing(self._checkpoints(phase)) as checkpoints:
+      found = checkpoints.restore(like)
+    if found is None:
+      state = begin.state(self.start(phase, states), optimizer)
+      return 0, state, {'data': None, 'seconds': self.seconds, 'pending': [], 'best': None, 'steps': 0}
+    if phase == 'finetune':
+      bits = begin.as_float32(self.policy.bits())
+      if not all(jax.tree.leaves(jax.tree.map(np.array_equal, bits, found[1].bits))):
+        raise ValueError(
+          f'{self.workdir / "policy.json"} is not the policy that was finetuned in this folder: put the old one back, '
+          'or choose another --workdir'
+        )
+    return found
+
+  def _batches(self, phase: str, meta: dict[str, Any]) -> TrainBatches:
+    """The training batches of a phase from where a checkpoint left them."""
+    settings = self.config.data
+    batches = data.train_batches(
+      self.experiment.dataset,
+      batch_size=settings.batch_size,
+      seed=self.config.seed + PHASES.index(phase),
+      workers=settings.workers,
+      shard=train.host_shard(),
+    )
+    if meta['data'] is not None:
+      batches.set_state(meta['data'])
+    return batches
+
+  def _explain(
+    self, phase: str, states: dict[str, TrainState], optimizer: Any, train_step: Callable, failed: int
+  ) -> str:
+    """Which values were the first that are not finite, found by making the steps up to the failed one again."""
+    step, state, meta = self._load(phase, states, optimizer)
+    saved = f'the last good checkpoint is that of step {step}' if step else f'{phase} has no checkpoint yet'
+    state = train.replicate(state)
+    with contextlib.closing(self._batches(phase, meta)) as batches:
+      for _ in range(step, failed - 1):
+        state, _ = train_step(state, train.to_devices(next(batches)))
+      model = begin.model(self.experiment, phase)
+      first = first_values(model, train.unreplicate(state), next(batches))
+    return f'the first of these values are {first}; {saved}; lower {phase}.learning_rate if the data are sound'
 
   def _fix_policy(self, states: dict[str, TrainState]) -> None:
     """The policy of the finetuning: found in the folder, or given, or discretized from what was searched."""
@@ -216,6 +242,7 @@ class Run:
       'unit': experiment.budget.unit,
       'target': experiment.budget.target,
       **costs,
+      'best': self.best,
       'epochs': sum(float(self.config[phase].epochs) for phase in self.phases),
       'steps': sum(self.steps.values()),
       'seconds': round(self.seconds, 1),

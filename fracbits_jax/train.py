@@ -1,7 +1,7 @@
 """Training: batches on the devices, evaluation, and the one loop that every phase runs."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,8 +10,10 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fracbits_jax import data
+from fracbits_jax import data, preemption
 from fracbits_jax.step import AXIS, Batch, TrainState, make_eval_step, over_devices
+
+Metrics = dict[str, jax.Array]
 
 _STEPS_AHEAD = 2  # that may wait for the devices, each with its batch in their memory
 
@@ -23,8 +25,9 @@ def replicate(tree: Any, devices: int | None = None) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-  """One copy of a replicated tree, in host memory."""
-  return jax.tree.map(lambda x: np.asarray(np.asarray(x.addressable_data(0)).reshape(-1, *x.shape[1:])[0]), tree)
+  """One copy of a replicated tree, in host memory; what is a number there already stays one."""
+  one = lambda x: np.asarray(np.asarray(x.addressable_data(0)).reshape(-1, *x.shape[1:])[0])
+  return jax.tree.map(lambda x: one(x) if isinstance(x, jax.Array) else np.asarray(x), tree)
 
 
 def shard(batch: dict[str, np.ndarray], devices: int | None = None) -> dict[str, np.ndarray]:
@@ -39,7 +42,7 @@ def to_devices(batch: dict[str, np.ndarray]) -> Batch:
   return jax.device_put(shard(batch), NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def _limit_steps_ahead(results: list[dict[str, jax.Array]]) -> None:
+def _limit_steps_ahead(results: list[Metrics]) -> None:
   if len(results) > _STEPS_AHEAD:
     jax.block_until_ready(results[-1 - _STEPS_AHEAD])
 
@@ -63,6 +66,7 @@ class Evaluator:
     )
     sums = []
     for batch in batches:
+      preemption.check()
       sums.append(self._step(variables, to_devices(batch)))
       _limit_steps_ahead(sums)
     total = jax.tree.map(lambda *x: float(np.sum([np.asarray(y)[0] for y in x])), *sums)
@@ -76,9 +80,11 @@ def run_phase(
   *,
   start: int,
   steps: int,
+  pending: Sequence[Metrics] = (),
   report_steps: int,
-  report: Callable[[int, TrainState, list[dict[str, jax.Array]]], None],
-  save: Callable[[int, TrainState], None],
+  report: Callable[[int, TrainState, list[Metrics]], None],
+  save: Callable[[int, TrainState, list[Metrics]], None],
+  save_steps: int | None = None,
   save_seconds: float,
 ) -> TrainState:
   """The one loop: runs steps `start` to `steps` of a phase on a replicated state.
@@ -87,28 +93,56 @@ def run_phase(
     state: replicated state after `start` steps; its buffers are given away.
     train_step: a mapped `train_step(state, batch) -> (state, metrics)`.
     batches: yields this process's share of each batch. While the devices work on a step, the batch of the next one is
-      read and goes to them; none is read ahead at a report, so that a position saved there is that of the steps taken.
+      read and goes to them; none is read ahead of `save`, so that a position saved there is that of the steps taken.
     start: steps already done.
     steps: length of the phase.
+    pending: the metrics of the last of these steps, where they were not reported yet.
     report_steps: steps between two reports.
     report: called with the step, the state and the metrics of the steps since the last report.
-    save: called with the step and the state after a report, so that what is saved has been looked at; at least
-      `save_seconds` apart, and after the last step.
-    save_seconds: see `save`.
+    save: called with the step, the state and the metrics that are not reported yet.
+    save_steps: steps between two calls of `save`, or `None`.
+    save_seconds: least time after which `save` is called in any case. It is also called after the last step, and
+      when the run is asked to stop.
 
   Returns:
     The replicated state after `steps` steps.
+
+  Raises:
+    Preempted: the run was asked to stop; the state is saved.
   """
-  pending: list[dict[str, jax.Array]] = []
-  saved_at = time.monotonic()
-  for step in range(start + 1, steps + 1):
-    state, metrics = train_step(state, to_devices(next(batches)))
-    pending.append(metrics)
-    _limit_steps_ahead(pending)
-    if step % report_steps == 0 or step == steps:
-      report(step, state, pending)
-      pending = []
-      if step == steps or time.monotonic() - saved_at >= save_seconds:
-        save(step, state)
-        saved_at = time.monotonic()
-  return state
+  step, pending = start, list(pending)
+  saved_step, saved_at = start, time.monotonic()
+
+  def save_now() -> None:
+    nonlocal saved_step, saved_at
+    if step > saved_step:
+      save(step, state, pending)
+    saved_step, saved_at = step, time.monotonic()
+
+  try:
+    while True:
+      if pending and (step % report_steps == 0 or step == steps):
+        report(step, state, pending)
+        pending = []
+      on_step = save_steps is not None and step % save_steps == 0
+      if step == steps or on_step or time.monotonic() - saved_at >= save_seconds:
+        save_now()
+      if step == steps:
+        return state
+      preemption.check()
+      batch = to_devices(_next(batches))
+      state, metrics = train_step(state, batch)
+      step += 1
+      pending.append(metrics)
+      _limit_steps_ahead(pending)
+  except preemption.Preempted:
+    save_now()
+    raise
+
+
+def _next(batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  try:
+    return next(batches)
+  except ChildProcessError:
+    preemption.check()  # who asks to stop may have asked the worker processes as well
+    raise

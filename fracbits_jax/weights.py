@@ -138,7 +138,7 @@ def _load_checkpoint(source: Source, network: str, wanted: dict[str, _Shape]) ->
   checkpoints = Checkpoints(source.path, source.phase, create=False)
   step = checkpoints.latest_step()
   try:
-    state, meta = checkpoints.restore()
+    step, state, meta = checkpoints.restore()
     found = traverse_util.flatten_dict({group: state[group] for group in ('params', 'batch_stats')}, sep='/')
     found = {name: np.asarray(value, np.float32) for name, value in found.items()}
   except (ValueError, KeyError, TypeError):

@@ -11,7 +11,7 @@ import pytest
 from tiny import tiny
 
 from configs import mbv1_bitops
-from fracbits_jax import cost, experiment, monitor, policy, progress, report, run
+from fracbits_jax import cost, experiment, monitor, policy, progress, report, run, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -222,7 +222,7 @@ def test_the_paper_recipe_runs_on_digits_by_the_override_that_it_names(tmp_path)
   ],
 )
 def test_the_default_folder_of_a_run_tells_the_recipe_and_its_argument(config_file, folder):
-  assert run.default_workdir(config_file) == pathlib.Path(folder)
+  assert workdir.default(config_file) == pathlib.Path(folder)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:

@@ -1,0 +1,56 @@
+"""Being asked to stop: a run saves at the next step and ends with a status of its own.
+
+Schedulers send SIGTERM some time before they take a machine away; a person sends SIGINT with Ctrl-C.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on from here
+
+_asked: signal.Signals | None = None
+
+
+class Preempted(Exception):
+  """The run was asked to stop, and all it has is saved."""
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+  """While this context is open, the first SIGTERM or SIGINT only asks to stop, and a second one stops at once.
+
+  For a program to open in its main thread.
+  """
+  global _asked
+  _asked = None
+  before = {number: signal.signal(number, _ask) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+    _asked = None
+
+
+def _ask(number: int, frame: FrameType | None) -> None:
+  del frame
+  global _asked
+  _asked = signal.Signals(number)
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  # Not print: a signal may come in the middle of one.
+  os.write(2, f'\n{_asked.name}: saves at the next step and stops; once more stops at once\n'.encode())
+
+
+def asked() -> bool:
+  """Whether the run should stop."""
+  return _asked is not None
+
+
+def check() -> None:
+  """Raises `Preempted` if the run should stop."""
+  if asked():
+    raise Preempted(f'stopped by {_asked.name}: the same command goes on from here')
