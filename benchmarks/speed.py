@@ -18,10 +18,10 @@ sum_i softmax(l)_i x_i. Here its logits are l_i = -(b - b_i)^2 of one learned b,
 a few scalars. Gradients are straight-through, each copy's as in this project, and autodiff does the rest.
 
 All methods make one step of SGD with Nesterov's momentum on the same shapes, and take turns within a round, as many
-steps each as fill a fifth of a second, after some rounds that do not count. The ratio to float is taken within a round; its median, least and largest value
-over the rounds are given. Memory is what XLA plans for the compiled step: its temporaries, and its peak with
-parameters, optimizer state and batch. Nothing else should run: PyTorch's threads wait for each other in a loop, and on
-a CPU that is shared its rows can be tens of times too slow.
+steps each as fill a fifth of a second, after some rounds that do not count. The ratio to float is taken within a round;
+its median, least and largest value over the rounds are given. Memory is what XLA plans for the compiled step: its
+temporaries, and its peak with parameters, optimizer state and batch. Nothing else should run: PyTorch's threads wait
+for each other in a loop, and on a CPU that is shared its rows can be tens of times too slow.
 """
 
 import argparse
