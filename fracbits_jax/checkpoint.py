@@ -4,17 +4,21 @@ Each holds a digest of its content, taken before it is written. What is read is 
 is either what was saved or known to be damaged.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 _DIGEST = 'sha256'
 
@@ -44,6 +48,7 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
     self._folder = pathlib.Path(workdir).absolute() / 'checkpoints' / phase
     self._create, self._say = create, say
+    _ignore_late_reads()
     try:
       self._manager = ocp.CheckpointManager(self._folder, options=options)
     except OSError as error:
@@ -125,7 +130,8 @@ class Checkpoints:
   def _load(self, step: int, like: Any) -> tuple[Any, Any]:
     abstract = None if like is None else jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore())
-    restored = self._manager.restore(step, args=args)
+    with _quiet():
+      restored = self._manager.restore(step, args=args)
     return restored['state'], restored['meta']
 
   def _is_whole(self, step: int) -> bool:
@@ -147,6 +153,29 @@ class Checkpoints:
 
 class _Damaged(Exception):
   """A checkpoint that cannot be read or is not what was saved; says why."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Without Orbax's log: what it says of a damaged file is said here."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(verbosity)
+
+
+@functools.cache
+def _ignore_late_reads() -> None:
+  """Orbax ends its event loop at the first read that fails, and each of the others would print a traceback."""
+  otherwise = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      otherwise(unraisable)
+
+  sys.unraisablehook = hook
 
 
 def _reason(error: Exception) -> str:
