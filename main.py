@@ -18,7 +18,7 @@ _LOADING = 'Error whilst parsing config file'  # how the flag's parser begins
 
 def _fail(error: BaseException) -> None:
   """Ends the program with one sentence."""
-  text = str(error)
+  text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
   if _LOADING in text:  # a traceback follows; its origin has the sentence
     while _LOADING in str(error) and error.__context__:
       error = error.__context__
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
   platforms.keep_memory()
   platforms.cache_compilations()
   if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # checkpoints and data sets tell every step they take
+    logging.set_verbosity(logging.FATAL)  # what goes wrong ends in a sentence; libraries log it as tracebacks before
   config_file = config_flags.get_config_filename(flags.FLAGS['config'])
   path = pathlib.Path(config_file.split(':')[0])
   if not path.exists():

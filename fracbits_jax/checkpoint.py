@@ -23,6 +23,17 @@ from absl import logging
 _DIGEST = 'sha256'
 
 
+def newest_step(workdir: str | os.PathLike, phase: str) -> int | None:
+  """The step of a phase's newest checkpoint, whole or not, or `None`; nothing is opened."""
+  folder = _folder(workdir, phase)
+  names = [path.name for path in folder.iterdir()] if folder.is_dir() else ()
+  return max((int(name) for name in names if name.isdecimal()), default=None)
+
+
+def _folder(workdir: str | os.PathLike, phase: str) -> pathlib.Path:
+  return pathlib.Path(workdir).absolute() / 'checkpoints' / phase
+
+
 class Checkpoints:
   """The checkpoints of one phase; the last of a finished phase stays as the phase's result.
 
@@ -46,17 +57,13 @@ class Checkpoints:
     say: Callable[[str], None] = print,
   ):
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
-    self._folder = pathlib.Path(workdir).absolute() / 'checkpoints' / phase
+    self._folder = _folder(workdir, phase)
     self._create, self._say = create, say
     _ignore_late_reads()
     try:
       self._manager = ocp.CheckpointManager(self._folder, options=options)
     except OSError as error:
       raise ValueError(f'{self._folder} cannot be used: {error.strerror or error}; choose another --workdir') from None
-
-  def latest_step(self) -> int | None:
-    """The step of the newest checkpoint, whole or not, or `None`."""
-    return self._manager.latest_step()
 
   def save(self, step: int, state: Any, meta: dict) -> None:
     """Writes `state`, a tree of arrays, and `meta`, a JSON object, in the background; nothing if `step` is there.

@@ -30,8 +30,12 @@ class Finished:
   result: dict[str, Any]
 
 
-def load(workdir: str | os.PathLike) -> Finished:
+def load(workdir: str | os.PathLike, *, best: bool = False) -> Finished:
   """Reads a finished run; nothing in its folder is changed.
+
+  Args:
+    workdir: the run's folder.
+    best: its variables are those of the finetuning's evaluation with the highest validation accuracy, not the last.
 
   Raises:
     ValueError: one sentence: no finished run there, or damaged files.
@@ -48,9 +52,11 @@ def load(workdir: str | os.PathLike) -> Finished:
   except (AttributeError, KeyError, TypeError):
     raise ValueError(f'{workdir} was left by another version: its config.json lacks fields of this one') from None
   phase = experiment.config.phases[-1]
+  if best and result.get('best') is None:
+    raise ValueError(f'{workdir} has no best state: only a run that finetunes, and looks at it on the way, has one')
   if not (workdir / 'checkpoints' / phase).is_dir():
     raise ValueError(f'{workdir} has lost the checkpoints of {phase}, so its network cannot be read back')
-  checkpoints = Checkpoints(workdir, phase, create=False)
+  checkpoints = Checkpoints(workdir, 'best' if best else phase, create=False)
   _, state, _ = checkpoints.restore()
   checkpoints.close()
   chosen = policy.load(workdir / 'policy.json', experiment.layers) if (workdir / 'policy.json').exists() else None

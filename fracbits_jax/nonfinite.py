@@ -1,5 +1,6 @@
-"""Where values stop being finite: the step is made once more, layer by layer."""
+"""Where values stop being finite: the steps are made once more, and the one that fails layer by layer."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from fracbits_jax import layers, train
-from fracbits_jax.step import AXIS, TrainState
+from fracbits_jax.step import AXIS, Batch, TrainState
 
 
 class NotFinite(FloatingPointError):
@@ -20,17 +21,22 @@ class NotFinite(FloatingPointError):
     self.step = step
 
 
-def first_values(model: nn.Module, state: TrainState, batch: dict[str, np.ndarray]) -> str:
-  """The first values that are not finite when a step is made from a state, in words.
+def first_variable(variables: dict[str, Any]) -> str | None:
+  """The name of the first array with values that are not finite."""
+  for name, value in traverse_util.flatten_dict(variables, sep='/').items():
+    if not np.isfinite(value).all():
+      return name
+  return None
+
+
+def first_layer(model: nn.Module, state: TrainState, batch: dict[str, np.ndarray]) -> str | None:
+  """The layer whose inputs or outputs are the first that are not finite in a forward pass, in words.
 
   Args:
-    model: the network of the step.
-    state: before the step, in host memory.
+    model: the network of a training step.
+    state: before the step, in host memory, with finite values.
     batch: of the step, as this process has it.
   """
-  variables = {name: value for name, value in state.variables.items() if value}
-  if name := first_variable(variables):
-    return name
   names: list[str] = []
 
   def forward(images: jax.Array) -> list[jax.Array]:
@@ -43,18 +49,39 @@ def first_values(model: nn.Module, state: TrainState, batch: dict[str, np.ndarra
       finite.extend(jnp.isfinite(z).all() for z in (x, y))
 
     with layers.watch_layers(see):
-      model.apply(variables, images, train=True, mutable=['batch_stats'])
+      model.apply(state.variables, images, train=True, mutable=['batch_stats'])
     return finite
 
   images = train.shard(batch)['image'].astype(np.float32)
   finite = jax.jit(jax.vmap(forward, axis_name=AXIS))(images)
   broken = [name for name, ok in zip(names, finite, strict=True) if not np.all(ok)]
-  return broken[0] if broken else 'the gradients'
+  return broken[0] if broken else None
 
 
-def first_variable(variables: dict[str, Any]) -> str | None:
-  """The name of the first array with values that are not finite."""
-  for name, value in traverse_util.flatten_dict(variables, sep='/').items():
-    if not np.isfinite(value).all():
-      return name
-  return None
+def origin(
+  model: nn.Module,
+  train_step: Callable[[TrainState, Batch], tuple[TrainState, Any]],
+  state: TrainState,
+  batches: Iterator[dict[str, np.ndarray]],
+  steps: range,
+) -> str:
+  """Where values stop being finite for the first time, in words: steps are made once more, each looked at.
+
+  Args:
+    model: the network of the steps.
+    train_step: as for `train.run_phase`.
+    state: before the first of the steps, in host memory.
+    batches: of the steps.
+    steps: the numbers of the steps, the last one that which is known to have failed.
+  """
+  for step in steps:
+    if name := first_variable(state.variables):
+      return f'{name} before step {step}'
+    batch = next(batches)
+    after, metrics = train_step(train.replicate(state), train.to_devices(batch))
+    after, metrics = train.unreplicate((after, metrics))
+    broken = first_variable(after.variables)
+    if broken or first_variable(metrics):
+      return f'{first_layer(model, state, batch) or broken or first_variable(metrics)} at step {step}'
+    state = after
+  return 'none, when the steps are made again'

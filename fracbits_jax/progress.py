@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorboardX
 
-from fracbits_jax.files import write_whole
+from fracbits_jax.files import write_whole, writing
 
 _LINE_SECONDS = 10  # between two lines where the output is not a terminal
 
@@ -51,7 +51,7 @@ class Progress:
 
   def row(self, row: dict[str, Any], *, global_step: int, last: bool) -> None:
     """Keeps a row and shows it; `last` says that it ends its phase."""
-    with self._path.open('a') as file:
+    with writing(self._path), self._path.open('a') as file:
       file.write(json.dumps(row) + '\n')
     for name, value in row.items():
       if isinstance(value, float):

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fracbits_jax import begin, cost, data, policy, report, train, weights
+from fracbits_jax import begin, cost, data, nonfinite, policy, report, train, weights
 from fracbits_jax.batches import TrainBatches
-from fracbits_jax.checkpoint import Checkpoints
+from fracbits_jax.checkpoint import Checkpoints, newest_step
 from fracbits_jax.experiment import PHASES, Experiment, prepare
 from fracbits_jax.files import write_whole
 from fracbits_jax.monitor import Monitor
-from fracbits_jax.nonfinite import NotFinite, first_values
+from fracbits_jax.nonfinite import NotFinite
 from fracbits_jax.progress import Progress, read_rows
 from fracbits_jax.step import TrainState
 from fracbits_jax.workdir import claim, read_object
@@ -72,16 +72,15 @@ class Run:
     if experiment.initial is not None:
       weights.keep(self.workdir, experiment.initial)
       say(f'starts from {experiment.initial.origin}')
-    states: dict[str, TrainState] = {}
-    for phase in self.phases:
-      states[phase] = self.phase(phase, states)
-    tested = {phase: state.variables for phase, state in states.items()}
-    if experiment.initial is not None and experiment.initial.is_float:
-      tested.setdefault('pretrain', begin.float_variables(experiment))
-    accuracy = {phase: self._test_accuracy(phase, variables) for phase, variables in tested.items()}
-    result = self._result(states, accuracy)
-    self.progress.close()
-    return result
+    with contextlib.closing(self.progress):
+      states: dict[str, TrainState] = {}
+      for phase in self.phases:
+        states[phase] = self.phase(phase, states)
+      tested = {phase: state.variables for phase, state in states.items()}
+      if experiment.initial is not None and experiment.initial.is_float:
+        tested.setdefault('pretrain', begin.float_variables(experiment))
+      accuracy = {phase: self._test_accuracy(phase, variables) for phase, variables in tested.items()}
+      return self._result(states, accuracy)
 
   def start(self, phase: str, states: dict[str, TrainState]) -> begin.Variables:
     """The variables that a phase begins with, made of what the phases before it left."""
@@ -105,7 +104,8 @@ class Run:
     self.seconds = meta['seconds']
     if start:
       # Whatever its length is now, a phase that later ones were built on has ended.
-      ended = start >= meta['steps'] and any(self._has_begun(p) for p in self.phases[self.phases.index(phase) + 1 :])
+      later = self.phases[self.phases.index(phase) + 1 :]
+      ended = start >= meta['steps'] and any(newest_step(self.workdir, p) is not None for p in later)
       steps = start if ended or start > steps else steps
       self.progress.say(f'{phase} is done' if start == steps else f'{phase} continues at step {start} of {steps}')
     if start < steps:
@@ -159,10 +159,6 @@ class Run:
   def _checkpoints(self, name: str, keep: int = 2) -> Checkpoints:
     return Checkpoints(self.workdir, name, keep=keep, say=self.progress.say)
 
-  def _has_begun(self, phase: str) -> bool:
-    with contextlib.closing(self._checkpoints(phase)) as checkpoints:
-      return checkpoints.latest_step() is not None
-
   def _load(self, phase: str, states: dict[str, TrainState], optimizer: Any) -> tuple[int, TrainState, dict[str, Any]]:
     """Where a phase goes on: the steps done, the state after them, and what its checkpoint says beside it."""
     like = jax.eval_shape(lambda shapes: begin.state(shapes, optimizer), begin.shapes(self.experiment, phase))
@@ -197,16 +193,13 @@ class Run:
   def _explain(
     self, phase: str, states: dict[str, TrainState], optimizer: Any, train_step: Callable, failed: int
   ) -> str:
-    """Which values were the first that are not finite, found by making the steps up to the failed one again."""
+    """Where values stopped being finite, found by making the steps up to the failed one again, and what is saved."""
     step, state, meta = self._load(phase, states, optimizer)
-    saved = f'the last good checkpoint is that of step {step}' if step else f'{phase} has no checkpoint yet'
-    state = train.replicate(state)
     with contextlib.closing(self._batches(phase, meta)) as batches:
-      for _ in range(step, failed - 1):
-        state, _ = train_step(state, train.to_devices(next(batches)))
       model = begin.model(self.experiment, phase)
-      first = first_values(model, train.unreplicate(state), next(batches))
-    return f'the first of these values are {first}; {saved}; lower {phase}.learning_rate if the data are sound'
+      where = nonfinite.origin(model, train_step, state, batches, range(step + 1, failed + 1))
+    saved = f'the last good checkpoint is that of step {step}' if step else f'{phase} has no checkpoint yet'
+    return f'the first values that are not finite: {where}; {saved}; lower {phase}.learning_rate if the data are sound'
 
   def _fix_policy(self, states: dict[str, TrainState]) -> None:
     """The policy of the finetuning: found in the folder, or given, or discretized from what was searched."""

@@ -19,7 +19,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from fracbits_jax import models, torchvision
-from fracbits_jax.checkpoint import Checkpoints
+from fracbits_jax.checkpoint import Checkpoints, newest_step
 
 _Shape = tuple[int, ...]
 
@@ -69,7 +69,7 @@ def find(init_from: str, workdir: str | os.PathLike | None = None) -> Source:
   Raises:
     ValueError: there is neither a run's folder with checkpoints nor a `.safetensors` file.
   """
-  if workdir is not None and _has_checkpoint(workdir, _KEPT):
+  if workdir is not None and newest_step(workdir, _KEPT) is not None:
     return Source(given=init_from, path=pathlib.Path(workdir), phase=_KEPT)
   path = pathlib.Path(init_from).expanduser()
   if path.suffix in _PICKLED:
@@ -79,7 +79,7 @@ def find(init_from: str, workdir: str | os.PathLike | None = None) -> Source:
     )
   if path.is_dir():
     phases = ('pretrain', *reversed(_config(path)['phases']))
-    with_checkpoint = [phase for phase in phases if _has_checkpoint(path, phase)]
+    with_checkpoint = [phase for phase in phases if newest_step(path, phase) is not None]
     if not with_checkpoint:
       raise ValueError(f'init_from={init_from} has no checkpoint yet: let that run reach one, or give another folder')
     return Source(given=init_from, path=path, phase=with_checkpoint[0])
@@ -136,7 +136,7 @@ def _load_file(source: Source, network: str, wanted: dict[str, _Shape]) -> Weigh
 
 def _load_checkpoint(source: Source, network: str, wanted: dict[str, _Shape]) -> Weights:
   checkpoints = Checkpoints(source.path, source.phase, create=False)
-  step = checkpoints.latest_step()
+  step = newest_step(source.path, source.phase)
   try:
     step, state, meta = checkpoints.restore()
     found = traverse_util.flatten_dict({group: state[group] for group in ('params', 'batch_stats')}, sep='/')
@@ -163,18 +163,11 @@ def _load_checkpoint(source: Source, network: str, wanted: dict[str, _Shape]) ->
 def keep(workdir: str | os.PathLike, weights: Weights) -> None:
   """Keeps weights in the folder of the run that starts from them, unless they are there."""
   checkpoints = Checkpoints(workdir, _KEPT)
-  if checkpoints.latest_step() is None:
+  if newest_step(workdir, _KEPT) is None:
     params = traverse_util.flatten_dict(weights.variables['params'], sep='/') | weights.clips
     state = {**weights.variables, 'params': traverse_util.unflatten_dict(params, sep='/')}
     checkpoints.save(0, state, {'origin': weights.origin, 'is_float': weights.is_float})
   checkpoints.close()
-
-
-def _has_checkpoint(workdir: str | os.PathLike, phase: str) -> bool:
-  checkpoints = Checkpoints(workdir, phase, create=False)
-  found = checkpoints.latest_step() is not None
-  checkpoints.close()
-  return found
 
 
 def _config(folder: pathlib.Path) -> dict[str, Any]:

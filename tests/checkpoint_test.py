@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fracbits_jax.checkpoint import Checkpoints
+from fracbits_jax.checkpoint import Checkpoints, newest_step
 
 STATE = {'params': {'w': np.arange(6, dtype=np.float32).reshape(2, 3)}, 'step': np.asarray(7, np.int32)}
 LIKE = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, STATE))
@@ -19,7 +19,7 @@ def saved(folder, steps=(1,)):
 
 def test_the_newest_state_comes_back_as_it_was(tmp_path):
   checkpoints = saved(tmp_path, steps=(1, 5, 9))
-  assert checkpoints.latest_step() == 9
+  assert newest_step(tmp_path, 'search') == 9
   step, state, meta = checkpoints.restore(LIKE)
   assert step == 9
   np.testing.assert_array_equal(state['params']['w'], STATE['params']['w'])
@@ -29,7 +29,8 @@ def test_the_newest_state_comes_back_as_it_was(tmp_path):
 
 
 def test_a_phase_without_checkpoints_has_no_step(tmp_path):
-  assert Checkpoints(tmp_path, 'search').latest_step() is None
+  assert newest_step(tmp_path, 'search') is None
+  assert Checkpoints(tmp_path, 'search').restore() is None
 
 
 def test_a_state_of_another_structure_is_refused_in_one_sentence(tmp_path):

@@ -38,6 +38,9 @@ def test_every_option_at_once_holds_its_budgets(pruned):
   assert left.result == result
   budget, table = left.experiment.budget, left.experiment.layers
   assert [b.metric for b in budget.all] == ['bitops', 'size']
+  # The finetuning is looked at once, at its end, which so is the best as well.
+  assert result['best']['step'] == progress.read_rows(workdir)[-1]['step']
+  jax.tree.map(np.testing.assert_array_equal, finished.load(workdir, best=True).variables, left.variables)
   bits = left.policy.bits()
   assert budget.holds(bits, table)
   assert budget.ratio(bits, table) > 0.99
