@@ -37,7 +37,7 @@ def searched(finished, tmp_path):
 
 def last_state(workdir, phase):
   checkpoints = Checkpoints(workdir, phase, create=False)
-  state, _ = checkpoints.restore()
+  _, state, _ = checkpoints.restore()
   checkpoints.close()
   return {group: traverse_util.flatten_dict(state[group], sep='/') for group in ('params', 'batch_stats', 'bits')}
 

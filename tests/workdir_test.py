@@ -45,7 +45,7 @@ def test_what_would_make_the_state_meaningless_is_refused_unless_told_otherwise(
 
 def test_a_finished_run_is_not_changed(folder):
   (folder / 'result.json').write_text('{}')
-  with pytest.raises(ValueError, match='holds a finished run of another configuration: search.epochs is 5.0'):
+  with pytest.raises(ValueError, match=r'holds a finished run of another configuration: search\.epochs is 5\.0'):
     claim(folder, accept_changes=True, **{'search.epochs': 5.0})
 
 
