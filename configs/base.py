@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
   config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's own default
   config.data.image_size = config_dict.placeholder(int)  # None: the data set's own
   config.data.batch_size = 256  # over all devices
+  config.data.accumulate = 1  # parts of a batch that a device computes one after the other; one update for all
   config.data.workers = 0  # processes that read and augment images; 0: a thread, enough for small sets
 
   config.quant = ConfigDict()

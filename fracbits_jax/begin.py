@@ -109,7 +109,7 @@ def train_step(
   experiment: Experiment, phase: str, optimizer: optax.GradientTransformation, rate: optax.Schedule
 ) -> Any:
   """The step of a phase, mapped over the local devices; it takes over the buffers of the state."""
-  settings = {'remat': experiment.config.model.remat}
+  settings = {'remat': experiment.config.model.remat, 'accumulate': experiment.config.data.accumulate}
   if phase == 'search':
     settings['penalty'] = _penalty(experiment, rate)
     settings['bits_range'] = as_float32(cost.bits_range(experiment.layers))

@@ -23,6 +23,8 @@ _RANGES = (
   ('seed', 0, 2**31 - 1),
   ('model.width', 0.01, 16),
   ('data.image_size', 8, 4096),
+  ('data.batch_size', 1, math.inf),
+  ('data.accumulate', 1, math.inf),
   ('data.workers', 0, math.inf),
   ('quant.calibration_batches', 0, math.inf),
   ('budget.kappa', 0, math.inf),
@@ -136,13 +138,14 @@ def _check_phases(config: ConfigDict) -> None:
 def _check_numbers(config: ConfigDict) -> None:
   if config.model.dtype not in _DTYPES:
     raise ValueError(f'model.dtype={config.model.dtype!r} is unknown: give one of {", ".join(_DTYPES)}')
-  devices, batch_size = jax.device_count(), config.data.batch_size
-  if batch_size < 1 or batch_size % devices:
-    raise ValueError(
-      f'data.batch_size={batch_size} does not divide over the {devices} devices: give a multiple of {devices}'
-    )
   for name, least, most in _RANGES:
     _check_range(name, _at(config, name), least, most)
+  devices, accumulate, batch_size = jax.device_count(), config.data.accumulate, config.data.batch_size
+  if batch_size % (devices * accumulate):
+    parts = f'the {devices} devices' if accumulate == 1 else f'{devices} devices x data.accumulate={accumulate}'
+    raise ValueError(
+      f'data.batch_size={batch_size} does not divide over {parts}: give a multiple of {devices * accumulate}'
+    )
   for phase in config.phases:
     for name in ('epochs', 'learning_rate', 'warmup_epochs'):
       _check_range(f'{phase}.{name}', config[phase][name], 0, math.inf)

@@ -42,6 +42,7 @@ def make_train_step(
   bits_range: tuple[Any, Any] | None = None,
   draw_seed: int | None = None,
   remat: bool = False,
+  accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """The step `train_step(state, batch) -> (state, metrics)`, to be mapped over the axis `batch`.
 
@@ -55,22 +56,24 @@ def make_train_step(
       another at every step; `None` where they interpolate.
     remat: keep of the forward pass only the outputs of convolutions and dense layers, and compute batch norm,
       activations and quantized tensors again for the gradients: less memory, a little more time.
+    accumulate: equal parts in which each device computes its share of a batch, one after the other; the update is that
+      of the whole batch, with one draw of bit-widths. Batch norm alone sees the parts: each is normalised by its own
+      statistics, over all devices, and the running ones are updated part after part.
   """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-    images = batch['image'].astype(jnp.float32)
-    rngs = None
-    if draw_seed is not None:
-      rngs = {'bits': jax.random.fold_in(jax.random.key(draw_seed), state.step)}
+    def loss_function(learned, batch_stats, batch):
+      images = batch['image'].astype(jnp.float32)
+      rngs = None
+      if draw_seed is not None:
+        rngs = {'bits': jax.random.fold_in(jax.random.key(draw_seed), state.step)}
 
-    def forward(learned):
-      variables = {**learned, 'batch_stats': state.batch_stats}
-      return model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
+      def forward(learned):
+        variables = {**learned, 'batch_stats': batch_stats}
+        return model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
 
-    if remat:
-      forward = jax.checkpoint(forward, policy=jax.checkpoint_policies.save_only_these_names(layers.OUTPUTS))
-
-    def loss_function(learned):
+      if remat:
+        forward = jax.checkpoint(forward, policy=jax.checkpoint_policies.save_only_these_names(layers.OUTPUTS))
       logits, updated = forward(learned)
       logits = logits.astype(jnp.float32)
       loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']))
@@ -83,7 +86,10 @@ def make_train_step(
       return loss, (metrics, updated['batch_stats'])
 
     learned = {'params': state.params, 'bits': state.bits}
-    gradients, (metrics, batch_stats) = jax.grad(loss_function, has_aux=True)(learned)
+    gradient = jax.grad(loss_function, has_aux=True)
+    if accumulate > 1:
+      gradient = _in_parts(gradient, accumulate)
+    gradients, (metrics, batch_stats) = gradient(learned, state.batch_stats, batch)
     gradients, metrics = lax.pmean((gradients, metrics), AXIS)
     updates, opt_state = optimizer.update(gradients, state.opt_state, learned)
     learned = optax.apply_updates(learned, updates)
@@ -103,6 +109,29 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def _in_parts(gradient: Callable, parts: int) -> Callable:
+  """The function `gradient(learned, batch_stats, batch)` as the mean over parts of the batch, run one after the other.
+
+  Every `parts`-th example goes to the same part, so that the parts are the same on any number of devices.
+  """
+
+  def mean_gradient(learned, batch_stats, batch):
+    def add_part(carry, part):
+      total, batch_stats = carry
+      # Without the barrier compilers quantize all kernels before the loop, and keep what the gradients need of each.
+      held, part = lax.optimization_barrier((learned, part))
+      gradients, (metrics, batch_stats) = gradient(held, batch_stats, part)
+      return (jax.tree.map(jnp.add, total, gradients), batch_stats), metrics
+
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    start = jax.tree.map(jnp.zeros_like, learned), batch_stats
+    (total, batch_stats), metrics = lax.scan(add_part, start, split)
+    metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+    return jax.tree.map(lambda x: x / parts, total), (metrics, batch_stats)
+
+  return mean_gradient
 
 
 def make_eval_step(model: nn.Module) -> Callable[[Any, Batch], dict[str, jax.Array]]:

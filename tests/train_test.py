@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import traverse_util
 
 from fracbits_jax import begin, cost, models, optim, penalty, train
 from fracbits_jax import step as steps_of
-from fracbits_jax.layers import QuantConfig
+from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
 
 SHAPE = (16, 16, 1)
 CHOICES = tuple(range(1, 9))
@@ -132,6 +133,69 @@ def test_drawn_bit_widths_are_the_same_on_every_device_and_others_at_every_step(
   alone = losses(1)
   assert len(set(alone)) == 3  # nothing but the draw changes
   np.testing.assert_allclose(losses(2), alone, rtol=1e-5)
+
+
+class TwoLayers(nn.Module):
+  """The smallest quantized network, with or without batch norm."""
+
+  quant: QuantConfig
+  norm: bool
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    x = QuantConv(8, (3, 3), quant=self.quant, name='conv')(images / 128)
+    if self.norm:
+      x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name='batch', name='norm')(x)
+    x = jnp.mean(nn.relu(x), (1, 2))
+    return QuantDense(10, quant=self.quant, name='classifier')(x)
+
+
+def two_layers(*, norm, stochastic=False):
+  """The network, its state at the start of a search, and how to make its step."""
+  quant = QuantConfig(init_bits=3.5, choices=CHOICES, stochastic=stochastic, alpha_init=0.5)
+  model = TwoLayers(quant, norm)
+  variables = {'batch_stats': {}, **jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))}
+  table = cost.trace(model, SHAPE)
+  mask = optim.decay_mask(variables['params'], table)
+  optimizer = optim.sgd(lambda step: 0.05, momentum=0.9, weight_decay=1e-4, mask=mask, bits_rate=5.0)
+  limit = penalty.Penalty(budget=cost.budget('bitops', table, equivalent_bits=3), layers=table, kappa=1.0)
+  create = functools.partial(steps_of.make_train_step, model, optimizer, limit)
+  return model, jax.tree.map(np.asarray, begin.state(variables, optimizer)), create
+
+
+def steps_on_two_devices(state, step, batches):
+  mapped = jax.pmap(step, axis_name='batch', devices=jax.local_devices()[:2])
+  state, found = train.replicate(state, 2), []
+  for images in batches:
+    state, metrics = mapped(state, train.shard(images, 2))
+    found.append(metrics)
+  return train.unreplicate((state, found))
+
+
+@pytest.mark.parametrize('settings', [{}, {'draw_seed': 3, 'remat': True}])
+def test_a_batch_in_parts_takes_the_steps_of_the_whole_batch(settings):
+  _, state, create = two_layers(norm=False, stochastic='draw_seed' in settings)
+  batches = [batch(64, seed=i) for i in range(3)]
+  whole, parts = (
+    steps_on_two_devices(state, create(accumulate=accumulate, **settings), batches) for accumulate in (1, 4)
+  )
+  assert parts[1][0].keys() == {'loss', 'accuracy', 'cost_ratio'}
+  chex.assert_trees_all_close(parts, whole, rtol=0, atol=1e-5)
+  moved = jax.tree.map(lambda a, b: np.max(np.abs(a - b)), (state.params, state.bits), (parts[0].params, parts[0].bits))
+  assert min(jax.tree.leaves(moved)) > 1e-3  # far more than the tolerance
+
+
+def test_batch_norm_sees_the_parts_of_a_batch_one_after_the_other():
+  model, state, create = two_layers(norm=True)
+  images = batch(16)
+  after, _ = steps_on_two_devices(state, create(accumulate=4), [images])
+  forward = functools.partial(model.apply, train=True, mutable=['batch_stats'])
+  forward = jax.jit(jax.vmap(forward, (None, 0), axis_name='batch'))
+  variables = state.variables
+  for i in range(4):
+    _, updated = forward(variables, images['image'][None, i::4].astype(np.float32))
+    variables |= jax.tree.map(lambda x: x[0], updated)
+  chex.assert_trees_all_close(after.batch_stats, variables['batch_stats'], rtol=1e-5)
 
 
 def test_evaluation_ignores_what_fills_the_last_batch():
