@@ -119,7 +119,7 @@ class Policy:
 
 def _joined(problems: Sequence[str]) -> str:
   """The first of the problems, and how many more there are."""
-  ends = itertools.accumulate(len(problem) for problem in problems)
+  ends = itertools.accumulate(len(problem) + 2 for problem in problems)
   shown = max(1, sum(end <= _MAX_PROBLEMS for end in ends))
   more = [f'and {len(problems) - shown:,} more'] if shown < len(problems) else []
   return '; '.join([*problems[:shown], *more])
