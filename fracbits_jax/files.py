@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files: written whole or not at all, read whatever is in them."""
 
 import contextlib
 import os
@@ -30,3 +30,30 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
       f'{path} cannot be written ({error.strerror or error}): make room or mend it, and the same command goes on from '
       'the last checkpoint',
     ) from None
+
+
+def read_text(path: str | os.PathLike, *, max_bytes: int, kind: str) -> str:
+  """The text of a file that anybody may have written, without a byte order mark.
+
+  Args:
+    path: the file.
+    max_bytes: the largest size that is read into memory.
+    kind: what the file should be, such as `JSON`, for messages.
+
+  Raises:
+    ValueError: if the file cannot be read, is too large, or is not text in UTF-8.
+  """
+  try:
+    with pathlib.Path(path).open('rb') as file:
+      content = file.read(max_bytes + 1)
+  except OSError as error:
+    raise ValueError(f'the file cannot be read: {error.strerror}') from None
+  if len(content) > max_bytes:
+    raise ValueError(f'the file is larger than {max_bytes:,} bytes: give a {kind} file of at most this size')
+  try:
+    text = content.decode('utf-8-sig')
+  except UnicodeDecodeError:
+    text = '\0'
+  if '\0' in text:
+    raise ValueError(f'the file is not text in UTF-8: give a {kind} file')
+  return text

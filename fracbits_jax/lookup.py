@@ -9,6 +9,7 @@ empty rows serve all kinds without rows of their own). Then comes one row for ev
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import pathlib
 import re
@@ -19,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fracbits_jax.files import read_text
+
 KINDS = ('dense', 'pointwise', 'depthwise', 'standard')
 
 _TABLES = pathlib.Path(__file__).parent / 'tables'
@@ -27,7 +30,9 @@ _MAX_BITS = 32
 _MAX_BYTES = 10**6
 _MAX_COST = 1e30  # far inside float32, so that no sum over a network overflows
 _SETTING = re.compile(r'#\s*(unit|total)\s*:\s*(.*)')
-_UNIT = re.compile(r'[\w µ/^*.-]{1,24}')  # units go into reports, so nothing that means something there
+_UNIT = re.compile(r'[\w µ/^*.-]+')  # units go into reports, so nothing that means something there
+_MAX_UNIT = 24
+_NUMBER = re.compile(r'[0-9.eE+-]+')  # for float, which takes 1_0 and digits of other scripts as well
 
 _Grid = tuple[tuple[float, ...], ...]
 
@@ -173,23 +178,19 @@ def load(name_or_path: str | os.PathLike) -> Table:
     raise ValueError(f'lookup table {given}: {error}') from None
 
 
+def is_unit(text: str, max_length: int = _MAX_UNIT + 1) -> bool:
+  """Whether a text can be the unit of a cost; a total is up to one letter longer, as `G` + unit."""
+  return len(text) <= max_length and _UNIT.fullmatch(text) is not None
+
+
 def _read(path: pathlib.Path) -> str:
   try:
-    if not path.is_file():
-      raise ValueError(f'there is no such file, and the tables that come along are {_and(names())}')
-    with path.open('rb') as file:
-      content = file.read(_MAX_BYTES + 1)
+    is_file = path.is_file()
   except OSError as error:
     raise ValueError(f'the file cannot be read: {error.strerror}') from None
-  if len(content) > _MAX_BYTES:
-    raise ValueError(f'the file is larger than {_MAX_BYTES:,} bytes, so it is no table of bit-widths')
-  try:
-    text = content.decode('utf-8-sig')
-  except UnicodeDecodeError:
-    text = '\0'
-  if '\0' in text:
-    raise ValueError('the file is not text in UTF-8: give a CSV file')
-  return text
+  if not is_file:
+    raise ValueError(f'there is no such file, and the tables that come along are {_and(names())}')
+  return read_text(path, max_bytes=_MAX_BYTES, kind='CSV')
 
 
 def _parse(name: str, text: str) -> Table:
@@ -231,8 +232,8 @@ def _read_setting(line: str, settings: dict[str, str]) -> None:
   key, value = found.groups()
   if key in settings:
     raise ValueError(f'the {key} is given a second time: keep one')
-  if not _UNIT.fullmatch(value):
-    raise ValueError(f'{key} {_short(value)} is no unit: give up to 24 letters, digits, spaces or /^*._-')
+  if not is_unit(value, _MAX_UNIT):
+    raise ValueError(f'{key} {_short(value)} is no unit: give up to {_MAX_UNIT} letters, digits, spaces or /^*._-')
   settings[key] = value
 
 
@@ -264,9 +265,9 @@ def _bits(column: str, field: str) -> int:
 
 def _cost(field: str, key: tuple[str, int, int]) -> float:
   try:
-    cost = float(field)
+    cost = float(field) if _NUMBER.fullmatch(field) else math.nan
   except ValueError:
-    cost = float('nan')
+    cost = math.nan
   if not 0 <= cost <= _MAX_COST:
     raise ValueError(f'cost {_short(field)} is not a cost: give a number from 0 to {_MAX_COST:g}')
   if key[1] == 0 and cost:

@@ -190,6 +190,8 @@ def without(line):
     (PLAIN + '2,1,1\n', 'line 11: the row for kernel_bits=2, input_bits=1 is there already, in line 5'),
     (PLAIN.replace('2,1,1', '2,1,one'), "line 5: cost 'one' is not a cost: give a number from 0"),
     (PLAIN.replace('2,1,1', '2,1,nan'), "line 5: cost 'nan'"),
+    (PLAIN.replace('2,8,4', '2,8,1_0'), "line 7: cost '1_0'"),
+    (PLAIN.replace('2,8,4', '2,8,٤'), "line 7: cost '٤'"),
     (PLAIN.replace('4,8,11', '4,8,inf'), "line 10: cost 'inf'"),
     (PLAIN.replace('4,8,11', '4,8,1e39'), "line 10: cost '1e39'"),
     (PLAIN.replace('2,1,1', '2,1,-1'), "line 5: cost '-1'"),

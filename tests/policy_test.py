@@ -209,6 +209,30 @@ def test_every_mismatch_with_a_network_is_named(tmp_path):
     lambda text: re.sub(r'"target": [^,]*', '"target": 1' + 5000 * '0', text),
     lambda text: re.sub(r'"cost": [^,]*', '"cost": NaN', text),
     lambda text: re.sub(r'"size_mb": [^,]*', '"size_mb": -1', text),
+    lambda text: text.replace('"version": 1', '"version": true'),
+    lambda text: text.replace('"version": 1', f'"version": "{"x" * 10**5}"'),
+    lambda text: text.replace('"metric": "bitops"', f'"metric": "{"x" * 10**5}"'),
+    lambda text: text.replace('GBitOPs', '<b>'),
+    lambda text: text.replace('"also": []', '"also": 1'),
+    lambda text: text.replace('"also": []', '"also": {}'),
+    lambda text: text.replace('"also": []', '"also": [[]]'),
+    lambda text: text.replace('"macs": 500', '"macs": -500'),
+    lambda text: text.replace('"macs": 500', '"macs": ' + 950 * '[' + 950 * ']'),
+    lambda text: text.replace('"weights": 500', '"weights": "' + 2000 * 'x' + '"'),
+    lambda text: re.sub(r'"cost_share": [^,]*', '"cost_share": 1.5', text),
+    lambda text: text.replace('"learned": ["input"]', '"learned": ["input", "input"]'),
+    lambda text: text.replace('"learned": ["input"]', '"learned": [["input"]]'),
+    lambda text: re.sub(r'"kernel": \[.*?\]', '"kernel": []', text),
+    lambda text: re.sub(r'"layers": .*', '"layers": []}', text, flags=re.S),
+    lambda text: text.replace('"name": "head"', '"name": "he\\nad"'),
+    lambda text: text.replace('"name": "head"', '"name": "he\\u001b[2Jad"'),
+    lambda text: text.replace('"name": "head"', '"name": "\\ud800"'),
+    lambda text: text.replace('"name": "head"', f'"name": "{"x" * 10**5}"'),
+    lambda text: text.replace('"name": "head"', '"name": "block/b/kernel/c"'),
+    lambda text: text.replace('"macs": 500', '"macs": 500, "macs": 500'),
+    lambda text: text.replace('"kernel": 8', f'"kernel": [8{", 8" * 99}]'),
+    lambda text: text + ' ' * 4 * 10**6,
+    lambda text: text + '\0',
   ],
 )
 def test_broken_files_are_refused_in_one_sentence(break_it, tmp_path):
@@ -219,7 +243,32 @@ def test_broken_files_are_refused_in_one_sentence(break_it, tmp_path):
   path.write_text(broken)
   with pytest.raises(ValueError, match=r'policy file .*policy\.json') as caught:
     policy.load(path, TABLE)
-  assert '\n' not in str(caught.value)
+  assert str(caught.value).isprintable()
+  assert len(str(caught.value)) < len(str(path)) + 300
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+  made().save(tmp_path / 'policy.json')
+  (tmp_path / 'marked.json').write_text('\ufeff' + (tmp_path / 'policy.json').read_text(), encoding='utf-8')
+  assert policy.load(tmp_path / 'marked.json', TABLE) == made()
+
+
+def test_more_mismatches_than_fit_a_line_are_counted():
+  others = tuple(Layer(name=f'other/{i:03}', macs=1, weights=1, channels=1) for i in range(500))
+  with pytest.raises(ValueError, match=r'block/a is not in the network; .* and 4[0-9]{2} more$') as caught:
+    made().check(others)
+  assert len(str(caught.value)) < 1000
+
+
+def test_thousands_of_layers_are_read_at_once(tmp_path):
+  """20,000 layers and one of them again: a comparison of each with each would take minutes."""
+  row = json.dumps({'name': '#', 'kernel': 8, 'input': 8, 'macs': 1, 'weights': 1, 'cost_share': 0, 'learned': []})
+  rows = ',\n'.join(row.replace('#', str(i)) for i in (*range(20_000), 7))
+  made().save(tmp_path / 'policy.json')
+  text = re.sub(r'"layers": .*', f'"layers": [{rows}]}}', (tmp_path / 'policy.json').read_text(), flags=re.S)
+  (tmp_path / 'policy.json').write_text(text)
+  with pytest.raises(ValueError, match='layer 7 occurs 2 times'):
+    policy.load(tmp_path / 'policy.json')
 
 
 def test_a_missing_file_is_refused(tmp_path):
