@@ -1,4 +1,5 @@
 import functools
+import signal
 
 import chex
 import jax
@@ -8,7 +9,7 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import begin, cost, models, optim, penalty, train
+from fracbits_jax import begin, cost, models, optim, penalty, preemption, train
 from fracbits_jax import step as steps_of
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
 
@@ -223,25 +224,48 @@ def test_batches_are_on_their_devices_before_the_step_is_called():
       mapped(state, train.shard(batch()))
 
 
-def test_the_loop_runs_reports_and_saves_each_step_once():
-  seen = {'steps': [], 'reports': [], 'saves': []}
+def loop(seen, start, pending=(), **changes):
+  """Steps to 11 of a state that counts them, with a report every fourth step."""
 
   def step(state, batch):
     seen['steps'].append(int(batch['x'][0, 0]))
     return state + 1, {'loss': state}
 
-  state = train.run_phase(
-    0,
-    step,
-    iter([{'x': np.full(8, i)} for i in range(100)]),
-    start=3,
-    steps=11,
-    report_steps=4,
-    report=lambda at, state, metrics: seen['reports'].append((at, state, len(metrics))),
-    save=lambda at, state: seen['saves'].append(at),
-    save_seconds=0.0,
-  )
-  assert state == 8
-  assert seen['steps'] == list(range(8))
-  assert seen['reports'] == [(4, 1, 1), (8, 5, 4), (11, 8, 3)]
-  assert seen['saves'] == [4, 8, 11]
+  settings = {
+    'report': lambda at, state, metrics: seen['reports'].append((at, state, len(metrics))),
+    'save': lambda at, state, metrics: seen['saves'].append((at, state, len(metrics))),
+    'save_seconds': 1000.0,
+    **changes,
+  }
+  batches = iter([{'x': np.full(8, i)} for i in range(start, 100)])
+  return train.run_phase(start, step, batches, start=start, steps=11, pending=pending, report_steps=4, **settings)
+
+
+def test_the_loop_runs_reports_and_saves_each_step_once():
+  seen = {'steps': [], 'reports': [], 'saves': []}
+  assert loop(seen, 3, save_steps=2) == 11
+  assert seen['steps'] == list(range(3, 11))
+  assert seen['reports'] == [(4, 4, 1), (8, 8, 4), (11, 11, 3)]
+  assert seen['saves'] == [(4, 4, 0), (6, 6, 2), (8, 8, 0), (10, 10, 2), (11, 11, 0)]
+
+
+def test_the_loop_goes_on_between_two_reports():
+  seen = {'steps': [], 'reports': [], 'saves': []}
+  loop(seen, 6, pending=[{'loss': 4}, {'loss': 5}])
+  assert seen['reports'] == [(8, 8, 4), (11, 11, 3)]
+  assert seen['saves'] == [(11, 11, 0)]
+
+
+def test_the_loop_saves_what_it_has_when_it_is_asked_to_stop(monkeypatch):
+  seen = {'steps': [], 'reports': [], 'saves': []}
+  monkeypatch.setattr(preemption, '_asked', None)
+
+  def stop_in_the_second_report(at, state, metrics):
+    seen['reports'].append(at)
+    if at == 8:
+      monkeypatch.setattr(preemption, '_asked', signal.SIGTERM)
+      preemption.check()  # as the evaluation does
+
+  with pytest.raises(preemption.Preempted, match='SIGTERM'):
+    loop(seen, 3, report=stop_in_the_second_report)
+  assert seen['saves'] == [(8, 8, 4)]  # the report has to be made again
