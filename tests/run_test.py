@@ -167,7 +167,7 @@ def test_without_search_and_policy_the_bits_are_uniform(finished):
     ({'data.dataset': 'folder', 'data.data_dir': '/nowhere'}, 'the folder /nowhere does not exist'),
     ({'data.dataset': 'voc'}, "dataset 'voc' is not made of an image and a class label each"),
     ({'optimizer.momentum': 5.0}, 'optimizer.momentum=5.0 is out of range: give a number from 0 to 1'),
-    ({'policy': 'nowhere.json', 'phases': ('finetune',)}, 'policy file nowhere.json cannot be read'),
+    ({'policy': 'nowhere.json', 'phases': ('finetune',)}, 'policy file nowhere.json: the file cannot be read'),
     ({'policy': 'nowhere.json'}, 'leave search out of phases'),
   ],
 )
