@@ -179,7 +179,7 @@ def _knapsack(vector: Vector, wanted: np.ndarray, at: np.ndarray) -> np.ndarray:
   steps = []
   for layer in vector.layers:
     found = _options(vector, wanted, at, layer, tightest)
-    options = [(int(price * _CELLS), distance, way) for price, distance, way in found]
+    options = [(int(min(price, 2) * _CELLS), distance, way) for price, distance, way in found]
     reached, chosen = np.full_like(best, np.inf), np.zeros(best.size, int)
     for k, (cells, distance, _) in enumerate(options):
       if cells <= _CELLS:
