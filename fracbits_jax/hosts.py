@@ -22,6 +22,9 @@ from jax.experimental import multihost_utils
 
 # The service that connects the hosts takes one for dead that has been silent for this long.
 _HEARTBEAT_SECONDS = 30
+_START_SECONDS = 300  # that the hosts wait for each other at the start
+
+_connected = False
 
 _ERRORS = (ValueError, OSError, FloatingPointError)  # what is told in one sentence
 
@@ -54,14 +57,17 @@ def start(coordinator: str | None = None, hosts: int | None = None, host: int | 
       return
     arguments = dict(zip(('coordinator_address', 'num_processes', 'process_id'), given, strict=True))
     arguments['cluster_detection_method'] = 'deactivate'
+  global _connected
+  timeouts = dict(initialization_timeout=_START_SECONDS, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
   try:
-    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+    jax.distributed.initialize(**arguments, **timeouts)
   except (RuntimeError, ValueError) as error:
     reason = str(error).strip().split('\n')[0]
     raise ValueError(
-      f'the hosts could not be connected ({reason}): start the same command on all of them within five minutes, with '
+      f'the hosts could not be connected ({reason}): start the same command on all of them within minutes, with '
       'the same --coordinator, an address and a free port of host 0, and the same --hosts, each with its own --host'
     ) from None
+  _connected = True
   _end_in_words()
 
 
@@ -164,7 +170,7 @@ def leave(text: str, status: int = 1) -> None:
   print(text, file=sys.stderr)
   sys.stdout.flush()
   sys.stderr.flush()
-  if is_primary():
+  if _connected and is_primary():
     time.sleep(2)  # the others, who have an error of their own to tell, are connected to this process
   os._exit(status)
 
