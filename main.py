@@ -1,15 +1,18 @@
 """Trains a float network, searches its bit-widths under a budget, makes them integers and finetunes.
 
 python main.py [--config=configs/NAME.py[:BITS]] [--config.FIELD=VALUE ...] [--workdir=FOLDER] [--accept_changes]
+               [--coordinator=HOST:PORT --hosts=N --host=I]
 """
 
 import pathlib
 import sys
+import traceback
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from fracbits_jax import platforms, preemption, run, workdir
+from fracbits_jax import hosts, platforms, preemption, run, workdir
 
 _DEFAULT = str(pathlib.Path(__file__).resolve().parent / 'configs' / 'digits.py')
 
@@ -25,7 +28,10 @@ def _fail(error: BaseException) -> None:
     text = f'the config does not load: {error}'
   if isinstance(error, KeyError | AttributeError):
     text = f'the config has no such field: {error.args[0]}'.replace('\\n', ' ').replace('\\', '').replace("''", "'")
-  sys.exit(f'error: {" ".join(text.split())}')
+  text = f'error: {" ".join(text.split())}'
+  if jax.distributed.is_initialized():
+    hosts.leave(text)
+  sys.exit(text)
 
 
 try:
@@ -37,6 +43,9 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/NAME or
 _ACCEPT_CHANGES = flags.DEFINE_bool(
   'accept_changes', False, 'Go on in a folder whose run has begun with another network, other bits or other data.'
 )
+_COORDINATOR = flags.DEFINE_string('coordinator', None, 'Of several hosts: HOST:PORT of host 0.')
+_HOSTS = flags.DEFINE_integer('hosts', None, 'Of several hosts: how many there are.')
+_HOST = flags.DEFINE_integer('host', None, 'Of several hosts: which one this is, from 0.')
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -59,6 +68,7 @@ def main(argv: list[str]) -> None:
     sys.exit(f'error: the config file {path} does not exist')
   folder = _WORKDIR.value or workdir.default(config_file)
   try:
+    hosts.start(_COORDINATOR.value, _HOSTS.value, _HOST.value)
     with preemption.watched():
       run.run(_CONFIG.value, folder, accept_changes=_ACCEPT_CHANGES.value)
   except (ValueError, OSError, FloatingPointError) as error:
@@ -68,6 +78,12 @@ def main(argv: list[str]) -> None:
   except preemption.Preempted as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(preemption.EXIT_STATUS)
+  except Exception as error:
+    if hosts.lost(error):
+      hosts.leave_for_lost()
+    if hosts.several():
+      hosts.leave(traceback.format_exc())
+    raise
 
 
 if __name__ == '__main__':

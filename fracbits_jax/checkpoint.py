@@ -20,6 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from fracbits_jax import hosts
+
 _DIGEST = 'sha256'
 
 
@@ -56,12 +58,18 @@ class Checkpoints:
     create: bool = True,
     say: Callable[[str], None] = print,
   ):
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
+    # Of several hosts this one alone is concerned, so that none waits for another.
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix='alone'
+    )
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=alone)
     self._folder = _folder(workdir, phase)
     self._create, self._say = create, say
     _ignore_late_reads()
     try:
-      self._manager = ocp.CheckpointManager(self._folder, options=options)
+      if create:
+        self._folder.mkdir(parents=True, exist_ok=True)
+      self._manager = _Manager(self._folder, options=options)
     except OSError as error:
       raise ValueError(f'{self._folder} cannot be used: {error.strerror or error}; choose another --workdir') from None
 
@@ -156,6 +164,32 @@ class Checkpoints:
     (self._folder / str(step)).rename(target)
     self._manager.reload()
     return target
+
+
+class _Manager(ocp.CheckpointManager):
+  def reached_preemption(self, step: int) -> bool:
+    del step
+    return False  # Several hosts must ask JAX equally often, and `preemption` does.
+
+
+class PrimaryCheckpoints:
+  """`Checkpoints` of the primary host, whose answers and errors all hosts have; arguments as there.
+
+  All hosts have to make, ask and use it in the same order; only `close` concerns each for itself.
+  """
+
+  def __init__(self, *args: Any, **kwargs: Any):
+    self._own = hosts.everywhere(lambda: Checkpoints(*args, **kwargs) if hosts.is_primary() else None)
+
+  def save(self, step: int, state: Any, meta: dict) -> None:
+    hosts.primary(lambda: self._own.save(step, state, meta))
+
+  def restore(self, like: Any = None) -> tuple[int, Any, dict] | None:
+    return hosts.primary(lambda: self._own.restore(like))
+
+  def close(self) -> None:
+    if self._own is not None:
+      self._own.close()
 
 
 class _Damaged(Exception):

@@ -1,17 +1,24 @@
 """Being asked to stop: a run saves at the next step and ends with a status of its own.
 
-Schedulers send SIGTERM some time before they take a machine away; a person sends SIGINT with Ctrl-C.
+Schedulers send SIGTERM some time before they take a machine away; a person sends SIGINT with Ctrl-C. Of several hosts
+any one may be asked: JAX's preemption service, which SIGTERM is then left to, finds a step that all of them stop at.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from jax.experimental import multihost_utils
+
+from fracbits_jax import hosts
+
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on from here
 
 _asked: signal.Signals | None = None
+_checks = itertools.count()  # what several hosts count to find a common moment
 
 
 class Preempted(Exception):
@@ -26,7 +33,11 @@ def watched() -> Iterator[None]:
   """
   global _asked
   _asked = None
-  before = {number: signal.signal(number, _ask) for number in (signal.SIGTERM, signal.SIGINT)}
+  if hosts.several():
+    handlers = {signal.SIGINT: _ask_all}
+  else:
+    handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), _ask)
+  before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
   try:
     yield
   finally:
@@ -45,12 +56,21 @@ def _ask(number: int, frame: FrameType | None) -> None:
   os.write(2, f'\n{_asked.name}: saves at the next step and stops; once more stops at once\n'.encode())
 
 
+def _ask_all(number: int, frame: FrameType | None) -> None:
+  del frame
+  signal.signal(number, signal.SIG_DFL)
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
 def asked() -> bool:
-  """Whether the run should stop."""
+  """Whether the run should stop now. Each of several hosts has to ask equally often."""
+  global _asked
+  if hosts.several() and multihost_utils.reached_preemption_sync_point(next(_checks)):
+    _asked = signal.SIGTERM
   return _asked is not None
 
 
 def check() -> None:
-  """Raises `Preempted` if the run should stop."""
+  """Raises `Preempted` if the run should stop now; for each of several hosts to call equally often."""
   if asked():
     raise Preempted(f'stopped by {_asked.name}: the same command goes on from here')

@@ -78,6 +78,22 @@ class Progress:
     self._events.close()
 
 
+class Silence:
+  """In the place of `Progress` on the hosts that are not the primary."""
+
+  def rewind(self, phase: str, step: int) -> None:
+    pass
+
+  def row(self, row: dict[str, Any], *, global_step: int, last: bool) -> None:
+    pass
+
+  def say(self, text: str) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
 def _line(row: dict[str, Any]) -> str:
   parts = [
     f'{row["phase"]:<8} epoch {row["epoch"]:g}/{row["epochs"]:g}',

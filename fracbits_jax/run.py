@@ -11,20 +11,22 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fracbits_jax import begin, cost, data, nonfinite, policy, report, train, weights
+from fracbits_jax import begin, cost, data, hosts, nonfinite, policy, report, train, weights
 from fracbits_jax.batches import TrainBatches
-from fracbits_jax.checkpoint import Checkpoints, newest_step
+from fracbits_jax.checkpoint import PrimaryCheckpoints, newest_step
 from fracbits_jax.experiment import PHASES, Experiment, prepare
 from fracbits_jax.files import write_whole
 from fracbits_jax.monitor import Monitor
 from fracbits_jax.nonfinite import NotFinite
-from fracbits_jax.progress import Progress, read_rows
+from fracbits_jax.progress import Progress, Silence, read_rows
 from fracbits_jax.step import TrainState
 from fracbits_jax.workdir import claim, read_object
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike, *, accept_changes: bool = False) -> dict[str, Any]:
   """Runs the phases of a configuration in a folder, or continues there; returns what `result.json` holds.
+
+  Several hosts call it together, see `hosts`; only the primary needs the folder.
 
   Args:
     config: see `configs/base.py`.
@@ -38,15 +40,20 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, accept_changes: bool 
     Preempted: the run was asked to stop, see `preemption`.
   """
   workdir = pathlib.Path(workdir)
-  experiment = prepare(config, workdir)
-  claim(workdir, experiment.config, accept_changes=accept_changes, say=print)
-  finished = workdir / 'result.json'
-  if finished.exists():
-    print(f'{workdir} is finished; start a new one with another --workdir')
-    result = read_object(finished)
-    print(report.summary(workdir, result))
-    return result
-  return Run(experiment, workdir).run()
+  experiment = hosts.everywhere(lambda: prepare(config, workdir))
+  finished = hosts.primary(lambda: _finished(workdir, experiment.config, accept_changes))
+  return Run(experiment, workdir).run() if finished is None else finished
+
+
+def _finished(workdir: pathlib.Path, config: ConfigDict, accept_changes: bool) -> dict[str, Any] | None:
+  """Claims the folder; the result of a run that is finished there."""
+  claim(workdir, config, accept_changes=accept_changes, say=print)
+  if not (workdir / 'result.json').exists():
+    return None
+  print(f'{workdir} is finished; start a new one with another --workdir')
+  result = read_object(workdir / 'result.json')
+  print(report.summary(workdir, result))
+  return result
 
 
 class Run:
@@ -57,7 +64,7 @@ class Run:
     self.phases = tuple(self.config.phases)
     self.steps_per_epoch = len(experiment.dataset.train) // self.config.data.batch_size
     self.steps = {phase: round(self.config[phase].epochs * self.steps_per_epoch) for phase in self.phases}
-    self.progress = Progress(workdir, self.phases)
+    self.progress = hosts.everywhere(lambda: Progress(workdir, self.phases) if hosts.is_primary() else Silence())
     self.policy: policy.Policy | None = experiment.policy
     self.best: dict[str, float] | None = None  # of integer bit-widths, see `Monitor.best`
     self.seconds = 0.0
@@ -65,12 +72,14 @@ class Run:
   def run(self) -> dict[str, Any]:
     """All phases, then the test split, the report and the result."""
     say, experiment = self.progress.say, self.experiment
-    devices = f'{jax.local_device_count()} {jax.default_backend()} device(s)'
+    devices = f'{jax.device_count()} {jax.default_backend()} device(s)'
+    if hosts.several():
+      devices += f' of {jax.process_count()} hosts'
     say(f'{self.workdir}: {", ".join(self.phases)} on {experiment.dataset.name}, {devices}')
     budgets = ', '.join(f'{b.target:.4g} {b.unit}' for b in experiment.budget.all)
     say(f'budget {budgets}; {len(experiment.layers)} layers')
     if experiment.initial is not None:
-      weights.keep(self.workdir, experiment.initial)
+      hosts.primary(lambda: weights.keep(self.workdir, experiment.initial))
       say(f'starts from {experiment.initial.origin}')
     with contextlib.closing(self.progress):
       states: dict[str, TrainState] = {}
@@ -78,9 +87,9 @@ class Run:
         states[phase] = self.phase(phase, states)
       tested = {phase: state.variables for phase, state in states.items()}
       if experiment.initial is not None and experiment.initial.is_float:
-        tested.setdefault('pretrain', begin.float_variables(experiment))
+        tested.setdefault('pretrain', hosts.agree(begin.float_variables(experiment)))
       accuracy = {phase: self._test_accuracy(phase, variables) for phase, variables in tested.items()}
-      return self._result(states, accuracy)
+      return hosts.primary(lambda: self._result(states, accuracy))
 
   def start(self, phase: str, states: dict[str, TrainState]) -> begin.Variables:
     """The variables that a phase begins with, made of what the phases before it left."""
@@ -95,7 +104,7 @@ class Run:
   def phase(self, phase: str, states: dict[str, TrainState]) -> TrainState:
     """Runs a phase, or what is left of it; its last state, in host memory."""
     if phase == 'finetune':
-      self._fix_policy(states)
+      self.policy = hosts.primary(lambda: self._fixed_policy(states))
     experiment, config, steps = self.experiment, self.config, self.steps[phase]
     rate = begin.schedule(experiment, phase, steps=steps, steps_per_epoch=self.steps_per_epoch)
     optimizer = begin.optimizer(experiment, phase, rate)
@@ -105,7 +114,8 @@ class Run:
     if start:
       # Whatever its length is now, a phase that later ones were built on has ended.
       later = self.phases[self.phases.index(phase) + 1 :]
-      ended = start >= meta['steps'] and any(newest_step(self.workdir, p) is not None for p in later)
+      have_begun = lambda: any(newest_step(self.workdir, p) is not None for p in later)
+      ended = start >= meta['steps'] and hosts.primary(have_begun)
       steps = start if ended or start > steps else steps
       self.progress.say(f'{phase} is done' if start == steps else f'{phase} continues at step {start} of {steps}')
     if start < steps:
@@ -156,8 +166,8 @@ class Run:
     self.seconds, self.best = monitor.seconds(), monitor.best
     return train.unreplicate(state)
 
-  def _checkpoints(self, name: str, keep: int = 2) -> Checkpoints:
-    return Checkpoints(self.workdir, name, keep=keep, say=self.progress.say)
+  def _checkpoints(self, name: str, keep: int = 2) -> PrimaryCheckpoints:
+    return PrimaryCheckpoints(self.workdir, name, keep=keep, say=self.progress.say)
 
   def _load(self, phase: str, states: dict[str, TrainState], optimizer: Any) -> tuple[int, TrainState, dict[str, Any]]:
     """Where a phase goes on: the steps done, the state after them, and what its checkpoint says beside it."""
@@ -165,7 +175,7 @@ class Run:
     with contextlib.closing(self._checkpoints(phase)) as checkpoints:
       found = checkpoints.restore(like)
     if found is None:
-      state = begin.state(self.start(phase, states), optimizer)
+      state = hosts.primary(lambda: begin.state(self.start(phase, states), optimizer))
       return 0, state, {'data': None, 'seconds': self.seconds, 'pending': [], 'best': None, 'steps': 0}
     if phase == 'finetune':
       bits = begin.as_float32(self.policy.bits())
@@ -201,16 +211,17 @@ class Run:
     saved = f'the last good checkpoint is that of step {step}' if step else f'{phase} has no checkpoint yet'
     return f'the first values that are not finite: {where}; {saved}; lower {phase}.learning_rate if the data are sound'
 
-  def _fix_policy(self, states: dict[str, TrainState]) -> None:
+  def _fixed_policy(self, states: dict[str, TrainState]) -> policy.Policy:
     """The policy of the finetuning: found in the folder, or given, or discretized from what was searched."""
     experiment, path = self.experiment, self.workdir / 'policy.json'
     if path.exists():
-      self.policy = policy.load(path, experiment.layers)
-      return
-    if self.policy is None:
+      return policy.load(path, experiment.layers)
+    fixed = self.policy
+    if fixed is None:
       bits = states['search'].bits if 'search' in states else begin.initial_bits(experiment)
-      self.policy = policy.discretize(bits, experiment.layers, experiment.budget)
-    self.policy.save(path)
+      fixed = policy.discretize(bits, experiment.layers, experiment.budget)
+    fixed.save(path)
+    return fixed
 
   def _test_accuracy(self, phase: str, variables: begin.Variables) -> float:
     experiment, settings = self.experiment, self.config.data

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fracbits_jax import layers, platforms
 from fracbits_jax.penalty import Penalty
@@ -149,12 +150,29 @@ def make_eval_step(model: nn.Module) -> Callable[[Any, Batch], dict[str, jax.Arr
 
 
 def over_devices(step: Callable, *, donate_state: bool = False) -> Callable:
-  """A step mapped over the axis `batch`, one part for each local device, and compiled as suits the platform.
+  """A step mapped over the axis `batch`, one part for each device, and compiled as suits the platform.
 
   Args:
     step: takes and gives trees; every array gets a leading axis, of one entry for each device.
     donate_state: give away the buffers of the first argument.
   """
   donated = (0,) if donate_state else ()
-  mapped = jax.pmap(step, axis_name=AXIS, donate_argnums=donated)
+  mapped = jax.pmap(step, axis_name=AXIS, donate_argnums=donated) if jax.process_count() == 1 else _over_hosts(step)
   return jax.jit(mapped, donate_argnums=donated, compiler_options=platforms.compiler_options())
+
+
+def over_all_devices() -> NamedSharding:
+  """How the leading axis of an array lies on the devices of all hosts, those of a host side by side."""
+  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  return NamedSharding(Mesh(devices, (AXIS,)), PartitionSpec(AXIS))
+
+
+def _over_hosts(step: Callable) -> Callable:
+  """What `pmap` does; within `jit`, where compiler options can be given, it would stay on one host."""
+
+  def one_device(*arguments: Any) -> Any:
+    result = step(*jax.tree.map(lambda x: x[0], arguments))
+    return jax.tree.map(lambda x: x[None], result)
+
+  sharding = over_all_devices()
+  return jax.shard_map(one_device, mesh=sharding.mesh, in_specs=sharding.spec, out_specs=sharding.spec, check_vma=False)

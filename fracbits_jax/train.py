@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fracbits_jax import data, preemption
-from fracbits_jax.step import AXIS, Batch, TrainState, make_eval_step, over_devices
+from fracbits_jax import data, hosts, preemption
+from fracbits_jax.step import Batch, TrainState, make_eval_step, over_all_devices, over_devices
 
 Metrics = dict[str, jax.Array]
 
@@ -19,9 +18,10 @@ _STEPS_AHEAD = 2  # that may wait for the devices, each with its batch in their 
 
 
 def replicate(tree: Any, devices: int | None = None) -> Any:
-  """The tree with a leading axis of one copy for each device (all local ones by default), as `pmap` takes it."""
+  """The tree with a leading axis of one copy for each device (by default those of all hosts), as `pmap` takes it."""
   copies = devices or jax.local_device_count()
-  return jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * copies), tree)
+  copied = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * copies), tree)
+  return _place(copied) if hosts.several() else copied
 
 
 def unreplicate(tree: Any) -> Any:
@@ -37,9 +37,14 @@ def shard(batch: dict[str, np.ndarray], devices: int | None = None) -> dict[str,
 
 
 def to_devices(batch: dict[str, np.ndarray]) -> Batch:
-  """A batch on the local devices, as `pmap` takes it; the transfer goes on while the devices work."""
-  mesh = Mesh(jax.local_devices(), (AXIS,))
-  return jax.device_put(shard(batch), NamedSharding(mesh, PartitionSpec(AXIS)))
+  """A batch on the devices, each host's share on its own; the transfer goes on while the devices work."""
+  return _place(shard(batch))
+
+
+def _place(tree: Any) -> Any:
+  """The tree on the devices of all hosts, along its leading axis, of which each host gives the part of its own."""
+  sharding = over_all_devices()
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
 def _limit_steps_ahead(results: list[Metrics]) -> None:
@@ -69,7 +74,7 @@ class Evaluator:
       preemption.check()
       sums.append(self._step(variables, to_devices(batch)))
       _limit_steps_ahead(sums)
-    total = jax.tree.map(lambda *x: float(np.sum([np.asarray(y)[0] for y in x])), *sums)
+    total = jax.tree.map(lambda *x: float(np.sum([unreplicate(y) for y in x])), *sums)
     return {'accuracy': total['right'] / total['count'], 'loss': total['loss'] / total['count']}
 
 
@@ -101,8 +106,8 @@ def run_phase(
     report: called with the step, the state and the metrics of the steps since the last report.
     save: called with the step, the state and the metrics that are not reported yet.
     save_steps: steps between two calls of `save`, or `None`.
-    save_seconds: least time after which `save` is called in any case. It is also called after the last step, and
-      when the run is asked to stop.
+    save_seconds: least time after which `save` is called in any case; several hosts look at the primary's clock, and
+      only after a report. It is also called after the last step, and when the run is asked to stop.
 
   Returns:
     The replicated state after `steps` steps.
@@ -119,13 +124,17 @@ def run_phase(
       save(step, state, pending)
     saved_step, saved_at = step, time.monotonic()
 
+  def time_is_up() -> bool:
+    up = time.monotonic() - saved_at >= save_seconds
+    return not pending and hosts.agree(up) if hosts.several() else up
+
   try:
     while True:
       if pending and (step % report_steps == 0 or step == steps):
         report(step, state, pending)
         pending = []
       on_step = save_steps is not None and step % save_steps == 0
-      if step == steps or on_step or time.monotonic() - saved_at >= save_seconds:
+      if step == steps or on_step or time_is_up():
         save_now()
       if step == steps:
         return state
