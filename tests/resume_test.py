@@ -59,6 +59,16 @@ def test_a_run_that_is_killed_five_times_and_stopped_once_ends_as_the_undisturbe
   assert kills.differences(kills.left(undisturbed / 'undisturbed'), kills.left(workdir)) == []
 
 
+def test_the_same_seed_gives_the_same_search_bit_for_bit(tmp_path):
+  ends = []
+  for name in ('first', 'second'):
+    run.run(tiny(tmp_path, **{'phases': ('search',), 'search.epochs': 1.0}), tmp_path / name)
+    ends.append(damage.saved(tmp_path / name, 'search'))
+    jax.clear_caches()  # compiled anew, as in another process
+  assert list(ends[0]) == list(ends[1]) == [9]
+  assert [x.tobytes() for x in ends[0][9]] == [x.tobytes() for x in ends[1][9]]
+
+
 def test_sigterm_leaves_a_checkpoint_of_the_step_at_which_it_came(undisturbed, monkeypatch):
   config = tiny(undisturbed, **{'phases': ('pretrain',), 'checkpoint_seconds': 1000.0, 'report_steps': 1})
   reported = []
