@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,7 +129,10 @@ def disturbed(workdir: pathlib.Path, kills: int, seconds: float, rng: random.Ran
         raise RuntimeError(f'exit status {process.returncode} after {number.name}') from None
       continue
     finish(process)
-    break  # it was over before its time came
+    if counts.kills:
+      break
+    shutil.rmtree(workdir)  # it was over before its time came
+    seconds *= 0.8
   finish(start(workdir))
   return counts
 
@@ -159,8 +163,8 @@ def main() -> None:
       totals.kills += counts.kills
       totals.while_saving += counts.while_saving
       totals.phases += counts.phases
-      where = ', '.join(counts.phases) or 'never: it was over before'
-      print(f'run {i}: stopped in {where}; {f"differs: {differing[:5]}" if differing else "the same"}', flush=True)
+      what = f'differs: {differing[:5]}' if differing else 'the same'
+      print(f'run {i}: stopped in {", ".join(counts.phases)}; {what}', flush=True)
     by_phase = {phase: totals.phases.count(phase) for phase in ('start', 'pretrain', 'search', 'finetune')}
     print(f'{args.runs} runs, {totals.kills} times {number.name} ({by_phase}), {totals.while_saving} of them while a')
     print(f'checkpoint was being written; {args.runs - wrong} ended as the undisturbed run, bit for bit')
