@@ -69,7 +69,8 @@ class Checkpoints:
     try:
       if create:
         self._folder.mkdir(parents=True, exist_ok=True)
-      self._manager = _Manager(self._folder, options=options)
+      with _quiet():
+        self._manager = _Manager(self._folder, options=options)
     except OSError as error:
       raise ValueError(f'{self._folder} cannot be used: {error.strerror or error}; choose another --workdir') from None
 
