@@ -4,8 +4,8 @@ python benchmarks/kills.py [--runs=40] [--seed=0] [--signal=SIGKILL]
 
 A tiny network on the embedded digits, a checkpoint every second step. Half of the runs are killed once, the others two
 to four times. Each has to end with the parameters, bits, statistics, optimizer, metrics, policy and result of the
-undisturbed run, bit for bit. With SIGTERM every stop has to exit with its status and leave a checkpoint of the step at
-which it came.
+undisturbed run, bit for bit. With SIGTERM there are no checkpoints but those that it asks for, and every stop has to
+exit with its status and to leave one of the last step that was made.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -30,7 +31,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from fracbits_jax import preemption, progress  # noqa: E402
-from fracbits_jax.checkpoint import Checkpoints  # noqa: E402
+from fracbits_jax.checkpoint import Checkpoints, newest_step  # noqa: E402
 
 # What differs from the digits recipe: it is over in seconds, and all that a state can carry is in use.
 TINY = {
@@ -116,24 +117,42 @@ def stop(process: subprocess.Popen, number: signal.Signals, workdir: pathlib.Pat
   counts.phases += (phases[-1] if phases else 'start',)
 
 
-def disturbed(workdir: pathlib.Path, kills: int, seconds: float, rng: random.Random, number: signal.Signals) -> Counts:
+def check_saved(process: subprocess.Popen, workdir: pathlib.Path) -> None:
+  """Raises `RuntimeError` unless a run that was asked to stop has saved the last step that it has a row of."""
+  rows = progress.read_rows(workdir)
+  if process.returncode == -signal.SIGTERM and not rows:
+    return  # it came before the program could listen
+  saved = newest_step(workdir, rows[-1]['phase']) if rows else None
+  done = rows[-1]['step'] if rows else None
+  if process.returncode != preemption.EXIT_STATUS or saved != done:
+    raise RuntimeError(f'exit status {process.returncode} after SIGTERM at step {done}, saved {saved}')
+
+
+def disturbed(
+  workdir: pathlib.Path,
+  kills: int,
+  seconds: float,
+  rng: random.Random,
+  number: signal.Signals,
+  arguments: Sequence[str],
+) -> Counts:
   """A run that is stopped so many times, at moments drawn from its time, and then left alone."""
   counts = Counts()
   while counts.kills < kills:
-    process = start(workdir)
+    process = start(workdir, *arguments)
     try:
       process.wait(timeout=rng.uniform(0.05, 1) * seconds)
     except subprocess.TimeoutExpired:
       stop(process, number, workdir, counts)
-      if number == signal.SIGTERM and process.returncode not in (preemption.EXIT_STATUS, -number):
-        raise RuntimeError(f'exit status {process.returncode} after {number.name}') from None
+      if number == signal.SIGTERM:
+        check_saved(process, workdir)
       continue
     finish(process)
     if counts.kills:
       break
     shutil.rmtree(workdir)  # it was over before its time came
     seconds *= 0.8
-  finish(start(workdir))
+  finish(start(workdir, *arguments))
   return counts
 
 
@@ -144,11 +163,13 @@ def main() -> None:
   parser.add_argument('--signal', choices=('SIGKILL', 'SIGTERM'), default='SIGKILL')
   args = parser.parse_args()
   rng, number = random.Random(args.seed), signal.Signals[args.signal]
+  # A row for every step, and no checkpoint but those that a phase ends with or SIGTERM asks for.
+  arguments = ('--config.report_steps=1', '--config.checkpoint_steps=1000000') if number == signal.SIGTERM else ()
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    finish(start(folder / 'first'))  # compiles
+    finish(start(folder / 'first', *arguments))  # compiles
     began = time.monotonic()
-    finish(start(folder / 'undisturbed'))
+    finish(start(folder / 'undisturbed', *arguments))
     seconds = time.monotonic() - began
     expected = left(folder / 'undisturbed')
     if differences(expected, left(folder / 'first')):
@@ -157,7 +178,7 @@ def main() -> None:
     totals, wrong = Counts(), 0
     for i in range(args.runs):
       workdir = folder / f'run{i}'
-      counts = disturbed(workdir, 1 if i % 2 == 0 else rng.randint(2, 4), seconds, rng, number)
+      counts = disturbed(workdir, 1 if i % 2 == 0 else rng.randint(2, 4), seconds, rng, number, arguments)
       differing = differences(expected, left(workdir))
       wrong += bool(differing)
       totals.kills += counts.kills
