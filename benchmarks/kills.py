@@ -56,6 +56,7 @@ class Counts:
 
   kills: int = 0
   while_saving: int = 0
+  saved: int = 0
   phases: tuple[str, ...] = ()
 
 
@@ -117,15 +118,22 @@ def stop(process: subprocess.Popen, number: signal.Signals, workdir: pathlib.Pat
   counts.phases += (phases[-1] if phases else 'start',)
 
 
-def check_saved(process: subprocess.Popen, workdir: pathlib.Path) -> None:
-  """Raises `RuntimeError` unless a run that was asked to stop has saved the last step that it has a row of."""
+def has_saved(process: subprocess.Popen, workdir: pathlib.Path) -> bool:
+  """Whether a run that was asked to stop has saved the last step that it has a row of.
+
+  It need not where the signal came before the program could listen, or after its result.
+
+  Raises:
+    RuntimeError: it should have.
+  """
   rows = progress.read_rows(workdir)
-  if process.returncode == -signal.SIGTERM and not rows:
-    return  # it came before the program could listen
+  if process.returncode == -signal.SIGTERM and (not rows or (workdir / 'result.json').exists()):
+    return False
   saved = newest_step(workdir, rows[-1]['phase']) if rows else None
   done = rows[-1]['step'] if rows else None
   if process.returncode != preemption.EXIT_STATUS or saved != done:
     raise RuntimeError(f'exit status {process.returncode} after SIGTERM at step {done}, saved {saved}')
+  return True
 
 
 def disturbed(
@@ -145,7 +153,7 @@ def disturbed(
     except subprocess.TimeoutExpired:
       stop(process, number, workdir, counts)
       if number == signal.SIGTERM:
-        check_saved(process, workdir)
+        counts.saved += has_saved(process, workdir)
       continue
     finish(process)
     if counts.kills:
@@ -183,12 +191,16 @@ def main() -> None:
       wrong += bool(differing)
       totals.kills += counts.kills
       totals.while_saving += counts.while_saving
+      totals.saved += counts.saved
       totals.phases += counts.phases
       what = f'differs: {differing[:5]}' if differing else 'the same'
       print(f'run {i}: stopped in {", ".join(counts.phases)}; {what}', flush=True)
     by_phase = {phase: totals.phases.count(phase) for phase in ('start', 'pretrain', 'search', 'finetune')}
-    print(f'{args.runs} runs, {totals.kills} times {number.name} ({by_phase}), {totals.while_saving} of them while a')
-    print(f'checkpoint was being written; {args.runs - wrong} ended as the undisturbed run, bit for bit')
+    print(f'{args.runs} runs, {totals.kills} times {number.name} ({by_phase})')
+    print(f'{totals.while_saving} left a checkpoint half written')
+    if number == signal.SIGTERM:
+      print(f'{totals.saved} ended with status {preemption.EXIT_STATUS} and their last step saved')
+    print(f'{args.runs - wrong} runs ended as the undisturbed one, bit for bit')
   sys.exit(1 if wrong else 0)
 
 
