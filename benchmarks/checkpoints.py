@@ -1,6 +1,6 @@
-"""What checkpoints cost: the digits recipe's search with one every 100 steps beside one without any.
+"""What checkpoints cost: the digits recipe's search with one every so many steps beside one without any.
 
-python benchmarks/checkpoints.py [--rounds=3] [--epochs=10]
+python benchmarks/checkpoints.py [--rounds=3] [--epochs=40] [--steps=100]
 
 Both by turns, each in a process of its own; the time is the run's own, without what comes before its first step.
 """
@@ -33,17 +33,20 @@ def seconds(workdir: pathlib.Path, epochs: float, steps: int | None) -> tuple[fl
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--rounds', type=int, default=3)
-  parser.add_argument('--epochs', type=float, default=10)
+  parser.add_argument('--epochs', type=float, default=40)
+  parser.add_argument('--steps', type=int, default=100)
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    seconds(folder / 'warm', 0.1, None)  # compiles
+    seconds(folder / 'warm', args.epochs, None)  # compiles
     ratios = []
     for i in range(args.rounds):
       without, steps = seconds(folder / f'without{i}', args.epochs, None)
-      with_them, _ = seconds(folder / f'with{i}', args.epochs, 100)
+      with_them, _ = seconds(folder / f'with{i}', args.epochs, args.steps)
       ratios.append(with_them / without)
-      print(f'{steps} steps: {without:.1f} s without, {with_them:.1f} s with {steps // 100} checkpoints', flush=True)
+      print(
+        f'{steps} steps: {without:.1f} s without, {with_them:.1f} s with {steps // args.steps} checkpoints', flush=True
+      )
     print(f'ratio {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}')
 
 

@@ -118,7 +118,7 @@ def stop(process: subprocess.Popen, number: signal.Signals, workdir: pathlib.Pat
   counts.phases += (phases[-1] if phases else 'start',)
 
 
-def has_saved(process: subprocess.Popen, workdir: pathlib.Path) -> bool:
+def has_saved(process: subprocess.Popen, workdir: pathlib.Path, rows_before: int) -> bool:
   """Whether a run that was asked to stop has saved the last step that it has a row of.
 
   It need not where the signal came before the program could listen, or after its result.
@@ -127,7 +127,7 @@ def has_saved(process: subprocess.Popen, workdir: pathlib.Path) -> bool:
     RuntimeError: it should have.
   """
   rows = progress.read_rows(workdir)
-  if process.returncode == -signal.SIGTERM and (not rows or (workdir / 'result.json').exists()):
+  if process.returncode == -signal.SIGTERM and (len(rows) <= rows_before or (workdir / 'result.json').exists()):
     return False
   saved = newest_step(workdir, rows[-1]['phase']) if rows else None
   done = rows[-1]['step'] if rows else None
@@ -147,13 +147,14 @@ def disturbed(
   """A run that is stopped so many times, at moments drawn from its time, and then left alone."""
   counts = Counts()
   while counts.kills < kills:
+    rows_before = len(progress.read_rows(workdir))
     process = start(workdir, *arguments)
     try:
       process.wait(timeout=rng.uniform(0.05, 1) * seconds)
     except subprocess.TimeoutExpired:
       stop(process, number, workdir, counts)
       if number == signal.SIGTERM:
-        counts.saved += has_saved(process, workdir)
+        counts.saved += has_saved(process, workdir, rows_before)
       continue
     finish(process)
     if counts.kills:
