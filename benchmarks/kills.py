@@ -119,7 +119,7 @@ def stop(process: subprocess.Popen, number: signal.Signals, workdir: pathlib.Pat
 
 
 def has_saved(process: subprocess.Popen, workdir: pathlib.Path, rows_before: int) -> bool:
-  """Whether a run that was asked to stop has saved the last step that it has a row of.
+  """Whether a run that was asked to stop has saved the last step that it has a row of, or one that has none yet.
 
   It need not where the signal came before the program could listen, or after its result.
 
@@ -131,7 +131,7 @@ def has_saved(process: subprocess.Popen, workdir: pathlib.Path, rows_before: int
     return False
   saved = newest_step(workdir, rows[-1]['phase']) if rows else None
   done = rows[-1]['step'] if rows else None
-  if process.returncode != preemption.EXIT_STATUS or saved != done:
+  if process.returncode != preemption.EXIT_STATUS or (saved or 0) < (done or 0):
     raise RuntimeError(f'exit status {process.returncode} after SIGTERM at step {done}, saved {saved}')
   return True
 
