@@ -93,6 +93,7 @@ class Monitor:
     fetched = self.check(step, state.replace(params={}, bits={}, batch_stats={}), pending)
     values = {name: [metrics[name] for metrics in fetched] for name in fetched[0]}
     config = self._experiment.config
+    # Steps of this start only: a report that was interrupted is made again before there is any.
     steps_per_second = (step - self._from) / (time.monotonic() - self._at)
     row = {
       'phase': self._phase,
@@ -103,7 +104,7 @@ class Monitor:
       'loss': float(np.mean(values['loss'])),
       'accuracy': float(np.mean(values['accuracy'])),
       'images_per_second': steps_per_second * config.data.batch_size,
-      'seconds_left': (self._steps - step) / steps_per_second,
+      'seconds_left': (self._steps - step) / steps_per_second if steps_per_second else 0.0,
     }
     if 'multiplier' in values:
       row['multiplier'] = values['multiplier'][-1]

@@ -18,7 +18,7 @@ from flax import traverse_util
 from tiny import tiny
 
 from benchmarks import damage, kills
-from fracbits_jax import begin, cost, experiment, policy, preemption, run
+from fracbits_jax import begin, cost, experiment, monitor, policy, preemption, progress, run
 from fracbits_jax.checkpoint import newest_step
 
 
@@ -89,6 +89,21 @@ def test_sigterm_leaves_a_checkpoint_of_the_step_at_which_it_came(undisturbed, m
       signal.signal(number, handler)
   assert reported[-1] == 14
   assert newest_step(undisturbed / 'stopped', 'pretrain') == 14
+
+
+def test_a_report_whose_evaluation_was_interrupted_is_made_again(undisturbed, monkeypatch):
+  config = tiny(undisturbed, **{'phases': ('pretrain',), 'pretrain.epochs': 1.0})
+
+  def interrupted(self, state):
+    raise preemption.Preempted
+
+  with monkeypatch.context() as patch:
+    patch.setattr(monitor.Monitor, '_validate', interrupted)
+    with pytest.raises(preemption.Preempted):
+      run.run(config, undisturbed / 'interrupted')
+  assert progress.read_rows(undisturbed / 'interrupted') == []
+  run.run(config, undisturbed / 'interrupted')
+  assert [row['step'] for row in progress.read_rows(undisturbed / 'interrupted')] == [9]
 
 
 def test_damaged_checkpoints_are_told_and_the_older_ones_are_taken(undisturbed):
