@@ -5,10 +5,12 @@ products and the second shifted multiply-adds, both with hand-written gradients;
 convolution, gets `lax.conv_general_dilated` itself.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +21,17 @@ from fracbits_jax.sums import sums
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
+_always_general = contextvars.ContextVar('always_general', default=False)
+
+
+@contextlib.contextmanager
+def always_general() -> Iterator[None]:
+  """While this context is open every convolution is traced as `lax.conv_general_dilated`, whatever the platform."""
+  token = _always_general.set(True)
+  try:
+    yield
+  finally:
+    _always_general.reset(token)
 
 
 def conv_general_dilated(
@@ -61,7 +74,7 @@ def conv_general_dilated(
     and dimension_numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
     and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
   )
-  if not plain:
+  if not plain or _always_general.get():
     return general(lhs, rhs)
   strides, pads = tuple(window_strides), tuple((int(low), int(high)) for low, high in padding)
   if rhs.shape[:2] == (1, 1) and feature_group_count == 1 and not any(map(any, pads)):

@@ -11,113 +11,55 @@ Whatever the configuration fixes is absent from the collection `bits`.
 """
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import functools
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from fracbits_jax import bitwidths, conv, lsq, quantize
+from fracbits_jax.quant_config import FLOAT_BITS, GRANULARITIES, SCHEMES, QuantConfig
 
-GRANULARITIES = ('layer', 'kernel')
-SCHEMES = (*quantize.SCHEMES, 'lsq')
-FLOAT_BITS = 32
+__all__ = [
+  'FLOAT_BITS', 'GRANULARITIES', 'OUTPUTS', 'SCHEMES', 'GatedBatchNorm', 'QuantConfig', 'QuantConv', 'QuantDense',
+  'Quantized', 'gate', 'quantize_input', 'quantize_kernel', 'quantized_class', 'replace_quantizers', 'watch_layers',
+]  # fmt: skip
+
 OUTPUTS = 'layer_outputs'  # what `jax.checkpoint`'s policies know the outputs of these layers by
 
+_replacements: list[Callable[..., jax.Array]] = []
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class QuantConfig:
-  """How a layer is quantized.
 
-  Attributes:
-    granularity: `layer` for one bit-width a kernel, `kernel` for one per output channel.
-    choices: allowed bit-widths of kernels, strictly increasing integers from 0 to 16; `None` means all of them.
-    input_choices: allowed bit-widths of inputs; `None` means `choices` without 0.
-    init_bits: where learned bit-widths start, a real number, clipped to the allowed range.
-    kernel_bits: a fixed integer bit-width for the kernel instead of a learned one.
-    input_bits: a fixed integer bit-width for the inputs instead of a learned one.
-    weight_only: leave the inputs as they are. They count as `input_bits` in the cost, or as 32 bits without it.
-    signed_input: inputs are quantized on [-alpha, alpha] rather than on [0, alpha].
-    scheme: `original` or `modified` for DoReFa kernels, whose inputs are always `original`; `lsq` for a learned step
-      size of kernels and inputs.
-    learned: false says that the bit-widths in the collection `bits` are integers, fixed after a search: the layer is
-      then as fast as one with fixed bits.
-    stochastic: draw one of the two neighbouring bit-widths instead of interpolating, wherever the network is applied
-      with a random stream `bits`.
-    sat: rescale the quantized kernel as SAT does where no batch norm follows the layer; not with `lsq`, whose ranges
-      are learned.
-    alpha_init: where the clip of the inputs starts.
+def quantize_input(quant: QuantConfig, inputs: jax.Array, bits: Any, alpha: jax.Array, **how: Any) -> jax.Array:
+  """Inputs of a layer as its configuration quantizes them; `how` as for `quantize.activation`."""
+  function = lsq.activation if quant.scheme == 'lsq' else quantize.activation
+  return function(inputs, bits, alpha, signed=quant.signed_input, **how)
+
+
+def quantize_kernel(
+  quant: QuantConfig, kernel: jax.Array, bits: Any, alpha: jax.Array | None = None, *, kept: Any = None, **how: Any
+) -> jax.Array:
+  """A kernel `[..., C_out]` as a layer's configuration quantizes it; `how` as for `quantize.kernel`.
+
+  Args:
+    quant: the configuration.
+    kernel: the float kernel.
+    bits: `()` or `[C_out]`.
+    alpha: its range, `()`, with the scheme `lsq`.
+    kept: false for the entries of pruned channels, or `None`.
+    **how: `choices`, `noise`, `learned`.
   """
-
-  granularity: str = 'layer'
-  choices: Sequence[int] | None = tuple(range(1, 9))
-  input_choices: Sequence[int] | None = None
-  init_bits: float = 8.0
-  kernel_bits: int | None = None
-  input_bits: int | None = None
-  weight_only: bool = False
-  signed_input: bool = False
-  scheme: str = 'original'
-  learned: bool = True
-  stochastic: bool = False
-  sat: bool = False
-  alpha_init: float = 8.0
-
-  def __post_init__(self):
-    if self.granularity not in GRANULARITIES:
-      raise ValueError(f'granularity={self.granularity!r} is unknown: choose one of {", ".join(GRANULARITIES)}')
-    if self.scheme not in SCHEMES:
-      raise ValueError(f'scheme={self.scheme!r} is unknown: choose one of {", ".join(map(repr, SCHEMES))}')
-    object.__setattr__(self, 'choices', bitwidths.check_choices(self.choices))
-    if self.choices == (0,):
-      raise ValueError('choices=(0,) would leave nothing of a kernel: allow at least one bit-width above 0')
-    try:
-      allowed = bitwidths.check_choices(self.allowed_input_bits)
-      object.__setattr__(self, 'input_choices', None if self.input_choices is None else allowed)
-    except ValueError as error:
-      raise ValueError(f'for inputs, {error}') from None
-    largest_input = FLOAT_BITS if self.weight_only else bitwidths.MAX_BITS
-    for name, largest in (('kernel_bits', bitwidths.MAX_BITS), ('input_bits', largest_input)):
-      value = getattr(self, name)
-      if value is not None and not (isinstance(value, int | np.integer) and 0 <= value <= largest):
-        raise ValueError(
-          f'{name}={value!r} is not a fixed bit-width: give an integer from 0 to {largest}, or None to learn it'
-        )
-    if self.stochastic and self.prunes:
-      raise ValueError(
-        'stochastic=True cannot prune: a gate does not follow what is drawn, so take 0 out of choices or interpolate'
-      )
-    if not self.init_bits >= 0:
-      raise ValueError(f'init_bits={self.init_bits!r} is not a bit-width: give a number of at least 0')
-    if not self.alpha_init > 0:
-      raise ValueError(f'alpha_init={self.alpha_init!r} is not a clip: give a number above 0')
-
-  @property
-  def allowed_input_bits(self) -> tuple[int, ...]:
-    """The allowed bit-widths of the inputs."""
-    return tuple(b for b in self.choices if b > 0) if self.input_choices is None else self.input_choices
-
-  @property
-  def prunes(self) -> bool:
-    """Whether output channels can be pruned: a learned bit-width for each of them, and 0 among the allowed ones."""
-    return self.granularity == 'kernel' and self.kernel_bits is None and self.choices[0] == 0
-
-  @property
-  def learns_input(self) -> bool:
-    """Whether the bit-width of the inputs is a variable."""
-    return not self.weight_only and self.input_bits is None
-
-  @property
-  def counted_input_bits(self) -> int | None:
-    """The fixed bit-width with which the inputs enter the cost; `None` where it is learned."""
-    return None if self.learns_input else FLOAT_BITS if self.input_bits is None else self.input_bits
+  if quant.scheme == 'lsq':
+    return lsq.kernel(kernel, bits, alpha, **how)
+  quantized = quantize.kernel(kernel, bits, scheme=quant.scheme, kept=kept, **how)
+  return quantize.rescale(quantized, kept) if quant.sat else quantized
 
 
-class _Quantized(nn.Module):
+class Quantized(nn.Module):
   """Mixin before a linen layer: the layer sees quantized inputs, and its parameter `kernel` quantized.
 
   The layer's own code does the rest, so strides, groups, dilation, padding and dtypes are the library's.
@@ -131,15 +73,33 @@ class _Quantized(nn.Module):
   source: str | None = None
 
   @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
+  def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
     if self.quant is not None and not self.quant.weight_only:
       inputs = self._quantized_input(inputs)
-    return checkpoint_name(super().__call__(inputs), OUTPUTS)
+    return checkpoint_name(super().__call__(inputs, *args, **kwargs), OUTPUTS)
 
   @nn.nowrap
   def param(self, name: str, init_fn: Any, *args, **kwargs) -> Any:
     value = super().param(name, init_fn, *args, **kwargs)
     return self._quantized_kernel(value) if name == 'kernel' and self.quant is not None else value
+
+  @nn.nowrap
+  def output_axes(self, kernel_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of the kernel that are output channels, together C_out of them."""
+    if isinstance(self, nn.DenseGeneral):
+      count = 1 if isinstance(self.features, int) else len(self.features)
+      return tuple(range(len(kernel_shape) - count, len(kernel_shape)))
+    if isinstance(self, nn.Einsum):
+      if self.einsum_str is None:
+        raise ValueError(
+          f'{"/".join(self.path)}: nn.Einsum is quantized by the einsum_str of the module; give it there'
+        )
+      operands, result = self.einsum_str.replace(' ', '').split('->')
+      names = operands.split(',')[1].replace('...', '')
+      return tuple(i - len(names) + len(kernel_shape) for i, name in enumerate(names) if name in result)
+    if isinstance(self, nn.ConvTranspose) and self.transpose_kernel:
+      return (len(kernel_shape) - 2,)
+    return (len(kernel_shape) - 1,)
 
   @nn.nowrap
   def _bits(
@@ -160,21 +120,29 @@ class _Quantized(nn.Module):
     quant = self.quant
     alpha = super().param('alpha', nn.initializers.constant(quant.alpha_init), (), jnp.float32)
     bits, how = self._bits('input', quant.input_bits, quant.allowed_input_bits, ())
-    function = lsq.activation if quant.scheme == 'lsq' else quantize.activation
-    return function(inputs, bits, alpha, signed=quant.signed_input, **how)
+    if _replacements:
+      return _replacements[-1](self, 'input', inputs, bits, alpha)
+    return quantize_input(quant, inputs, bits, alpha, **how)
 
   @nn.nowrap
   def _quantized_kernel(self, kernel: jax.Array) -> jax.Array:
-    quant = self.quant
-    shape = kernel.shape[-1:] if quant.granularity == 'kernel' else ()
-    bits, how = self._bits('kernel', quant.kernel_bits, quant.choices, shape)
+    quant, axes = self.quant, self.output_axes(kernel.shape)
+    channels = tuple(kernel.shape[axis] for axis in axes)
+    bits, how = self._bits(
+      'kernel', quant.kernel_bits, quant.choices, (math.prod(channels),) * (quant.granularity == 'kernel')
+    )
     kept = self._kept(kernel, bits)
+    last = axes == (kernel.ndim - 1,)
+    moved = kernel if last else jnp.moveaxis(kernel, axes, range(-len(axes), 0))
+    flat = kernel if last else moved.reshape(*moved.shape[: -len(axes)], -1)
+    alpha = None
     if quant.scheme == 'lsq':
-      start = lambda key: lsq.initial_range(kernel, bits)
-      quantized = lsq.kernel(kernel, bits, super().param('kernel_alpha', start), **how)
+      alpha = super().param('kernel_alpha', lambda key: lsq.initial_range(kernel, bits))
+    if _replacements:
+      quantized = _replacements[-1](self, 'kernel', flat, bits, alpha, kept)
     else:
-      quantized = quantize.kernel(kernel, bits, scheme=quant.scheme, kept=kept, **how)
-    return quantize.rescale(quantized, kept) if quant.sat and quant.scheme != 'lsq' else quantized
+      quantized = quantize_kernel(quant, flat, bits, alpha, kept=kept, **how)
+    return quantized if last else jnp.moveaxis(quantized.reshape(moved.shape), range(-len(axes), 0), axes)
 
   @nn.nowrap
   def _kept(self, kernel: jax.Array, bits: jax.Array | int) -> jax.Array | None:
@@ -188,18 +156,24 @@ class _Quantized(nn.Module):
     return kept
 
 
+@functools.cache
+def quantized_class(layer: type[nn.Module]) -> type[Quantized]:
+  """The class `layer`, a linen layer with a parameter `kernel`, with `quant` and `source` beside its fields."""
+  return layer if issubclass(layer, Quantized) else type(f'Quant{layer.__name__}', (Quantized, layer), {})
+
+
 def gate(module: nn.Module, source: str) -> jax.Array:
   """The gates of a prunable layer's channels, min(bits, 1) `[C]`, as seen by a module beside it that runs later."""
   return bitwidths.gate(module.parent.variables['bits'][source]['kernel'])
 
 
-class QuantConv(_Quantized, nn.Conv):
+class QuantConv(Quantized, nn.Conv):
   """`nn.Conv` with a quantized kernel and quantized inputs; `quant=None` is `nn.Conv` itself."""
 
   conv_general_dilated: Any = conv.conv_general_dilated
 
 
-class QuantDense(_Quantized, nn.Dense):
+class QuantDense(Quantized, nn.Dense):
   """`nn.Dense` with a quantized kernel and quantized inputs; `quant=None` is `nn.Dense` itself."""
 
 
@@ -219,8 +193,22 @@ class GatedBatchNorm(nn.BatchNorm):
 
 
 @contextlib.contextmanager
-def watch_layers(seen: Callable[[QuantConv | QuantDense, jax.Array, jax.Array], None]) -> Iterator[None]:
-  """While this context is open, every call of a `QuantConv` or `QuantDense` is reported as `seen(module, x, y)`.
+def replace_quantizers(replacement: Callable[..., jax.Array]) -> Iterator[None]:
+  """While this context is open, `replacement` does what the quantizers of all layers do.
+
+  It is called as `replacement(module, 'input', x, bits, alpha)` and as `replacement(module, 'kernel', kernel, bits,
+  alpha, kept)`, with the arguments of `quantize_input` and `quantize_kernel`.
+  """
+  _replacements.append(replacement)
+  try:
+    yield
+  finally:
+    _replacements.pop()
+
+
+@contextlib.contextmanager
+def watch_layers(seen: Callable[[Quantized, jax.Array, jax.Array], None]) -> Iterator[None]:
+  """While this context is open, every call of a quantized layer is reported as `seen(module, x, y)`.
 
   x are the inputs before their quantization, y the outputs; under a trace both are tracers.
   """
@@ -228,7 +216,7 @@ def watch_layers(seen: Callable[[QuantConv | QuantDense, jax.Array, jax.Array], 
 
   def intercept(call, args, kwargs, context):
     module = context.module
-    is_layer = context.method_name == '__call__' and isinstance(module, QuantConv | QuantDense)
+    is_layer = context.method_name == '__call__' and isinstance(module, Quantized)
     # The layer that is extended runs inside ours, as a call of the same module.
     if not is_layer or any(module is other for other in running):
       return call(*args, **kwargs)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
+from jax import lax
 
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.models.common import Parts, centred, global_pool, max_pool, scaled
@@ -133,7 +134,8 @@ class CifarResNet(nn.Module):
     y = nn.relu(parts.norm(source=inner, name=f'{name}_norm1')(y))
     y = parts.conv(channels, 3, source=inner, name=f'{name}_conv2')(y)
     y = parts.norm(name=f'{name}_norm2')(y)
-    x = x[:, ::stride, ::stride]
+    for axis in (1, 2):
+      x = lax.slice_in_dim(x, 0, None, stride, axis)
     added = channels - x.shape[-1]
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (added // 2, added - added // 2)))
     return nn.relu(x + y)

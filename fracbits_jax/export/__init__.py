@@ -1,0 +1,1 @@
+"""What leaves the project: networks with integer bit-widths in formats that other programs run."""
