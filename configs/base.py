@@ -90,7 +90,8 @@ def get_config() -> ConfigDict:
   config.budget.damping = 40.0
 
   config.optimizer = ConfigDict()
-  config.optimizer.momentum = 0.9
+  config.optimizer.name = 'sgd'  # with Nesterov momentum, or adamw; the bits move by SGD in either case
+  config.optimizer.momentum = 0.9  # of adamw: beta 1
   config.optimizer.weight_decay = 4e-5
   config.optimizer.bits_rate = 1.0  # the bits' learning rate as a multiple of the weights'
 

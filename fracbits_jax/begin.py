@@ -1,7 +1,6 @@
 """What a phase begins with: its variables, its optimizer, its step."""
 
 import contextlib
-import dataclasses
 import functools
 from typing import Any
 
@@ -12,7 +11,7 @@ import optax
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import calibrate, cost, data, optim, penalty, step, train
+from fracbits_jax import calibrate, cost, data, optim, penalty, step, train, wrap
 from fracbits_jax.experiment import Experiment
 from fracbits_jax.step import TrainState
 
@@ -25,13 +24,13 @@ def model(experiment: Experiment, phase: str) -> nn.Module:
     return experiment.float_model
   if phase == 'search':
     return experiment.quant_model
-  return experiment.quant_model.clone(quant=dataclasses.replace(experiment.quant_model.quant, learned=False))
+  return wrap.with_fixed_bits(experiment.quant_model)
 
 
 def shapes(experiment: Experiment, phase: str) -> Variables:
   """Shapes and dtypes of the variables of a phase's network; `bits` is there, if empty."""
   images = jax.ShapeDtypeStruct((1, *experiment.dataset.image_shape), jnp.float32)
-  return {'bits': {}, **jax.eval_shape(model(experiment, phase).init, jax.random.key(0), images)}
+  return {'bits': {}, 'batch_stats': {}, **jax.eval_shape(model(experiment, phase).init, jax.random.key(0), images)}
 
 
 def float_variables(experiment: Experiment) -> Variables:
@@ -40,7 +39,7 @@ def float_variables(experiment: Experiment) -> Variables:
     return {'bits': {}, **experiment.initial.variables}
   images = jnp.zeros((1, *experiment.dataset.image_shape), jnp.float32)
   init = jax.jit(experiment.float_model.init)
-  return {'bits': {}, **init(jax.random.key(experiment.config.seed), images)}
+  return {'bits': {}, 'batch_stats': {}, **init(jax.random.key(experiment.config.seed), images)}
 
 
 def initial_bits(experiment: Experiment) -> Any:
@@ -64,8 +63,9 @@ def quantized_variables(experiment: Experiment, variables: Variables, bits: Any)
   if config.quant.calibration_batches and not given.keys() >= set(clips):
     reader = data.train_batches(dataset, batch_size=config.data.batch_size, seed=config.seed)
     with contextlib.closing(reader) as batches:
-      images = [jnp.asarray(next(batches)['image'], jnp.float32) for _ in range(config.quant.calibration_batches)]
-    samples = calibrate.sample_inputs(experiment.float_model, variables, images)
+      images = [(jnp.asarray(next(batches)['image'], jnp.float32),) for _ in range(config.quant.calibration_batches)]
+    model = experiment.float_model.clone(axis_name=None)
+    samples = calibrate.sample_inputs(model, variables, images, train=True, mutable=['batch_stats'])
     params = calibrate.clips(params, bits, samples, quant_configs)
   return {'params': params, 'bits': bits, 'batch_stats': variables['batch_stats']}
 
@@ -84,7 +84,7 @@ def schedule(experiment: Experiment, phase: str, *, steps: int, steps_per_epoch:
 def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax.GradientTransformation:
   """The configured optimizer of a phase at the learning rate `rate`; only a search changes the bits."""
   common = experiment.config.optimizer
-  return optim.sgd(
+  return optim.OPTIMIZERS[common.name](
     rate,
     momentum=common.momentum,
     weight_decay=common.weight_decay,

@@ -11,34 +11,46 @@ from flax import linen as nn
 from flax import traverse_util
 
 from fracbits_jax import lsq, quantize
+from fracbits_jax.layer_table import example_of
 from fracbits_jax.layers import watch_layers
 
 _SAMPLES = 4096  # values of a layer's inputs, of each batch
 _CANDIDATES = 100
 
 
-def sample_inputs(model: nn.Module, variables: Any, batches: Iterable[jax.Array]) -> dict[str, np.ndarray]:
+def sample(x: jax.Array) -> jax.Array:
+  """4096 values of an array, with repetitions; the same positions for the same shape."""
+  # At random, since evenly spaced positions would all lie in the same few channels.
+  positions = np.random.default_rng(0).integers(x.size, size=_SAMPLES)
+  return x[np.unravel_index(positions, x.shape)]
+
+
+def sample_inputs(
+  model: nn.Module, variables: Any, batches: Iterable[tuple[jax.Array, ...]], **kwargs: Any
+) -> dict[str, np.ndarray]:
   """Values of the inputs of every layer, by the layer's path: `[batches, 4096]`, drawn at random from each batch.
 
-  Batch norm uses the statistics of each batch, as it does when the training goes on from here.
+  Args:
+    model: a network of `QuantConv`, `QuantDense` and their like, without quantization.
+    variables: its variables.
+    batches: the arguments of its calls.
+    **kwargs: for the call, such as `train` and `mutable`: with `train=True, mutable=['batch_stats']` batch norm uses
+      the statistics of each batch, as it does when a training goes on from here.
   """
-  model = model.clone(axis_name=None)
 
   @jax.jit
-  def run(variables, images):
+  def run(variables, inputs):
     found = {}
 
     def keep(module, x, y):
       del y
-      # At random, since evenly spaced positions would all lie in the same few channels.
-      positions = np.random.default_rng(0).integers(x.size, size=_SAMPLES)
-      found['/'.join(module.path)] = x[np.unravel_index(positions, x.shape)]
+      found['/'.join(module.path)] = sample(x)
 
     with watch_layers(keep):
-      model.apply(variables, images, train=True, mutable=['batch_stats'])
+      model.apply(variables, *inputs, **kwargs)
     return found
 
-  samples = [run(variables, images) for images in batches]
+  samples = [run(variables, inputs) for inputs in batches]
   return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
@@ -102,9 +114,9 @@ def kernel_ranges(params: Any, bits: Any, configs: dict[str, Any]) -> Any:
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def quant_configs(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
-  """The `QuantConfig` of each layer of a quantized network, by path; shapes alone are traced."""
+def quant_configs(model: nn.Module, inputs: Any, **kwargs: Any) -> dict[str, Any]:
+  """The `QuantConfig` of each quantized layer, by path; shapes alone are traced. Arguments as `cost.trace`."""
   configs = {}
   with watch_layers(lambda module, x, y: configs.update({'/'.join(module.path): module.quant})):
-    jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
-  return configs
+    jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *example_of(inputs))
+  return {name: quant for name, quant in configs.items() if quant is not None}

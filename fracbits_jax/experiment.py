@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from fracbits_jax import cost, data, lookup, models, policy, step, weights
+from fracbits_jax import cost, data, lookup, models, optim, policy, step, weights
 from fracbits_jax.layers import QuantConfig
 
 PHASES = ('pretrain', 'search', 'finetune')
@@ -138,6 +138,9 @@ def _check_phases(config: ConfigDict) -> None:
 def _check_numbers(config: ConfigDict) -> None:
   if config.model.dtype not in _DTYPES:
     raise ValueError(f'model.dtype={config.model.dtype!r} is unknown: give one of {", ".join(_DTYPES)}')
+  if config.optimizer.name not in optim.OPTIMIZERS:
+    known = ', '.join(optim.OPTIMIZERS)
+    raise ValueError(f'optimizer.name={config.optimizer.name!r} is unknown: give one of {known}')
   for name, least, most in _RANGES:
     _check_range(name, _at(config, name), least, most)
   devices, accumulate, batch_size = jax.device_count(), config.data.accumulate, config.data.batch_size

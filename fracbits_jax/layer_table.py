@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from fracbits_jax import bitwidths
-from fracbits_jax.layers import FLOAT_BITS, QuantConfig, QuantConv, QuantDense, watch_layers
+from fracbits_jax.layers import FLOAT_BITS, QuantConfig, Quantized, watch_layers
 
 Bits = Mapping[str, Any]
 
@@ -64,31 +64,42 @@ def learned(layer: Layer) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
   return found
 
 
-def _kind(module: QuantConv | QuantDense, kernel_shape: tuple[int, ...]) -> str:
-  if isinstance(module, QuantDense):
-    return 'dense'
-  if module.feature_group_count > 1 and kernel_shape[-2] == 1:
-    return 'depthwise'
-  return 'pointwise' if math.prod(kernel_shape[:-2]) == 1 else 'standard'
+def row(
+  module: Any, *, name: str, params: Mapping[str, Any], conv: bool, transposed: bool, x: Any, y: Any, examples: int
+) -> Layer:
+  """The row of a layer.
 
-
-def _row(module: QuantConv | QuantDense, out_shape: tuple[int, ...], examples: int) -> Layer:
+  Args:
+    module: the layer, for its `quant`, `output_axes` and `feature_group_count`.
+    name: its path.
+    params: its `kernel` and, if it has one, its `bias`.
+    conv: whether it is a convolution, transposed or not.
+    transposed: whether each input is spread over outputs, as a transposed convolution does.
+    x: its inputs, for their shape.
+    y: its outputs.
+    examples: how many these are.
+  """
   quant: QuantConfig | None = module.quant
-  kernel = module.variables['params']['kernel']
-  positions = math.prod(out_shape[:-1]) // examples
-  row = dict(
-    name='/'.join(module.path),
-    macs=positions * kernel.size,
+  kernel, bias = params['kernel'], params.get('bias')
+  channels = math.prod(kernel.shape[axis] for axis in module.output_axes(kernel.shape))
+  kind = 'dense'
+  if conv:
+    depthwise = getattr(module, 'feature_group_count', 1) > 1 and kernel.shape[-2] == 1
+    kind = 'depthwise' if depthwise else 'pointwise' if math.prod(kernel.shape[:-2]) == 1 else 'standard'
+  # Each output takes every weight of its channel once; where inputs are spread, each input does.
+  uses = math.prod(x.shape[:-1]) if transposed else math.prod(y.shape) // channels
+  fields = dict(
+    name=name,
+    macs=uses // examples * kernel.size,
     weights=kernel.size,
-    channels=kernel.shape[-1],
-    kind=_kind(module, kernel.shape),
-    biases=out_shape[-1] if module.use_bias else 0,
-    source=None if module.source is None else '/'.join((*module.path[:-1], module.source)),
+    channels=channels,
+    kind=kind,
+    biases=0 if bias is None else bias.size,
   )
   if quant is None:
-    return Layer(**row, kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS)
+    return Layer(**fields, kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS)
   return Layer(
-    **row,
+    **fields,
     kernel_bits=quant.kernel_bits,
     input_bits=quant.counted_input_bits,
     per_channel=quant.granularity == 'kernel',
@@ -97,33 +108,74 @@ def _row(module: QuantConv | QuantDense, out_shape: tuple[int, ...], examples: i
   )
 
 
-def trace(model: nn.Module, input_shape: Sequence[int]) -> tuple[Layer, ...]:
+def example_of(inputs: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+  """Shapes and dtypes of a network's arguments.
+
+  Args:
+    inputs: a shape, of float32 images `[N, H, W, C]` or one of `[H, W, C]`; an array or `jax.ShapeDtypeStruct`; or a
+      tuple of these for a network that takes several.
+  """
+  if hasattr(inputs, 'shape'):
+    return (jax.ShapeDtypeStruct(inputs.shape, inputs.dtype),)
+  if all(isinstance(size, int | np.integer) for size in inputs):
+    shape = (1, *inputs) if len(inputs) == 3 else tuple(inputs)
+    return (jax.ShapeDtypeStruct(shape, jnp.float32),)
+  return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs)
+
+
+def add_row(rows: dict[str, Layer], row: Layer) -> None:
+  """Adds a row to a table by name; a layer that is used twice has one kernel."""
+  macs = row.macs + rows[row.name].macs if row.name in rows else row.macs
+  rows[row.name] = dataclasses.replace(row, macs=macs)
+
+
+def checked_rows(rows: Mapping[str, Layer], model: Any) -> tuple[Layer, ...]:
+  """The rows of a table; `ValueError` where there are none."""
+  if not rows:
+    raise ValueError(
+      f'{type(model).__name__} has no QuantConv, QuantDense or other quantized layer, so there is nothing to count: '
+      'build it from them, or give it to quantize_model'
+    )
+  return tuple(rows.values())
+
+
+def trace(model: Any, inputs: Any, **kwargs: Any) -> tuple[Layer, ...]:
   """The layer table of a network, in the order in which the layers run.
 
   Shapes alone are traced (`jax.eval_shape`); nothing is computed. Layers without quantization count 32 bits.
 
   Args:
-    model: a linen module whose call takes one array.
-    input_shape: `[N, H, W, C]`, or `[H, W, C]` for one image.
+    model: a linen module, or an NNX module that `quantize_model` has quantized.
+    inputs: what it is called with, as for `example_of`; the leading axis counts the examples.
+    **kwargs: for the call, such as `train=False`.
 
   Raises:
-    ValueError: if the network has no `QuantConv` or `QuantDense`.
+    ValueError: if the network has no `QuantConv`, `QuantDense` or other quantized layer.
   """
-  shape = (1, *input_shape) if len(input_shape) == 3 else tuple(input_shape)
+  if not isinstance(model, nn.Module):
+    from fracbits_jax import nnx_adapter  # loads flax.nnx
+
+    return nnx_adapter.trace(model, inputs, **kwargs)
+  example = example_of(inputs)
   rows: dict[str, Layer] = {}
 
-  def record(module: QuantConv | QuantDense, x: jax.Array, y: jax.Array) -> None:
-    del x
-    row = _row(module, y.shape, examples=shape[0])
-    if row.name in rows:  # a layer that is used twice has one kernel
-      row = dataclasses.replace(row, macs=row.macs + rows[row.name].macs)
-    rows[row.name] = row
+  def record(module: Quantized, x: jax.Array, y: jax.Array) -> None:
+    source = None if module.source is None else '/'.join((*module.path[:-1], module.source))
+    found = row(
+      module,
+      name='/'.join(module.path),
+      params=module.variables['params'],
+      conv=isinstance(module, nn.Conv | nn.ConvTranspose),
+      transposed=isinstance(module, nn.ConvTranspose),
+      x=x,
+      y=y,
+      examples=example[0].shape[0],
+    )
+    add_row(rows, dataclasses.replace(found, source=source))
 
   with watch_layers(record):
-    jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
-  if not rows:
-    raise ValueError(f'{type(model).__name__} has no QuantConv or QuantDense layer, so there is nothing to count')
-  return tuple(rows.values())
+    jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *example)
+  return checked_rows(rows, model)
 
 
 def bits_of(bits: Bits, name: str, which: str) -> Any:

@@ -26,7 +26,8 @@ from fracbits_jax.quant_config import FLOAT_BITS, GRANULARITIES, SCHEMES, QuantC
 
 __all__ = [
   'FLOAT_BITS', 'GRANULARITIES', 'OUTPUTS', 'SCHEMES', 'GatedBatchNorm', 'QuantConfig', 'QuantConv', 'QuantDense',
-  'Quantized', 'gate', 'quantize_input', 'quantize_kernel', 'quantized_class', 'replace_quantizers', 'watch_layers',
+  'Quantized', 'apply_quantizer', 'einsum_output_axes', 'gate', 'over_channels', 'quantize_input', 'quantize_kernel',
+  'quantized_class', 'replace_quantizers', 'watch_layers',
 ]  # fmt: skip
 
 OUTPUTS = 'layer_outputs'  # what `jax.checkpoint`'s policies know the outputs of these layers by
@@ -59,6 +60,30 @@ def quantize_kernel(
   return quantize.rescale(quantized, kept) if quant.sat else quantized
 
 
+def apply_quantizer(layer: Any, which: str, x: jax.Array, bits: Any, alpha: jax.Array | None, **how: Any) -> jax.Array:
+  """`quantize_input` or `quantize_kernel`, by `which`, for a layer with a `quant`; see `replace_quantizers`."""
+  if _replacements:
+    return _replacements[-1](layer, which, x, bits, alpha, how.get('kept'))
+  return (quantize_input if which == 'input' else quantize_kernel)(layer.quant, x, bits, alpha, **how)
+
+
+def over_channels(function: Callable[[jax.Array], jax.Array], kernel: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """Applies a function of kernels `[..., C_out]` to one whose output channels are spread over `axes`."""
+  if axes == (kernel.ndim - 1,):
+    return function(kernel)
+  last = range(-len(axes), 0)
+  moved = jnp.moveaxis(kernel, axes, last)
+  flat = moved.reshape(*moved.shape[: -len(axes)], -1)
+  return jnp.moveaxis(function(flat).reshape(moved.shape), last, axes)
+
+
+def einsum_output_axes(einsum_str: str, rank: int) -> tuple[int, ...]:
+  """The axes of an einsum's second operand, of `rank` axes, that its result has as well."""
+  operands, result = einsum_str.replace(' ', '').split('->')
+  names = operands.split(',')[1].replace('...', '')
+  return tuple(rank - len(names) + i for i, name in enumerate(names) if name in result)
+
+
 class Quantized(nn.Module):
   """Mixin before a linen layer: the layer sees quantized inputs, and its parameter `kernel` quantized.
 
@@ -86,20 +111,17 @@ class Quantized(nn.Module):
   @nn.nowrap
   def output_axes(self, kernel_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes of the kernel that are output channels, together C_out of them."""
+    rank = len(kernel_shape)
     if isinstance(self, nn.DenseGeneral):
-      count = 1 if isinstance(self.features, int) else len(self.features)
-      return tuple(range(len(kernel_shape) - count, len(kernel_shape)))
+      batch, features = (1 if isinstance(axes, int) else len(axes) for axes in (self.batch_dims, self.features))
+      return (*range(batch), *range(rank - features, rank))
     if isinstance(self, nn.Einsum):
       if self.einsum_str is None:
         raise ValueError(
-          f'{"/".join(self.path)}: nn.Einsum is quantized by the einsum_str of the module; give it there'
+          f'{"/".join(self.path)}: nn.Einsum is quantized by the einsum_str of the module: give it there'
         )
-      operands, result = self.einsum_str.replace(' ', '').split('->')
-      names = operands.split(',')[1].replace('...', '')
-      return tuple(i - len(names) + len(kernel_shape) for i, name in enumerate(names) if name in result)
-    if isinstance(self, nn.ConvTranspose) and self.transpose_kernel:
-      return (len(kernel_shape) - 2,)
-    return (len(kernel_shape) - 1,)
+      return einsum_output_axes(self.einsum_str, rank)
+    return (rank - 2 if isinstance(self, nn.ConvTranspose) and self.transpose_kernel else rank - 1,)
 
   @nn.nowrap
   def _bits(
@@ -120,29 +142,19 @@ class Quantized(nn.Module):
     quant = self.quant
     alpha = super().param('alpha', nn.initializers.constant(quant.alpha_init), (), jnp.float32)
     bits, how = self._bits('input', quant.input_bits, quant.allowed_input_bits, ())
-    if _replacements:
-      return _replacements[-1](self, 'input', inputs, bits, alpha)
-    return quantize_input(quant, inputs, bits, alpha, **how)
+    return apply_quantizer(self, 'input', inputs, bits, alpha, **how)
 
   @nn.nowrap
   def _quantized_kernel(self, kernel: jax.Array) -> jax.Array:
     quant, axes = self.quant, self.output_axes(kernel.shape)
-    channels = tuple(kernel.shape[axis] for axis in axes)
-    bits, how = self._bits(
-      'kernel', quant.kernel_bits, quant.choices, (math.prod(channels),) * (quant.granularity == 'kernel')
-    )
-    kept = self._kept(kernel, bits)
-    last = axes == (kernel.ndim - 1,)
-    moved = kernel if last else jnp.moveaxis(kernel, axes, range(-len(axes), 0))
-    flat = kernel if last else moved.reshape(*moved.shape[: -len(axes)], -1)
+    channels = math.prod(kernel.shape[axis] for axis in axes)
+    per_channel = quant.granularity == 'kernel'
+    bits, how = self._bits('kernel', quant.kernel_bits, quant.choices, (channels,) if per_channel else ())
     alpha = None
     if quant.scheme == 'lsq':
       alpha = super().param('kernel_alpha', lambda key: lsq.initial_range(kernel, bits))
-    if _replacements:
-      quantized = _replacements[-1](self, 'kernel', flat, bits, alpha, kept)
-    else:
-      quantized = quantize_kernel(quant, flat, bits, alpha, kept=kept, **how)
-    return quantized if last else jnp.moveaxis(quantized.reshape(moved.shape), range(-len(axes), 0), axes)
+    how['kept'] = self._kept(kernel, bits)
+    return over_channels(lambda flat: apply_quantizer(self, 'kernel', flat, bits, alpha, **how), kernel, axes)
 
   @nn.nowrap
   def _kept(self, kernel: jax.Array, bits: jax.Array | int) -> jax.Array | None:
@@ -159,7 +171,7 @@ class Quantized(nn.Module):
 @functools.cache
 def quantized_class(layer: type[nn.Module]) -> type[Quantized]:
   """The class `layer`, a linen layer with a parameter `kernel`, with `quant` and `source` beside its fields."""
-  return layer if issubclass(layer, Quantized) else type(f'Quant{layer.__name__}', (Quantized, layer), {})
+  return layer if issubclass(layer, Quantized) else type(f'Quantized{layer.__name__}', (Quantized, layer), {})
 
 
 def gate(module: nn.Module, source: str) -> jax.Array:
@@ -196,8 +208,8 @@ class GatedBatchNorm(nn.BatchNorm):
 def replace_quantizers(replacement: Callable[..., jax.Array]) -> Iterator[None]:
   """While this context is open, `replacement` does what the quantizers of all layers do.
 
-  It is called as `replacement(module, 'input', x, bits, alpha)` and as `replacement(module, 'kernel', kernel, bits,
-  alpha, kept)`, with the arguments of `quantize_input` and `quantize_kernel`.
+  It is called as `replacement(layer, which, x, bits, alpha, kept)`, with `input` or `kernel` for which, and the
+  arguments of `quantize_input` or `quantize_kernel`.
   """
   _replacements.append(replacement)
   try:

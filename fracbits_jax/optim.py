@@ -1,9 +1,10 @@
-"""The optimizer of every phase: SGD for the weights, SGD at a rate of their own for the bits."""
+"""The optimizer of every phase: one for the weights, and SGD at a rate of their own for the bits."""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
@@ -63,10 +64,53 @@ def sgd(
   """
   decay = optax.add_decayed_weights(weight_decay, {'params': mask, 'bits': False})
   weights = optax.chain(decay, optax.sgd(schedule, momentum, nesterov=True))
-  bits = optax.set_to_zero()
-  if bits_rate is not None:
-    bits = optax.sgd(lambda step: bits_rate * schedule(step), momentum, nesterov=True)
+  return with_bits(weights, _bits_sgd(schedule, momentum, bits_rate))
+
+
+def adamw(
+  schedule: optax.Schedule, *, momentum: float, weight_decay: float, mask: Any, bits_rate: float | None
+) -> optax.GradientTransformation:
+  """AdamW for the parameters, with `momentum` as its beta 1, and SGD for the bits; arguments as `sgd`.
+
+  The decay is decoupled: of each step's learning rate, `weight_decay` times the parameters where `mask` is true.
+  """
+  weights = optax.adamw(schedule, momentum, weight_decay=weight_decay, mask={'params': mask, 'bits': False})
+  return with_bits(weights, _bits_sgd(schedule, momentum, bits_rate))
+
+
+OPTIMIZERS = {'sgd': sgd, 'adamw': adamw}
+
+
+def _bits_sgd(
+  schedule: optax.Schedule, momentum: float, bits_rate: float | None
+) -> optax.GradientTransformation | None:
+  if bits_rate is None:
+    return None
+  return optax.sgd(lambda step: bits_rate * schedule(step), momentum, nesterov=True)
+
+
+def with_bits(
+  weights: optax.GradientTransformation, bits: optax.GradientTransformation | None
+) -> optax.GradientTransformation:
+  """One optimizer for the tree `{'params': ..., 'bits': ...}`, of one for each; `None` keeps the bits as they are."""
   return optax.named_chain(
     ('weights', optax.masked(weights, {'params': True, 'bits': False})),
-    ('bits', optax.masked(bits, {'params': False, 'bits': True})),
+    ('bits', optax.masked(optax.set_to_zero() if bits is None else bits, {'params': False, 'bits': True})),
   )
+
+
+def apply_updates(learned: Any, updates: Any, bits_range: tuple[Any, Any] | None) -> Any:
+  """`optax.apply_updates` for the tree `{'params': ..., 'bits': ...}`, with the bits projected into their range.
+
+  A bit-width that could leave its range would have no gradient there, and stay.
+
+  Args:
+    learned: parameters and bits.
+    updates: of an optimizer.
+    bits_range: the least and the largest value of every bit-width, of `cost.bits_range`; `None` leaves the bits free.
+  """
+  learned = optax.apply_updates(learned, updates)
+  if bits_range is not None:
+    lowest, largest = (jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree) for tree in bits_range)
+    learned = {**learned, 'bits': jax.tree.map(jnp.clip, learned['bits'], lowest, largest)}
+  return learned

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fracbits_jax import layers, platforms
+from fracbits_jax import layers, optim, platforms
 from fracbits_jax.penalty import Penalty
 
 AXIS = 'batch'  # the mapped axis: the devices that share a batch
@@ -84,7 +84,7 @@ def make_train_step(
         if penalty.controller is not None:
           metrics['multiplier'] = state.multiplier
         loss = loss + term
-      return loss, (metrics, updated['batch_stats'])
+      return loss, (metrics, updated.get('batch_stats', {}))
 
     learned = {'params': state.params, 'bits': state.bits}
     gradient = jax.grad(loss_function, has_aux=True)
@@ -93,9 +93,7 @@ def make_train_step(
     gradients, (metrics, batch_stats) = gradient(learned, state.batch_stats, batch)
     gradients, metrics = lax.pmean((gradients, metrics), AXIS)
     updates, opt_state = optimizer.update(gradients, state.opt_state, learned)
-    learned = optax.apply_updates(learned, updates)
-    if bits_range is not None:
-      learned['bits'] = jax.tree.map(jnp.clip, learned['bits'], *bits_range)
+    learned = optim.apply_updates(learned, updates, bits_range)
     multiplier = state.multiplier
     if penalty is not None:
       multiplier = penalty.update(multiplier, metrics['cost_ratio'], state.step)

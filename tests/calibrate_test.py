@@ -42,7 +42,7 @@ def test_the_sample_of_a_layer_holds_all_its_channels():
 
   images = jnp.ones((64, 32, 32, 64))
   network = Network()
-  (sample,) = calibrate.sample_inputs(network, network.init(jax.random.key(0), images[:1]), [images]).values()
+  (sample,) = calibrate.sample_inputs(network, network.init(jax.random.key(0), images[:1]), [(images,)]).values()
   counts = np.bincount(sample.reshape(-1).astype(int), minlength=64)
   assert counts.min() > 20
   assert counts.max() < 120
@@ -54,7 +54,7 @@ def test_every_clip_of_a_network_is_set_from_its_own_inputs():
   plain, quantized = (models.create('resnet8', num_classes=10, width=0.5, quant=q) for q in (None, quant))
   variables = plain.init(jax.random.key(0), jnp.zeros((1, *shape)))
   images = jax.random.uniform(jax.random.key(1), (8, *shape)) * 255
-  samples = calibrate.sample_inputs(plain, variables, [images, images])
+  samples = calibrate.sample_inputs(plain, variables, [(images,), (images,)])
   layers = cost.trace(quantized, shape)
   assert samples.keys() == {layer.name for layer in layers}
   assert samples['classifier'].shape == (2, 4096)

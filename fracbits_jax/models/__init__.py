@@ -9,6 +9,7 @@ from fracbits_jax.layers import QuantConfig
 from fracbits_jax.models.mobilenet_v1 import MobileNetV1
 from fracbits_jax.models.mobilenet_v2 import MobileNetV2
 from fracbits_jax.models.resnet import CifarResNet, ResNet
+from fracbits_jax.models.vit import VisionTransformer
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
   'mobilenet_v1': MobileNetV1,
@@ -23,6 +24,9 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
   'resnet20': functools.partial(CifarResNet, blocks=3),
   'resnet56': functools.partial(CifarResNet, blocks=9),
   'resnet110': functools.partial(CifarResNet, blocks=18),
+  'vit_small': functools.partial(VisionTransformer, dim=384, depth=12),
+  'vit_tiny': functools.partial(VisionTransformer, dim=192, depth=12),
+  'vit_mini': functools.partial(VisionTransformer, dim=64, depth=4, head_dim=16),
 }
 
 

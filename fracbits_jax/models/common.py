@@ -52,12 +52,14 @@ class Parts:
     groups: int,
     name: str,
     source: str | None = None,
+    padding: int | None = None,
   ) -> QuantConv:
+    padding = size // 2 if padding is None else padding
     return QuantConv(
       self.kept.get(name, features),
       (size, size),
       strides=stride,
-      padding=((size // 2, size // 2),) * 2,
+      padding=((padding, padding),) * 2,
       feature_group_count=groups,
       use_bias=False,
       dtype=self.dtype,
@@ -76,8 +78,14 @@ class Parts:
 
   def stem(self, features: int, size: int, stride: int, *, name: str) -> QuantConv:
     """The first convolution: an 8-bit kernel on images, which are 8-bit integers already."""
-    quant = self._with(kernel_bits=EDGE_BITS, input_bits=EDGE_BITS, weight_only=True, sat=False)
-    return self._conv(quant, features, size, stride, 1, name)
+    return self._conv(self._on_images(), features, size, stride, 1, name)
+
+  def patches(self, features: int, size: int, *, name: str) -> QuantConv:
+    """The first layer of a transformer: a stem for patches that do not overlap."""
+    return self._conv(self._on_images(), features, size, size, 1, name, padding=0)
+
+  def _on_images(self) -> QuantConfig | None:
+    return self._with(kernel_bits=EDGE_BITS, input_bits=EDGE_BITS, weight_only=True, sat=False)
 
   def conv(
     self,
@@ -112,9 +120,18 @@ class Parts:
         quant = dataclasses.replace(quant, choices=quant.choices[1:])
     return self._conv(quant, features, size, stride, groups, name, source)
 
-  def classifier(self, num_classes: int, *, source: str | None = None, name: str = 'classifier') -> QuantDense:
+  def dense(self, features: int, *, name: str) -> QuantDense:
+    """A dense layer with a bias, on inputs that can be negative; no norm follows, so SAT rescales its kernel."""
+    quant = self._with(signed_input=True)
+    if quant is not None and quant.prunes:
+      quant = dataclasses.replace(quant, choices=quant.choices[1:])
+    return QuantDense(features, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), quant=quant, name=name)
+
+  def classifier(
+    self, num_classes: int, *, signed: bool = False, source: str | None = None, name: str = 'classifier'
+  ) -> QuantDense:
     """The last layer: an 8-bit kernel, inputs with a learned bit-width."""
-    quant = self._with(kernel_bits=EDGE_BITS, signed_input=False)
+    quant = self._with(kernel_bits=EDGE_BITS, signed_input=signed)
     source = self._pruned(source)
     return QuantDense(num_classes, dtype=self.dtype, kernel_init=_dense_init, quant=quant, source=source, name=name)
 

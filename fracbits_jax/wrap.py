@@ -1,0 +1,225 @@
+"""Networks that were written without quantization, with fractional bits in their layers.
+
+A linen network is wrapped: whenever one of its layers is called, a quantized layer of the same class runs in its place,
+in the same scope. Parameters keep their names and shapes; clips and the collection `bits` stand beside them.
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+from flax.core import FrozenDict
+
+from fracbits_jax import calibrate
+from fracbits_jax.layers import QuantConfig, quantized_class
+
+EDGE_BITS = 8
+# The other schemes map every kernel to [-1, 1], which only a batch norm behind the layer puts right.
+DEFAULT = QuantConfig(scheme='lsq')
+Rules = Sequence[tuple[str, QuantConfig | None]]
+
+_LAYERS = (nn.Conv, nn.ConvTranspose, nn.Dense, nn.DenseGeneral, nn.Einsum)
+
+
+class QuantizedModel(nn.Module):
+  """A linen network whose layers are quantized; see `quantize_model`.
+
+  Attributes:
+    model: the network.
+    configs: how each layer is quantized, by path; layers that are not named stay float.
+  """
+
+  model: nn.Module
+  configs: Mapping[str, QuantConfig | None] = FrozenDict()
+
+  def setup(self):
+    nn.share_scope(self, self.model)
+
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def quantized(layer: nn.Module, call: Callable, args: tuple, kwargs: dict) -> Any:
+      del call
+      twin = quantized_class(type(layer))
+      fields = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer) if f.init}
+      fields |= {'quant': self.configs.get('/'.join(layer.path)), 'name': None, 'parent': layer.scope.rewound()}
+      return twin(**fields)(*args, **kwargs)
+
+    with _replace_layers(quantized):
+      return self.model(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _replace_layers(run: Callable[[nn.Module, Callable, tuple, dict], Any]) -> Iterator[None]:
+  """While open, `run(layer, call, args, kwargs)` is what a call of a layer gives."""
+  running = []
+
+  def intercept(call, args, kwargs, context):
+    layer = context.module
+    # A layer that runs in place of another has that one's path.
+    if context.method_name != '__call__' or not isinstance(layer, _LAYERS) or layer.path in running:
+      return call(*args, **kwargs)
+    running.append(layer.path)
+    try:
+      return run(layer, call, args, kwargs)
+    finally:
+      running.pop()
+
+  with nn.intercept_methods(intercept):
+    yield
+
+
+def quantize_model(
+  model: Any,
+  inputs: Any,
+  rules: Rules = (),
+  *,
+  default: QuantConfig | None = DEFAULT,
+  edge_bits: int | None = EDGE_BITS,
+  **kwargs: Any,
+) -> Any:
+  """A network as it is, with fractional bit-widths in its layers.
+
+  Every `nn.Conv`, `nn.ConvTranspose`, `nn.Dense`, `nn.DenseGeneral` (those of attention too) and `nn.Einsum`, and what
+  extends them, takes the configuration of the first rule whose pattern matches its whole path; the rest takes
+  `default`. The kernels of the first and the last layer, and the inputs of the first, have `edge_bits` unless the
+  configuration fixes other ones. Inputs that can be negative are quantized on a range with two sides: whether they can
+  is seen with random inputs and parameters, since whatever follows a ReLU never is.
+
+  The default is the scheme `lsq`, whose ranges are learned. The others map every kernel to [-1, 1] and are for layers
+  that have a batch norm behind them.
+
+  Args:
+    model: a linen module, or an NNX module, which is changed in place.
+    inputs: an example of what it is called with, or a tuple of several; integers, such as tokens, must be valid ones.
+    rules: pairs of a regular expression and a configuration, or `None` for layers that stay float.
+    default: for layers that no rule matches.
+    edge_bits: of the first and the last layer, or `None` to treat them as all others.
+    **kwargs: for the call, such as `train=False`.
+
+  Returns:
+    A module with the same call and the same parameters, to which `alpha`, the clips of the inputs, and the collection
+    `bits` are added. Variables of the float network become its own by `from_float`.
+
+  Raises:
+    ValueError: a rule that matches no layer, with the paths there are; a network without layers.
+  """
+  if not isinstance(model, nn.Module):
+    from fracbits_jax import nnx_adapter  # loads flax.nnx, which takes its time
+
+    return nnx_adapter.quantize_model(model, inputs, rules, default=default, edge_bits=edge_bits, **kwargs)
+  signed = _signed_inputs(model, inputs, kwargs)
+  return QuantizedModel(model, FrozenDict(choose_configs(signed, rules, default, edge_bits)))
+
+
+def from_float(net: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwargs: Any) -> dict[str, Any]:
+  """Variables of a quantized network that starts from a float one.
+
+  Args:
+    net: of `quantize_model`, or a network with a field `quant`.
+    variables: the float network's: `params`, and further collections, which are taken as they are.
+    inputs: real examples of what it is called with, as for `quantize_model`: the clips, and with `lsq` the ranges of
+      the kernels, are those that quantize these inputs and these kernels with the least squared error.
+    **kwargs: for the call, such as `train=False`.
+
+  Raises:
+    ValueError: parameters that are missing, are too many or have other shapes.
+  """
+  inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+  start = jax.jit(lambda *args: net.init(jax.random.key(0), *args, **kwargs))(*inputs)
+  params = _with_parameters(start['params'], variables['params'])
+  configs = calibrate.quant_configs(net, inputs, **kwargs)
+  params = calibrate.kernel_ranges(params, start.get('bits', {}), configs)
+  samples = calibrate.sample_inputs(without_quantization(net), variables, [inputs], **kwargs)
+  params = calibrate.clips(params, start.get('bits', {}), samples, configs)
+  return {**variables, 'params': params, 'bits': start.get('bits', {})}
+
+
+def _with_parameters(params: Any, given: Any) -> Any:
+  """The parameters of a quantized network with those of a float one."""
+  flat, flat_given = (traverse_util.flatten_dict(dict(tree), sep='/') for tree in (params, given))
+  new = {name for name in flat if name.endswith('alpha')} - flat_given.keys()
+  wrong = sorted((flat.keys() - new) ^ flat_given.keys())
+  wrong += sorted(name for name in flat.keys() & flat_given.keys() if flat[name].shape != flat_given[name].shape)
+  if wrong:
+    raise ValueError(f'the parameters are those of another network: {", ".join(wrong[:5])} do not fit')
+  return traverse_util.unflatten_dict({**flat, **flat_given}, sep='/')
+
+
+def without_quantization(net: nn.Module) -> nn.Module:
+  """The float network of a quantized one, with the same parameters less the clips."""
+  return net.clone(configs=FrozenDict()) if isinstance(net, QuantizedModel) else net.clone(quant=None)
+
+
+def with_fixed_bits(net: nn.Module) -> nn.Module:
+  """The network whose collection `bits` holds integers, fixed after a search: as fast as one without learned bits."""
+  fixed = lambda quant: quant and dataclasses.replace(quant, learned=False)
+  if isinstance(net, QuantizedModel):
+    return net.clone(configs=FrozenDict({path: fixed(quant) for path, quant in net.configs.items()}))
+  return net.clone(quant=fixed(net.quant))
+
+
+def choose_configs(
+  signed: Mapping[str, bool], rules: Rules, default: QuantConfig | None, edge_bits: int | None
+) -> dict[str, QuantConfig]:
+  """The configuration of each layer that is quantized, by path.
+
+  Args:
+    signed: for each layer in the order in which they run, whether its inputs can be negative.
+    rules, default, edge_bits: as for `quantize_model`.
+  """
+  paths = list(signed)
+  if not paths:
+    raise ValueError(
+      'the network has no layer to quantize: nn.Conv, nn.ConvTranspose, nn.Dense, nn.DenseGeneral, nn.Einsum'
+    )
+  for pattern, _ in rules:
+    if not any(re.fullmatch(pattern, path) for path in paths):
+      raise ValueError(f'the rule {pattern!r} matches no layer: give a pattern for one of {", ".join(paths)}')
+  configs = {}
+  for path in paths:
+    quant = next((quant for pattern, quant in rules if re.fullmatch(pattern, path)), default)
+    if quant is None:
+      continue
+    changes = {'signed_input': quant.signed_input or signed[path]}
+    if edge_bits is not None and path in (paths[0], paths[-1]) and quant.kernel_bits is None:
+      changes['kernel_bits'] = edge_bits
+    if edge_bits is not None and path == paths[0] and quant.learns_input:
+      changes['input_bits'] = edge_bits
+    configs[path] = dataclasses.replace(quant, **changes)
+  return configs
+
+
+def random_like(inputs: Any, key: jax.Array) -> tuple[jax.Array, ...]:
+  """Standard normal noise in place of real numbers, other values as they are."""
+  inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+  noise = lambda x, key: jax.random.normal(key, x.shape, x.dtype)
+  return tuple(
+    noise(x, jax.random.fold_in(key, i)) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x)
+    for i, x in enumerate(inputs)
+  )
+
+
+def _signed_inputs(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any]) -> dict[str, bool]:
+  """Whether the inputs of each layer can be negative, by path, in the order in which the layers run."""
+  order: list[str] = []
+
+  def lowest_inputs(*arguments: jax.Array) -> dict[str, jax.Array]:
+    lowest: dict[str, jax.Array] = {}
+
+    def watch(layer: nn.Module, call: Callable, args: tuple, kwargs: dict) -> Any:
+      x, path = args[0] if args else kwargs['inputs'], '/'.join(layer.path)
+      lowest[path] = jnp.minimum(jnp.min(x), lowest.get(path, jnp.inf))
+      return call(*args, **kwargs)
+
+    with _replace_layers(watch):
+      model.init(jax.random.key(0), *arguments, **kwargs)
+    order[:] = lowest
+    return lowest
+
+  lowest = jax.jit(lowest_inputs)(*random_like(inputs, jax.random.key(1)))
+  return {path: bool(lowest[path] < 0) for path in order}
