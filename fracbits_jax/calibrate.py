@@ -30,6 +30,8 @@ def sample_inputs(
 ) -> dict[str, np.ndarray]:
   """Values of the inputs of every layer, by the layer's path: `[batches, 4096]`, drawn at random from each batch.
 
+  A layer that is called more than once has as many from each call.
+
   Args:
     model: a network of `QuantConv`, `QuantDense` and their like, without quantization.
     variables: its variables.
@@ -40,15 +42,10 @@ def sample_inputs(
 
   @jax.jit
   def run(variables, inputs):
-    found = {}
-
-    def keep(module, x, y):
-      del y
-      found['/'.join(module.path)] = sample(x)
-
-    with watch_layers(keep):
+    found: dict[str, list[jax.Array]] = {}
+    with watch_layers(lambda module, x, y: found.setdefault('/'.join(module.path), []).append(sample(x))):
       model.apply(variables, *inputs, **kwargs)
-    return found
+    return {name: jnp.concatenate(of_calls) for name, of_calls in found.items()}
 
   samples = [run(variables, inputs) for inputs in batches]
   return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}

@@ -224,20 +224,23 @@ def watch_layers(seen: Callable[[Quantized, jax.Array, jax.Array], None]) -> Ite
 
   x are the inputs before their quantization, y the outputs; under a trace both are tracers.
   """
-  running = []
+  running: list[nn.Module] = []
+  seen_inside: set[tuple] = set()
 
   def intercept(call, args, kwargs, context):
     module = context.module
     is_layer = context.method_name == '__call__' and isinstance(module, Quantized)
-    # The layer that is extended runs inside ours, as a call of the same module.
     if not is_layer or any(module is other for other in running):
-      return call(*args, **kwargs)
+      return call(*args, **kwargs)  # the layer that is extended runs inside ours, as a call of the same module
     running.append(module)
+    seen_inside.discard(module.path)
     try:
       y = call(*args, **kwargs)
     finally:
       running.pop()
-    seen(module, args[0] if args else kwargs['inputs'], y)
+    if module.path not in seen_inside:  # else another ran in place of this one, see `wrap`
+      seen(module, args[0] if args else kwargs['inputs'], y)
+    seen_inside.add(module.path)
     return y
 
   with nn.intercept_methods(intercept):

@@ -172,7 +172,7 @@ def calibrate(model: nnx.Module, inputs: Any, **kwargs: Any) -> None:
   }
   params = traverse_util.unflatten_dict(params, sep='/')
   params = calibration.kernel_ranges(params, bits(model), configs)
-  stacked = {path: np.stack(values) for path, values in samples.items() if path in configs}
+  stacked = {path: np.concatenate(values) for path, values in samples.items() if path in configs}
   flat = traverse_util.flatten_dict(calibration.clips(params, bits(model), stacked, configs), sep='/')
   for path, layer in found.items():
     for name in names[1:]:

@@ -174,8 +174,9 @@ def choose_configs(
   """
   paths = list(signed)
   if not paths:
+    kinds = ', '.join(f'nn.{layer.__name__}' for layer in _LAYERS)
     raise ValueError(
-      'the network has no layer to quantize: nn.Conv, nn.ConvTranspose, nn.Dense, nn.DenseGeneral, nn.Einsum'
+      f'the network has no layer that can be quantized: build it from {kinds}, or from what extends them'
     )
   for pattern, _ in rules:
     if not any(re.fullmatch(pattern, path) for path in paths):
