@@ -106,7 +106,9 @@ def quantize_model(
   The clips of the inputs, and with `lsq` the ranges of the kernels, are those that quantize `inputs` and the kernels as
   they are with the least squared error: give real examples and a trained model, or call `calibrate` later.
   """
-  for path, layer in list(model.iter_modules()):
+  if not isinstance(model, nnx.Module):
+    raise ValueError(f'{model!r} is not a network: give a linen or an NNX module')
+  for path, layer in list(nnx.iter_modules(model)):
     if isinstance(layer, _LAYERS) and not isinstance(layer, Quantized):
       layer.__class__ = quantized_class(type(layer))
       layer.quant, layer.path = None, tuple(map(str, path))
@@ -143,7 +145,7 @@ def _declare(layer: Any, quant: QuantConfig | None) -> None:
 
 def quantized_layers(model: nnx.Module) -> list[Any]:
   """The layers that can be quantized, whether they are or not."""
-  return [layer for _, layer in model.iter_modules() if isinstance(layer, Quantized)]
+  return [layer for _, layer in nnx.iter_modules(model) if isinstance(layer, Quantized)]
 
 
 def calibrate(model: nnx.Module, inputs: Any, **kwargs: Any) -> None:

@@ -99,10 +99,14 @@ def with_bits(
   )
 
 
+def project_bits(bits: Any, bits_range: tuple[Any, Any]) -> Any:
+  """The collection `bits` with each bit-width in its range, `cost.bits_range`; beyond it none would have a gradient."""
+  lowest, largest = (jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree) for tree in bits_range)
+  return jax.tree.map(jnp.clip, bits, lowest, largest)
+
+
 def apply_updates(learned: Any, updates: Any, bits_range: tuple[Any, Any] | None) -> Any:
   """`optax.apply_updates` for the tree `{'params': ..., 'bits': ...}`, with the bits projected into their range.
-
-  A bit-width that could leave its range would have no gradient there, and stay.
 
   Args:
     learned: parameters and bits.
@@ -110,7 +114,4 @@ def apply_updates(learned: Any, updates: Any, bits_range: tuple[Any, Any] | None
     bits_range: the least and the largest value of every bit-width, of `cost.bits_range`; `None` leaves the bits free.
   """
   learned = optax.apply_updates(learned, updates)
-  if bits_range is not None:
-    lowest, largest = (jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree) for tree in bits_range)
-    learned = {**learned, 'bits': jax.tree.map(jnp.clip, learned['bits'], lowest, largest)}
-  return learned
+  return learned if bits_range is None else {**learned, 'bits': project_bits(learned['bits'], bits_range)}

@@ -109,7 +109,7 @@ def quantize_model(
     ValueError: a rule that matches no layer, with the paths there are; a network without layers.
   """
   if not isinstance(model, nn.Module):
-    from fracbits_jax import nnx_adapter  # loads flax.nnx, which takes its time
+    from fracbits_jax import nnx_adapter  # which loads flax.nnx
 
     return nnx_adapter.quantize_model(model, inputs, rules, default=default, edge_bits=edge_bits, **kwargs)
   signed = _signed_inputs(model, inputs, kwargs)
