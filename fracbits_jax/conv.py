@@ -51,7 +51,7 @@ def conv_general_dilated(
     lhs: `[N, H, W, C_in]` for the fast paths; anything that XLA takes otherwise.
     rhs: kernel `[k_h, k_w, C_in / groups, C_out]`.
     window_strides: strides of height and width.
-    padding: `SAME`, `VALID` or pairs; the fast paths take pairs.
+    padding: `SAME`, `VALID` or pairs.
     lhs_dilation: input dilation.
     rhs_dilation: kernel dilation.
     dimension_numbers: layout, channels last for the fast paths.
@@ -70,12 +70,14 @@ def conv_general_dilated(
   )
   plain = (
     lhs.ndim == 4
-    and not isinstance(padding, str)
+    and padding != 'SAME_LOWER'
     and dimension_numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
     and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
   )
   if not plain or _always_general.get():
     return general(lhs, rhs)
+  if isinstance(padding, str):
+    padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
   strides, pads = tuple(window_strides), tuple((int(low), int(high)) for low, high in padding)
   if rhs.shape[:2] == (1, 1) and feature_group_count == 1 and not any(map(any, pads)):
     return _convolution(lhs, rhs, _Pointwise(strides, pads, precision))

@@ -44,3 +44,18 @@ def test_value_and_gradients_are_those_of_lax(case):
 
   ours, theirs = run(conv.conv_general_dilated, x, kernel), run(lax.conv_general_dilated, x, kernel)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), ours, theirs)
+
+
+@pytest.mark.parametrize('padding', ['SAME', 'VALID', 'SAME_LOWER'])
+@pytest.mark.parametrize('groups', [1, 4])
+def test_named_paddings_are_those_of_lax(padding, groups):
+  x = jax.random.normal(jax.random.key(0), (2, 7, 8, 4))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 4 // groups, 4))
+  settings = dict(
+    window_strides=(2, 2),
+    padding=padding,
+    dimension_numbers=lax.conv_dimension_numbers(x.shape, kernel.shape, ('NHWC', 'HWIO', 'NHWC')),
+    feature_group_count=groups,
+  )
+  ours, theirs = (f(x, kernel, **settings) for f in (conv.conv_general_dilated, lax.conv_general_dilated))
+  np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)

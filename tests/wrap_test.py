@@ -222,3 +222,16 @@ def test_the_training_kit_searches_within_a_budget():
   final, tasks = jax.jit(lambda x: run(wrap.with_fixed_bits(net), x, 30, 0.0))(fixed)
   jax.tree.map(np.testing.assert_array_equal, final['bits'], fixed['bits'])
   assert float(tasks[-1]) < float(tasks[0])
+
+
+def test_a_network_of_tokens_is_quantized():
+  tokens = jnp.arange(24).reshape(2, 12)
+  model = own_networks.CharTransformer(vocabulary=30, dim=8, depth=1)
+  variables = jax.jit(model.init)(jax.random.key(0), tokens)
+  net = quantize_model(model, tokens, [('Dense_0', QuantConfig(scheme='lsq', granularity='kernel'))])
+  quantized = from_float(net, variables, tokens)
+  table = cost.trace(net, tokens)
+  assert [layer.name for layer in table][-1] == 'Dense_2'
+  assert {layer.macs for layer in table if 'Attention' in layer.name} == {12 * 64}
+  expected = model.apply(variables, tokens)
+  assert float(jnp.abs(net.apply(quantized, tokens) - expected).max()) < 0.1 * float(jnp.abs(expected).max())
