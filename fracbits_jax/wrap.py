@@ -45,10 +45,12 @@ class QuantizedModel(nn.Module):
     def quantized(layer: nn.Module, call: Callable, args: tuple, kwargs: dict) -> Any:
       del call
       twin = quantized_class(type(layer))
+      quant = self.configs.get('/'.join(layer.path))
       fields = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer) if f.init}
-      if isinstance(layer, nn.Conv) and layer.conv_general_dilated is layer.conv_general_dilated_cls is None:
+      fields |= {'quant': quant, 'name': None, 'parent': layer.scope.rewound()}
+      own_conv = isinstance(layer, nn.Conv) and (layer.conv_general_dilated or layer.conv_general_dilated_cls)
+      if isinstance(layer, nn.Conv) and quant is not None and own_conv is None:
         fields['conv_general_dilated'] = conv.conv_general_dilated  # the same, faster on a CPU
-      fields |= {'quant': self.configs.get('/'.join(layer.path)), 'name': None, 'parent': layer.scope.rewound()}
       return twin(**fields)(*args, **kwargs)
 
     with _replace_layers(quantized):
