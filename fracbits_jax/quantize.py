@@ -378,8 +378,12 @@ def rescale(quantized: jax.Array, kept: jax.Array | None = None) -> jax.Array:
   Returns:
     The scaled kernel, same shape and dtype; unchanged where the kernel is constant.
   """
+  return quantized * jax.lax.stop_gradient(rescale_factor(quantized, kept)).astype(quantized.dtype)
+
+
+def rescale_factor(quantized: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+  """What `rescale` multiplies a kernel by, `()`; 1 where the kernel is constant. Arguments as there."""
   fan = quantized.size // quantized.shape[-2]
   where = None if kept is None else jnp.broadcast_to(kept, quantized.shape)
   std = jnp.std(quantized.astype(jnp.float32), ddof=1, where=where)
-  factor = jnp.where(std > 0, 1 / (jnp.sqrt(jnp.float32(fan)) * jnp.where(std > 0, std, 1)), 1)
-  return quantized * jax.lax.stop_gradient(factor).astype(quantized.dtype)
+  return jnp.where(std > 0, 1 / (jnp.sqrt(jnp.float32(fan)) * jnp.where(std > 0, std, 1)), 1)

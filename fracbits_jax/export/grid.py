@@ -1,17 +1,39 @@
 """The integers that quantized values stand for.
 
 A value lies on the grid scale (code - zero), with codes 0, 1, ..., 2^bits - 1. Where zero is half an integer, 2 code -
-2 zero are integers as well, all odd, on a grid of half the scale.
+2 zero is an integer as well, an odd one, on a grid of half the scale.
 """
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax import layers
+from fracbits_jax import layers, quantize
 from fracbits_jax.layers import QuantConfig
+
+
+def spacing(scheme: str, bits: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+  """Scale and zero of a grid with two sides, of a kernel or of signed inputs.
+
+  Args:
+    scheme: `original`, `modified` or `lsq`.
+    bits: integers, any shape.
+    alpha: what the quantizer's range [-1, 1] is scaled by; with `lsq` its range.
+
+  Returns:
+    Two float64 arrays in the shape of `bits`; scale 0 and zero 0 for 0 bits.
+  """
+  levels = 2.0**bits
+  if scheme == 'lsq':
+    scale, zero = np.where(bits > 1, 2 * alpha / levels, alpha), np.where(bits > 1, levels / 2, 0.5)
+  else:
+    largest = np.maximum(levels - (scheme == 'original'), 1)
+    scale, zero = 2 * alpha / largest, largest / 2
+  return np.where(bits > 0, scale, 0.0), np.where(bits > 0, zero, 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,18 +41,32 @@ class Grid:
   """Where the quantized inputs of a layer lie.
 
   Attributes:
-    bits: bit-width; 0 leaves the one value `0`.
-    scale: distance between neighbours, float32.
-    zero: the code of the value 0, an integer or half an integer.
-    scheme, alpha, signed: as they were quantized, for `quantize.activation` and `lsq.activation`.
+    bits: bit-width, an integer; 0 leaves the one value 0.
+    alpha: the clip.
+    signed: whether the range has two sides.
+    scheme: `lsq` or another, as of the layer.
   """
 
   bits: int
-  scale: float
-  zero: float
-  scheme: str
   alpha: float
   signed: bool
+  scheme: str
+
+  @property
+  def scale(self) -> float:
+    """Distance between neighbours."""
+    if self.signed:
+      return float(spacing(self._two_sided, np.asarray(self.bits), self.alpha)[0])
+    return self.alpha / (2**self.bits - 1) if self.bits else 0.0
+
+  @property
+  def zero(self) -> float:
+    """The code of the value 0, an integer or half an integer."""
+    return float(spacing(self._two_sided, np.asarray(self.bits), self.alpha)[1]) if self.signed else 0.0
+
+  @property
+  def _two_sided(self) -> str:
+    return 'lsq' if self.scheme == 'lsq' else 'original'  # inputs know no `modified`
 
   def quantize(self, x: jax.Array) -> jax.Array:
     """The values on the grid, as the network computes them in training and evaluation."""
@@ -39,8 +75,7 @@ class Grid:
 
   def codes(self, values: jax.Array) -> jax.Array:
     """The codes of values on the grid, int32."""
-    scale = self.scale if self.bits else 1.0
-    return jnp.round(values / jnp.float32(scale) + jnp.float32(self.zero)).astype(jnp.int32)
+    return jnp.round(values / jnp.float32(self.scale or 1.0) + jnp.float32(self.zero)).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,51 +85,65 @@ class Kernel:
   Attributes:
     codes: integers from 0 to 2^bits - 1, `[..., C_out]`, int32; 0 where there are 0 bits.
     bits: bit-widths, `()` or `[C_out]`, int32.
-    scale: distance between neighbours, in the shape of `bits`, float32; 0 where there are 0 bits.
-    zero: the code of the value 0, an integer or half an integer, in the shape of `bits`, float32.
-    value: the values as the network computes them, `[..., C_out]`, float32: scale (codes - zero) within rounding.
+    scheme: `original`, `modified` or `lsq`.
+    alpha: the range with `lsq`, SAT's factor or 1 otherwise; float32.
+    exact: the values as the network computes them, `[..., C_out]`, float32, where they are known.
   """
 
   codes: np.ndarray
   bits: np.ndarray
-  scale: np.ndarray
-  zero: np.ndarray
-  value: np.ndarray
+  scheme: str
+  alpha: float
+  exact: np.ndarray | None = None
+
+  @property
+  def scale(self) -> np.ndarray:
+    """Distance between neighbours, in the shape of `bits`, float64; 0 where there are 0 bits."""
+    return spacing(self.scheme, self.bits, self.alpha)[0]
+
+  @property
+  def zero(self) -> np.ndarray:
+    """The code of the value 0, in the shape of `bits`, float64."""
+    return spacing(self.scheme, self.bits, self.alpha)[1]
+
+  @functools.cached_property
+  def value(self) -> np.ndarray:
+    """The values `[..., C_out]`, float32: `exact` if they are known, else within a rounding of them."""
+    if self.exact is not None:
+      return self.exact
+    codes, bits, alpha = self.codes.astype(np.float32), self.bits.astype(np.float32), np.float32(self.alpha)
+    levels = np.exp2(bits)
+    if self.scheme == 'lsq':
+      half = levels / 2
+      level = np.where(bits > 1, (codes - half) / half, codes - np.float32(0.5))
+      return np.where(bits > 0, alpha * level, 0).astype(np.float32)
+    largest = np.maximum(levels - (self.scheme == 'original'), 1)
+    return np.where(bits > 0, (2 * (codes / largest) - 1) * alpha, 0).astype(np.float32)
 
 
 def input_grid(quant: QuantConfig, bits: int, alpha: float) -> Grid:
   """The grid of a layer's inputs."""
-  alpha, largest = abs(alpha), 2**bits - 1
-  if quant.scheme == 'lsq' and quant.signed_input:
-    scale, zero = _twos_complement(np.asarray(bits), alpha)
-  elif quant.signed_input:
-    scale, zero = 2 * alpha / max(largest, 1), largest / 2
-  else:
-    scale, zero = alpha / max(largest, 1), 0.0
-  scale = float(np.float32(scale)) if bits else 0.0
-  settings = {'scheme': quant.scheme, 'alpha': alpha, 'signed': quant.signed_input}
-  return Grid(bits=bits, scale=scale, zero=float(zero), **settings)
+  return Grid(bits=bits, alpha=abs(alpha), signed=quant.signed_input, scheme=quant.scheme)
 
 
-def kernel_codes(quant: QuantConfig, kernel: np.ndarray, bits: np.ndarray, alpha: np.ndarray | None = None) -> Kernel:
-  """The codes of a float kernel `[..., C_out]` with integer bit-widths, `()` or `[C_out]`."""
+def kernel_codes(quant: QuantConfig, kernel: Any, bits: Any, alpha: Any = None) -> Kernel:
+  """The codes of a float kernel `[..., C_out]`.
+
+  Args:
+    quant: how its layer is quantized.
+    kernel: the kernel.
+    bits: integers, `()` or `[C_out]`.
+    alpha: its range with `lsq`.
+  """
   bits = np.asarray(bits).astype(np.int32)
-  quantized = lambda quant: np.asarray(layers.quantize_kernel(quant, jnp.asarray(kernel), bits, alpha, learned=False))
-  value, plain = quantized(quant), quantized(dataclasses.replace(quant, sat=False))
+  plain = dataclasses.replace(quant, sat=False)
+  value = layers.quantize_kernel(plain, jnp.asarray(kernel), bits, alpha, learned=False)
   if quant.scheme == 'lsq':
-    scale, zero = _twos_complement(bits, abs(float(alpha)))
+    alpha = abs(float(alpha))
   else:
-    levels = np.where(bits > 0, 2.0**bits - (quant.scheme == 'original'), 1)
-    scale, zero = 2 / levels, (2.0**bits - (quant.scheme == 'original')) / 2
-  codes = np.where(bits > 0, np.round(plain.astype(np.float64) / scale + zero), 0).astype(np.int32)
-  largest = np.argmax(np.abs(plain))
-  factor = value.flat[largest] / plain.flat[largest] if plain.flat[largest] else 1.0  # of SAT
-  scale = np.where(bits > 0, scale * factor, 0)
-  settings = {'scale': scale.astype(np.float32), 'zero': np.where(bits > 0, zero, 0).astype(np.float32)}
-  return Kernel(codes=codes, bits=bits, value=value.astype(np.float32), **settings)
-
-
-def _twos_complement(bits: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
-  """Scale and zero of the grids of `lsq`."""
-  half = 2.0 ** (bits - 1)
-  return np.where(bits > 1, alpha / half, alpha), np.where(bits > 1, half, 0.5)
+    alpha = float(quantize.rescale_factor(value)) if quant.sat else 1.0
+  scale, zero = spacing(quant.scheme, bits, alpha if quant.scheme == 'lsq' else 1.0)
+  found = np.round(np.asarray(value, np.float64) / np.where(bits > 0, scale, 1) + zero)
+  codes = np.where(bits > 0, found, 0).astype(np.int32)
+  exact = layers.quantize_kernel(quant, jnp.asarray(kernel), bits, alpha, learned=False)
+  return Kernel(codes=codes, bits=bits, scheme=quant.scheme, alpha=alpha, exact=np.asarray(exact, np.float32))

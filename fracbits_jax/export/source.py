@@ -1,0 +1,105 @@
+"""What is exported: a network with integer bit-widths, from a finished run or one's own."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fracbits_jax import cost, policy
+from fracbits_jax.export.graph import Graph, capture
+from fracbits_jax.layer_table import example_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+  """A network to export.
+
+  Attributes:
+    name: what the exported file calls it.
+    graph: the network as a graph.
+    model: the network itself, a linen module.
+    variables: its variables.
+    call: arguments of its call beside the input.
+    input: shape and dtype of an input, the leading axis counting examples.
+    layers: its layer table.
+  """
+
+  name: str
+  graph: Graph
+  model: nn.Module
+  variables: Mapping[str, Any]
+  call: Mapping[str, Any]
+  input: jax.ShapeDtypeStruct
+  layers: tuple[cost.Layer, ...]
+
+  @property
+  def size_mb(self) -> float:
+    """The size that costs and policies report, in 10^6 bytes."""
+    return float(cost.model_size(self.variables.get('bits', {}), self.layers))
+
+
+def source_of(
+  model: nn.Module, variables: Mapping[str, Any], inputs: Any, *, name: str = 'network', **kwargs: Any
+) -> Source:
+  """A network of one's own, as something to export.
+
+  Args:
+    model: a quantized linen network.
+    variables: its variables, with integer bit-widths.
+    inputs: what it is called with, as for `cost.trace`.
+    name: of the network.
+    **kwargs: for the call, such as `train=False`.
+
+  Raises:
+    ValueError: one sentence: fractional bits, several inputs, or what `graph.capture` cannot export.
+  """
+  examples = example_of(inputs)
+  if len(examples) != 1:
+    raise ValueError(f'{type(model).__name__} takes {len(examples)} inputs: export a network that takes one')
+  return Source(
+    name=name,
+    graph=capture(model, variables, examples[0], **kwargs),
+    model=model,
+    variables=variables,
+    call=kwargs,
+    input=examples[0],
+    layers=cost.trace(model, examples[0], **kwargs),
+  )
+
+
+def source_of_run(workdir: str | os.PathLike, *, best: bool = False) -> Source:
+  """The network of a finished run; one with pruned channels loses them first.
+
+  Args:
+    workdir: the run's folder.
+    best: its variables are those with the highest validation accuracy, not the last.
+
+  Raises:
+    ValueError: one sentence: no finished run, or one that ended before its bit-widths were integers.
+  """
+  from fracbits_jax import compact, finished, wrap  # a run needs the input pipeline; networks of one's own do not
+
+  run = finished.load(workdir, best=best)
+  phase = run.result['phase']
+  if phase != 'finetune':
+    raise ValueError(
+      f'{workdir} ended with {phase}, so its bit-widths are not integers: run it with finetune among its phases'
+    )
+  model, variables = run.experiment.quant_model.clone(axis_name=None), run.variables
+  image_shape = run.experiment.dataset.image_shape
+  if model.quant.prunes:
+    model, variables = compact.compact(model, variables, image_shape)
+  model = wrap.with_fixed_bits(model)
+  inputs = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  return source_of(model, variables, inputs, name=pathlib.Path(workdir).name)
+
+
+def policy_of(source: Source) -> policy.Policy:
+  """The integer bit-widths of a source, as a policy at its own cost."""
+  bits = source.variables.get('bits', {})
+  return policy.from_bits(bits, source.layers, cost.Budget(metric='size', target=source.size_mb))
