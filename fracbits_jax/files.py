@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Iterator
 
 
-def write_whole(path: str | os.PathLike, text: str) -> None:
-  """Writes a text file under another name first, so that an interruption leaves the old one or the new one.
+def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+  """Writes a file under another name first, so that an interruption leaves the old one or the new one.
 
   Raises:
     OSError: one sentence, if it cannot be written.
@@ -15,7 +15,7 @@ def write_whole(path: str | os.PathLike, text: str) -> None:
   path = pathlib.Path(path)
   partial = path.with_name(path.name + '.partial')
   with writing(path):
-    partial.write_text(text)
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     partial.replace(path)
 
 

@@ -53,6 +53,7 @@ _ELEMENTWISE = {
 # Each takes the parameters of the node and then its inputs.
 OPS: dict[str, Callable[..., jax.Array]] = {
   **{name: (lambda p, *xs, f=f: f(*xs)) for name, f in _ELEMENTWISE.items()},
+  'affine': lambda p, x, scale, offset: x * scale + offset,
   'argmax': lambda p, x: lax.argmax(x, p['axes'][0], jnp.dtype(p['index_dtype'])),
   'broadcast_in_dim': lambda p, x, *_: lax.broadcast_in_dim(x, p['shape'], p['broadcast_dimensions']),
   'concatenate': lambda p, *xs: lax.concatenate(xs, p['dimension']),

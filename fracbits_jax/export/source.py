@@ -27,6 +27,7 @@ class Source:
     call: arguments of its call beside the input.
     input: shape and dtype of an input, the leading axis counting examples.
     layers: its layer table.
+    input_range: least and largest input where inputs are integers, such as (0, 255) for images; `None` for real ones.
   """
 
   name: str
@@ -36,6 +37,7 @@ class Source:
   call: Mapping[str, Any]
   input: jax.ShapeDtypeStruct
   layers: tuple[cost.Layer, ...]
+  input_range: tuple[int, int] | None = None
 
   @property
   def size_mb(self) -> float:
@@ -44,7 +46,13 @@ class Source:
 
 
 def source_of(
-  model: nn.Module, variables: Mapping[str, Any], inputs: Any, *, name: str = 'network', **kwargs: Any
+  model: nn.Module,
+  variables: Mapping[str, Any],
+  inputs: Any,
+  *,
+  name: str = 'network',
+  input_range: tuple[int, int] | None = None,
+  **kwargs: Any,
 ) -> Source:
   """A network of one's own, as something to export.
 
@@ -53,6 +61,7 @@ def source_of(
     variables: its variables, with integer bit-widths.
     inputs: what it is called with, as for `cost.trace`.
     name: of the network.
+    input_range: as of a `Source`.
     **kwargs: for the call, such as `train=False`.
 
   Raises:
@@ -69,6 +78,7 @@ def source_of(
     call=kwargs,
     input=examples[0],
     layers=cost.trace(model, examples[0], **kwargs),
+    input_range=input_range,
   )
 
 
@@ -96,7 +106,7 @@ def source_of_run(workdir: str | os.PathLike, *, best: bool = False) -> Source:
     model, variables = compact.compact(model, variables, image_shape)
   model = wrap.with_fixed_bits(model)
   inputs = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  return source_of(model, variables, inputs, name=pathlib.Path(workdir).name)
+  return source_of(model, variables, inputs, name=pathlib.Path(workdir).resolve().name, input_range=(0, 255))
 
 
 def policy_of(source: Source) -> policy.Policy:

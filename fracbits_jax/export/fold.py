@@ -1,0 +1,83 @@
+"""Chains of additions and multiplications by constants, such as a batch norm, as one scale and one offset."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fracbits_jax.export.graph import Graph, Node
+
+_FOLDED = ('add', 'sub', 'mul', 'div', 'affine')
+
+
+def constant_operand(node: Node) -> tuple[str, np.ndarray, bool] | None:
+  """The value and the constant of a node of two operands, and whether the constant is the first; `None` for others."""
+  if node.op not in ('add', 'sub', 'mul', 'div') or len(node.inputs) != 2:
+    return None
+  first, second = node.inputs
+  if isinstance(first, str) == isinstance(second, str) or not np.issubdtype(np.dtype(node.dtype), np.floating):
+    return None
+  return (second, np.asarray(first), True) if isinstance(second, str) else (first, np.asarray(second), False)
+
+
+def as_affine(node: Node) -> tuple[str, np.ndarray, np.ndarray] | None:
+  """(x, scale, offset), float64, of a node that gives scale x + offset; `None` for others."""
+  if node.op == 'affine':
+    x, scale, offset = node.inputs
+    return x, np.asarray(scale, np.float64), np.asarray(offset, np.float64)
+  found = constant_operand(node)
+  if found is None:
+    return None
+  x, constant, first = found
+  c, one, zero = constant.astype(np.float64), np.float64(1), np.float64(0)
+  if node.op == 'div':
+    return None if first else (x, 1 / c, zero)
+  if node.op == 'mul':
+    return x, c, zero
+  if node.op == 'sub':
+    return (x, -one, c) if first else (x, one, -c)
+  return x, one, c
+
+
+def fold_affine(graph: Graph) -> Graph:
+  """The graph with each such chain as one node `affine`, in float32: scale x + offset.
+
+  A lone addition, the bias of a layer, stays as it is.
+  """
+  consumers, producers = graph.consumers(), graph.producers()
+  folded: list[Node] = []
+  for node in graph.nodes:
+    if as_affine(node) is None or _continues(node, graph, consumers):
+      if as_affine(node) is None:
+        folded.append(node)
+      continue
+    chain = [node]
+    while (before := producers.get(as_affine(chain[0])[0])) is not None and as_affine(before) is not None:
+      if not _continues(before, graph, consumers):
+        break
+      chain.insert(0, before)
+    folded.append(node if len(chain) == 1 and node.op in ('add', 'sub') else _merged(chain))
+  return dataclasses.replace(graph, nodes=tuple(folded))
+
+
+def _continues(node: Node, graph: Graph, consumers: dict[str, list[Node]]) -> bool:
+  """Whether nothing but one other node of a chain sees what a node gives."""
+  following = consumers.get(node.output, [])
+  return node.output != graph.output and len(following) == 1 and as_affine(following[0]) is not None
+
+
+def _merged(chain: Sequence[Node]) -> Node:
+  scale, offset = np.float64(1), np.float64(0)
+  for node in chain:
+    _, c, d = as_affine(node)
+    scale, offset = scale * c, offset * c + d
+  scale, offset = (_smallest(array, chain[-1]) for array in np.broadcast_arrays(scale, offset))
+  x: Any = as_affine(chain[0])[0]
+  return dataclasses.replace(chain[-1], op='affine', inputs=(x, scale, offset), params={})
+
+
+def _smallest(array: np.ndarray, node: Node) -> np.ndarray:
+  """A constant in the rank of the node's output, float32."""
+  rank = len(node.shape)
+  return array.reshape((1,) * (rank - array.ndim) + array.shape).astype(np.float32) if array.ndim else np.float32(array)
