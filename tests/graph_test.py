@@ -1,0 +1,83 @@
+import dataclasses
+
+import export_nets
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from export_nets import IMAGES
+from flax import linen as nn
+
+from fracbits_jax.export import graph
+from fracbits_jax.export.fold import fold_affine
+from fracbits_jax.export.source import source_of
+from fracbits_jax.layers import QuantConfig, QuantDense
+
+
+@pytest.mark.parametrize('scheme', ['original', 'modified', 'lsq'])
+@pytest.mark.parametrize('granularity', ['layer', 'kernel'])
+def test_the_graph_computes_what_the_network_computes(scheme, granularity):
+  model, variables = export_nets.network(scheme, granularity)
+  captured = export_nets.source(scheme, granularity).graph
+  y, _ = graph.evaluate(captured, IMAGES)
+  np.testing.assert_allclose(y, model.apply(variables, IMAGES), rtol=1e-5, atol=1e-5)
+
+
+def test_it_takes_any_number_of_images():
+  captured = export_nets.source().graph
+  whole, _ = graph.evaluate(captured, IMAGES)
+  np.testing.assert_allclose(graph.evaluate(captured, IMAGES[:3])[0], whole[:3], rtol=1e-5)
+  assert captured.input_shape == (-1, 12, 12, 3)
+
+
+@pytest.mark.parametrize('granularity', ['layer', 'kernel'])
+def test_codes_stand_for_the_values(granularity):
+  for scheme in ('original', 'modified', 'lsq'):
+    kernels = [n.params['kernel'] for n in export_nets.source(scheme, granularity).graph.nodes if n.op == 'kernel']
+    assert len(kernels) == 6
+    for kernel in kernels:
+      assert kernel.codes.min() >= 0
+      assert (kernel.codes < 2**kernel.bits).all()
+      np.testing.assert_allclose(kernel.scale * (kernel.codes - kernel.zero), kernel.exact, atol=1e-6)
+      np.testing.assert_allclose(dataclasses.replace(kernel, exact=None).value, kernel.exact, atol=2e-7)
+
+
+def test_a_batch_norm_becomes_one_scale_and_one_offset():
+  source = export_nets.source()
+  folded = fold_affine(source.graph)
+  assert sum(node.op == 'affine' for node in folded.nodes) == 5
+  assert len(folded.nodes) < len(source.graph.nodes)
+  expected, _ = graph.evaluate(source.graph, IMAGES)
+  y, _ = graph.evaluate(folded, IMAGES)
+  assert np.abs(y - expected).mean() < 0.05 * np.abs(expected).mean()
+
+
+def test_a_transformer_is_captured():
+  source, x = export_nets.transformer()
+  expected = source.model.apply(source.variables, x)
+  np.testing.assert_allclose(graph.evaluate(source.graph, x)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_fractional_bits_are_refused():
+  model, variables = export_nets.network()
+  bits = jax.tree.map(lambda b: b + 0.5, variables['bits'])
+  with pytest.raises(ValueError, match='fractional bits: export after policy'):
+    source_of(model, {**variables, 'bits': bits}, IMAGES)
+
+
+def test_pruned_channels_are_refused():
+  layer = QuantDense(3, quant=QuantConfig(granularity='kernel', choices=range(3)))
+  variables = layer.init(jax.random.key(0), jnp.ones((1, 4)))
+  with pytest.raises(ValueError, match=r'can be pruned: take them away with compact\.compact'):
+    source_of(layer, variables, jnp.ones((1, 4)))
+
+
+def test_what_cannot_be_exported_is_named():
+  class Sorts(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return QuantDense(3, quant=QuantConfig())(jnp.sort(x, axis=-1))
+
+  model = Sorts()
+  with pytest.raises(ValueError, match="operation 'sort' that cannot be exported"):
+    source_of(model, model.init(jax.random.key(0), jnp.ones((1, 4))), jnp.ones((1, 4)))
