@@ -124,7 +124,7 @@ def _columns(axis, entries: Sequence[Entry], narrow: bool) -> list[tuple[Patch, 
   axis.grid(visible=False)
   values = axis.xaxis if narrow else axis.yaxis
   (axis.set_xlim if narrow else axis.set_ylim)(0, 1)
-  values.set_ticks([0, 0.5, 1] if narrow else [0, 0.25, 0.5, 0.75, 1])
+  values.set_ticks([0, 0.5] if narrow else [0, 0.25, 0.5, 0.75, 1])
   values.set_major_formatter(_PERCENT)
   handles[-1] = (handles[-1][0], f'{handles[-1][1]} bits')
   return handles
@@ -189,7 +189,8 @@ def kernel_histograms(policy: Policy, *, narrow: bool = False) -> Figure | None:
     axis.set_ylim(rows - 0.02, -0.02)
     for i, (name, bits) in enumerate(counted):
       counts = np.bincount(bits - low, minlength=high - low + 1)
-      colors = [plots.INK if i == 0 else plots.KERNEL if low + j else plots.NONE for j in range(len(counts))]
+      full = plots.KERNEL if i else plots.INK
+      colors = [full if low + j else plots.NONE for j in range(len(counts))]
       _histogram(axis, i % columns, i // columns, counts / counts.sum(), colors, low)
       axis.text(i % columns + 0.04, i // columns + 0.08, plots.short(name, 13), fontsize=8, va='top', color=plots.INK)
     return figure

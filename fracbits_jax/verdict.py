@@ -67,7 +67,7 @@ def sentence(result: Result, pruned_channels: int = 0) -> str:
   if reference['uniform']['bits'] < 8:
     saved += f', {computation_8} and {memory_8} less than with 8 bits everywhere'
   pruned = f', with {pruned_channels:,} channels pruned' if pruned_channels else ''
-  return f'{right}{points} for {_spent(result)}: {saved}{pruned}.'
+  return f'{right}{points} for {_spent(result)}{pruned}: {saved}.'
 
 
 def tiles(result: Result) -> list[tuple[str, str, str]]:

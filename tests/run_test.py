@@ -32,6 +32,7 @@ def test_a_run_leaves_a_policy_within_budget_and_a_result(finished):
   assert set(promised.split()) <= result.keys()
   assert 0.99 * result['target'] <= result['cost'] <= result['target']
   assert result['steps'] == 8 * 9
+  assert result['made_with']['jax'] == jax.__version__
   table = experiment.prepare(tiny(folder)).layers
   found = policy.load(workdir / 'policy.json', table)
   assert found.cost == result['cost']
