@@ -5,6 +5,7 @@ python main.py [--config=configs/NAME.py[:BITS]] [--config.FIELD=VALUE ...] [--w
 """
 
 import pathlib
+import shlex
 import sys
 import traceback
 
@@ -70,7 +71,8 @@ def main(argv: list[str]) -> None:
   try:
     hosts.start(_COORDINATOR.value, _HOSTS.value, _HOST.value)
     with preemption.watched():
-      run.run(_CONFIG.value, folder, accept_changes=_ACCEPT_CHANGES.value)
+      command = shlex.join(['python', *sys.argv])
+      run.run(_CONFIG.value, folder, accept_changes=_ACCEPT_CHANGES.value, command=command)
   except (ValueError, OSError, FloatingPointError) as error:
     if flags.FLAGS.verbosity >= logging.DEBUG:
       raise

@@ -47,7 +47,7 @@ TINY = {
   'search.epochs': 3.0,
   'finetune.epochs': 2.0,
 }
-_TIMES = ('seconds', 'images_per_second', 'seconds_left')
+_ITS_OWN = ('seconds', 'images_per_second', 'seconds_left', 'made_with')  # of each run, whatever it computes
 
 
 @dataclasses.dataclass
@@ -83,19 +83,19 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def left(workdir: pathlib.Path) -> dict[str, Any]:
-  """All that a finished run leaves, but for the times."""
+  """All that a finished run leaves, but for the times and the command."""
   found: dict[str, Any] = {}
   for phase in ('pretrain', 'search', 'finetune', 'best'):
     with contextlib.closing(Checkpoints(workdir, phase, create=False)) as checkpoints:
       step, state, meta = checkpoints.restore()
     found |= {f'{phase}{jax.tree_util.keystr(path)}': x for path, x in jax.tree_util.tree_leaves_with_path(state)}
-    found[phase] = {'step': step} | {name: value for name, value in meta.items() if name not in _TIMES}
+    found[phase] = {'step': step} | {name: value for name, value in meta.items() if name not in _ITS_OWN}
   found['rows'] = [
-    {name: value for name, value in row.items() if name not in _TIMES} for row in progress.read_rows(workdir)
+    {name: value for name, value in row.items() if name not in _ITS_OWN} for row in progress.read_rows(workdir)
   ]
   for name in ('policy.json', 'result.json', 'config.json'):
     content = json.loads((workdir / name).read_text())
-    found[name] = {key: value for key, value in content.items() if key not in _TIMES}
+    found[name] = {key: value for key, value in content.items() if key not in _ITS_OWN}
   return found
 
 

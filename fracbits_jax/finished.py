@@ -1,7 +1,6 @@
 """A finished run, read back: its network, its variables, its policy."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 from fracbits_jax import begin, policy
 from fracbits_jax.checkpoint import Checkpoints
 from fracbits_jax.experiment import Experiment, prepare
+from fracbits_jax.workdir import read_finished
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,7 @@ def load(workdir: str | os.PathLike, *, best: bool = False) -> Finished:
     ValueError: one sentence: no finished run there, or damaged files.
   """
   workdir = pathlib.Path(workdir)
-  try:
-    config, result = (json.loads((workdir / name).read_text()) for name in ('config.json', 'result.json'))
-  except OSError:
-    raise ValueError(f'{workdir} holds no finished run: give a folder with config.json and result.json') from None
-  except ValueError:
-    raise ValueError(f'{workdir} is damaged: its config.json or its result.json is not JSON') from None
+  config, result = read_finished(workdir)
   try:
     experiment = prepare(ConfigDict(config), workdir)
   except (AttributeError, KeyError, TypeError):

@@ -1,12 +1,16 @@
-"""Settings of compiler and memory with which a step is fastest on the platform at hand."""
+"""The platform at hand: what it is, and settings of compiler and memory with which a step is fastest on it."""
 
 import ctypes
 import functools
 import os
 import pathlib
+import platform
 import sys
 
+import flax
 import jax
+
+import fracbits_jax
 
 # XLA's CPU backend hands convolutions to YNNPACK, whose gradients of kernels take up to five times as long as those of
 # Eigen; products and reductions are well off with it.
@@ -16,6 +20,19 @@ _CPU_OPTIONS = {
 
 # Parameters of glibc's mallopt.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+def description() -> dict[str, str]:
+  """The devices, and the versions of Python and of the libraries that results depend on."""
+  kind = jax.devices()[0].device_kind
+  hosts = f' on {jax.process_count()} hosts' if jax.process_count() > 1 else ''
+  return {
+    'devices': f'{jax.device_count()} \u00d7 {f"{kind} ({platform.machine()})" if kind == "cpu" else kind}{hosts}',
+    'fracbits_jax': fracbits_jax.__version__,
+    'jax': jax.__version__,
+    'flax': flax.__version__,
+    'python': platform.python_version(),
+  }
 
 
 def compiler_options(platform: str | None = None) -> dict[str, str]:

@@ -1,38 +1,20 @@
-"""The page of a run, `report.html`, and its summary in the terminal."""
+"""What a run reached: its page `report.html`, its summary in the terminal, and a comparison of several runs.
 
-import html
-import json
-import os
-import pathlib
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-
-from fracbits_jax import plots
-from fracbits_jax.policy import Entry, Policy, load
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 960px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
-.verdict { font-size: 1.1rem; }
-svg { width: 100%; height: auto; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; width: 100%; }
-th, td { text-align: right; padding: 0.2rem 0.7rem; border-bottom: 1px solid #e4e6ea; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-pre { background: #f6f8fa; padding: 0.8rem; overflow-x: auto; font-size: 0.85rem; }
+python -m fracbits_jax.report RUN [RUN ...] [--out=FOLDER]
 """
 
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-def _percent(accuracy: float | None) -> str:
-  return '-' if accuracy is None else f'{accuracy:.2%}'
-
-
-def _bits_text(value: int | tuple[int, ...]) -> str:
-  if isinstance(value, int):
-    return str(value)
-  return f'{np.mean(value):.2f} ({min(value)}-{max(value)})'
+from fracbits_jax import compare, run_page
+from fracbits_jax.policy import Policy, load
+from fracbits_jax.progress import read_rows
+from fracbits_jax.verdict import percent
+from fracbits_jax.workdir import read_finished, read_object
 
 
 def _policy_of(workdir: pathlib.Path) -> Policy | None:
@@ -49,7 +31,7 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
     width = max(5, *(len(e.name) for e in policy.layers))
     lines += [f'{"layer":<{width}}  {"kernel":>12}  {"input":>5}  {"share of cost":>13}']
     for e in policy.layers:
-      lines.append(f'{e.name:<{width}}  {_bits_text(e.kernel):>12}  {e.input:>5}  {e.cost_share:>13.1%}')
+      lines.append(f'{e.name:<{width}}  {run_page.bits_text(e.kernel):>12}  {e.input:>5}  {e.cost_share:>13.1%}')
     lines.append('')
   final = None if result['phase'] != 'finetune' else result['test_accuracy']
   for name, accuracy in (
@@ -57,7 +39,7 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
     ('searched', result['searched_accuracy']),
     ('final', final),
   ):
-    lines.append(f'{name:<9} test accuracy {_percent(accuracy):>7}')
+    lines.append(f'{name:<9} test accuracy {percent(accuracy):>7}')
   if result['cost'] is not None:
     for spent in result['budgets']:
       ratio = spent['cost'] / spent['target']
@@ -73,76 +55,52 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def _verdict(result: dict[str, Any], num_weights: int, num_pruned: int) -> str:
-  if result['phase'] != 'finetune':
-    return f'This run ended with {result["phase"]}, at a test accuracy of {_percent(result["test_accuracy"])}.'
-  against = ''
-  if result['float_accuracy'] is not None:
-    points = 100 * (result['test_accuracy'] - result['float_accuracy'])
-    against = f', {abs(points):.2f} points {"above" if points >= 0 else "below"} the float network'
-  spent = ' and '.join(
-    f'{s["cost"]:.4g} {s["unit"]}, {s["cost"] / s["target"]:.2%} of {"that" if i else "its"} budget'
-    for i, s in enumerate(result['budgets'])
-  )
-  pruned = f' {num_pruned:,} channels are pruned.' if num_pruned else ''
-  accuracy = _percent(result['test_accuracy'])
-  return (
-    f'The final network answers {accuracy} of the test split rightly{against}. It costs {spent}; '
-    f'its weights take {result["size_mb"]:.4g} MB instead of {num_weights * 4e-6:.4g} MB.{pruned}'
-  )
-
-
-def _layer_table(entries: Sequence[Entry]) -> str:
-  head = '<tr><th>layer</th><th>kernel bits</th><th>input bits</th><th>MMACs</th><th>weights</th><th>cost</th></tr>'
-  rows = ''.join(
-    f'<tr><td>{html.escape(e.name)}</td><td>{_bits_text(e.kernel)}</td><td>{e.input}</td>'
-    f'<td>{e.macs / 1e6:.3f}</td><td>{e.weights:,}</td><td>{e.cost_share:.1%}</td></tr>'
-    for e in entries
-  )
-  return f'<div class="scroll"><table>{head}{rows}</table></div>'
-
-
-def write(
-  workdir: str | os.PathLike,
-  result: dict[str, Any],
-  rows: Sequence[dict[str, Any]],
-  policy: Policy | None,
-  uniform_bits: float | None = None,
-) -> pathlib.Path:
-  """Writes `report.html` and `plots/`; returns the page's path.
+def write(workdir: str | os.PathLike, result: Mapping[str, Any], out: str | os.PathLike | None = None) -> pathlib.Path:
+  """Writes `report.html` and `plots/` of a run; returns the page's path.
 
   Args:
-    workdir: the run's folder.
-    result: what `result.json` will hold.
-    rows: the rows of `metrics.jsonl`.
-    policy: the final policy, or `None` where there is none.
-    uniform_bits: the uniform bit-width of the same cost, drawn for comparison.
+    workdir: the run's folder, with `config.json`, `metrics.jsonl` and, where the run has one, `policy.json`.
+    result: what `result.json` holds or is going to hold.
+    out: the folder to write into instead.
+
+  Raises:
+    ValueError: one sentence on a file that is broken.
   """
   workdir = pathlib.Path(workdir)
-  figures = {
-    'bits_by_layer': ('Bit-widths by layer', plots.policy_by_layer(policy, uniform_bits) if policy else None),
-    'bits_over_time': ('How the bits moved', plots.bits_over_time(rows)),
-    'cost_over_time': ('Cost against its target', plots.cost_over_time(rows)),
-    'accuracy_over_time': ('Accuracy', plots.accuracy_over_time(rows)),
-  }
-  title = html.escape(f'fracbits_jax: {workdir.name}')
-  weights = sum(e.weights for e in policy.layers) if policy else 0
-  pruned = policy.pruned_channels if policy else 0
-  parts = [f'<h1>{title}</h1><p class="verdict">{html.escape(_verdict(result, weights, pruned))}</p>']
-  for name, (heading, figure) in figures.items():
-    if figure is not None:
-      svg = plots.save(figure, workdir / 'plots', name)
-      parts.append(f'<h2>{heading}</h2>{svg}')
-  if policy is not None:
-    parts.append(f'<h2>Layers</h2>{_layer_table(policy.layers)}')
-  parts.append(f'<h2>Result</h2><pre>{html.escape(json.dumps(result, indent=2))}</pre>')
-  config = workdir / 'config.json'
-  if config.exists():
-    parts.append(f'<h2>Settings</h2><pre>{html.escape(config.read_text())}</pre>')
-  page = workdir / 'report.html'
-  page.write_text(
-    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    f'<title>{title}</title><style>{_STYLE}</style></head><body>{"".join(parts)}</body></html>\n'
+  out = workdir if out is None else pathlib.Path(out)
+  policy = _policy_of(workdir) if result['phase'] == 'finetune' else None
+  run_page.write(workdir, out, read_object(workdir / 'config.json'), result, read_rows(workdir), policy)
+  return out / 'report.html'
+
+
+def _again(workdir: pathlib.Path, out: pathlib.Path | None) -> pathlib.Path:
+  """Writes the report of a finished run again."""
+  _, result = read_finished(workdir)
+  try:
+    return write(workdir, result, out)
+  except (KeyError, TypeError) as error:
+    raise ValueError(f'{workdir} was left by another version: its files have no {error}') from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Entry point of `python -m fracbits_jax.report`; returns the exit status."""
+  parser = argparse.ArgumentParser(prog='python -m fracbits_jax.report', description=__doc__.split('\n')[0])
+  parser.add_argument('runs', nargs='+', type=pathlib.Path, metavar='RUN', help='folder of a finished run')
+  parser.add_argument(
+    '--out', type=pathlib.Path, help='folder to write into; that of the run, or `comparison` where there are several'
   )
-  return page
+  args = parser.parse_args(argv)
+  try:
+    if len(args.runs) == 1:
+      path = _again(args.runs[0], args.out)
+    else:
+      path = compare.write(args.runs, args.out or pathlib.Path('comparison'))
+  except (ValueError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  print(path)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

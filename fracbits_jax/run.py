@@ -11,19 +11,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fracbits_jax import begin, cost, data, hosts, nonfinite, policy, report, train, weights
+from fracbits_jax import begin, cost, data, hosts, nonfinite, platforms, policy, reference, report, train, weights
 from fracbits_jax.batches import TrainBatches
 from fracbits_jax.checkpoint import PrimaryCheckpoints, newest_step
 from fracbits_jax.experiment import PHASES, Experiment, prepare
 from fracbits_jax.files import write_whole
 from fracbits_jax.monitor import Monitor
 from fracbits_jax.nonfinite import NotFinite
-from fracbits_jax.progress import Progress, Silence, read_rows
+from fracbits_jax.progress import Progress, Silence
 from fracbits_jax.step import TrainState
 from fracbits_jax.workdir import claim, read_object
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike, *, accept_changes: bool = False) -> dict[str, Any]:
+def run(
+  config: ConfigDict, workdir: str | os.PathLike, *, accept_changes: bool = False, command: str | None = None
+) -> dict[str, Any]:
   """Runs the phases of a configuration in a folder, or continues there; returns what `result.json` holds.
 
   Several hosts call it together, see `hosts`; only the primary needs the folder.
@@ -32,6 +34,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, accept_changes: bool 
     config: see `configs/base.py`.
     workdir: the run's folder.
     accept_changes: go on in a folder whose run has begun with a configuration that its state is tied to.
+    command: the shell's command behind the call, for the report.
 
   Raises:
     ValueError: one sentence on what is wrong with the configuration or the folder, before anything is trained.
@@ -42,7 +45,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, accept_changes: bool 
   workdir = pathlib.Path(workdir)
   experiment = hosts.everywhere(lambda: prepare(config, workdir))
   finished = hosts.primary(lambda: _finished(workdir, experiment.config, accept_changes))
-  return Run(experiment, workdir).run() if finished is None else finished
+  return Run(experiment, workdir, command).run() if finished is None else finished
 
 
 def _finished(workdir: pathlib.Path, config: ConfigDict, accept_changes: bool) -> dict[str, Any] | None:
@@ -59,8 +62,9 @@ def _finished(workdir: pathlib.Path, config: ConfigDict, accept_changes: bool) -
 class Run:
   """The state of a run between its phases."""
 
-  def __init__(self, experiment: Experiment, workdir: pathlib.Path):
+  def __init__(self, experiment: Experiment, workdir: pathlib.Path, command: str | None = None):
     self.experiment, self.workdir, self.config = experiment, workdir, experiment.config
+    self.command = command
     self.phases = tuple(self.config.phases)
     self.steps_per_epoch = len(experiment.dataset.train) // self.config.data.batch_size
     self.steps = {phase: round(self.config[phase].epochs * self.steps_per_epoch) for phase in self.phases}
@@ -250,9 +254,10 @@ class Run:
       'epochs': sum(float(self.config[phase].epochs) for phase in self.phases),
       'steps': sum(self.steps.values()),
       'seconds': round(self.seconds, 1),
+      'reference': reference.costs(experiment.budget, experiment.layers),
+      'made_with': {'command': self.command, **platforms.description()},
     }
-    uniform = cost.equivalent_bits(experiment.budget, experiment.layers)
-    report.write(self.workdir, result, read_rows(self.workdir), self.policy, uniform)
+    report.write(self.workdir, result)
     write_whole(self.workdir / 'result.json', json.dumps(result, indent=2) + '\n')
     self.progress.say(report.summary(self.workdir, result))
     return result

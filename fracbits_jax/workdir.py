@@ -80,3 +80,21 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise ValueError(f'{path} is broken: choose another --workdir, or remove the file')
   return found
+
+
+def read_finished(workdir: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+  """What `config.json` and `result.json` of a finished run hold.
+
+  Raises:
+    ValueError: one sentence: no finished run there, or damaged files.
+  """
+  workdir = pathlib.Path(workdir)
+  try:
+    found = tuple(json.loads((workdir / name).read_text()) for name in ('config.json', 'result.json'))
+  except OSError:
+    raise ValueError(f'{workdir} holds no finished run: give a folder with config.json and result.json') from None
+  except (ValueError, RecursionError):
+    raise ValueError(f'{workdir} is damaged: its config.json or its result.json is not JSON') from None
+  if not all(isinstance(part, dict) for part in found):
+    raise ValueError(f'{workdir} was left by another version: its config.json or its result.json is no object')
+  return found

@@ -26,10 +26,13 @@ def test_a_run_leaves_a_policy_within_budget_and_a_result(finished):
   folder, result = finished
   workdir = folder / 'run'
   assert json.loads((workdir / 'result.json').read_text()) == result
-  promised = 'phase test_accuracy float_accuracy metric target cost bitops_g size_mb epochs steps seconds'
+  promised = (
+    'phase test_accuracy float_accuracy metric target cost bitops_g size_mb epochs steps seconds reference made_with'
+  )
   assert set(promised.split()) <= result.keys()
   assert 0.99 * result['target'] <= result['cost'] <= result['target']
   assert result['steps'] == 8 * 9
+  assert result['made_with']['jax'] == jax.__version__
   table = experiment.prepare(tiny(folder)).layers
   found = policy.load(workdir / 'policy.json', table)
   assert found.cost == result['cost']
@@ -57,8 +60,9 @@ def test_the_rows_tell_every_epoch_of_every_phase(finished):
 def test_the_report_holds_its_plots_and_the_summary_its_numbers(finished):
   folder, result = finished
   page = (folder / 'run' / 'report.html').read_text()
-  assert page.count('<svg') == page.count('</svg>') == 4
-  for name in ('bits_by_layer', 'bits_over_time', 'cost_over_time', 'accuracy_over_time'):
+  names = ('bits_by_layer', 'cost_by_layer', 'bits_over_time', 'cost_over_time', 'accuracy_over_time')
+  assert page.count('<svg') == page.count('</svg>') == 2 * len(names)  # each for a wide and for a narrow window
+  for name in names:
     for kind in ('png', 'svg'):
       assert (folder / 'run' / 'plots' / f'{name}.{kind}').stat().st_size > 1000
   text = report.summary(folder / 'run', result)

@@ -1,0 +1,104 @@
+"""What a run reached and what it saved, in words and numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+def percent(accuracy: float | None) -> str:
+  """An accuracy as text."""
+  return '-' if accuracy is None else f'{accuracy:.2%}'
+
+
+def amount(value: float) -> str:
+  """A cost as text, with four digits that count."""
+  return f'{value:,.0f}' if value >= 1e3 else f'{value:#.4g}'
+
+
+def _times(reference: Mapping[str, float], result: Result) -> tuple[str, str]:
+  """How many times fewer BitOPs and how many times less memory than a reference."""
+  text = lambda ratio: f'{ratio:,.0f}\u00d7' if ratio >= 100 else f'{ratio:#.3g}\u00d7'
+  ratio = lambda field: text(reference[field] / result[field]) if result[field] else 'infinitely'
+  return ratio('bitops_g'), ratio('size_mb')
+
+
+def _points(result: Result) -> str:
+  """How far the final network is from the float network; empty where the run knows none."""
+  if result['float_accuracy'] is None:
+    return ''
+  points = 100 * (result['test_accuracy'] - result['float_accuracy'])
+  if abs(points) < 0.005:
+    return 'as many as by the float network'
+  return f'{abs(points):.2f} points {"above" if points > 0 else "below"} the float network'
+
+
+def _spent(result: Result) -> str:
+  """What it costs, and what else could have been had for it."""
+  costs = ' and '.join(f'{amount(b["cost"])} {b["unit"]}' for b in result['budgets'])
+  return f'{costs}, within what {result["reference"]["uniform"]["bits"]:.3g} bits everywhere would cost'
+
+
+def sentence(result: Result, pruned_channels: int = 0) -> str:
+  """The verdict on a run.
+
+  Args:
+    result: what `result.json` holds.
+    pruned_channels: of the final network.
+  """
+  right = f'{percent(result["test_accuracy"])} of the test images are classified correctly'
+  reference = result['reference']
+  if result['phase'] == 'pretrain':
+    cost = reference['float']
+    return (
+      f'{right} by the float network, with which this run ended; at 32 bits it takes {amount(cost["bitops_g"])} '
+      f'GBitOPs and {amount(cost["size_mb"])} MB.'
+    )
+  points = f', {_points(result)},' if _points(result) else ''
+  if result['phase'] == 'search':
+    return (
+      f'{right} at fractional bit-widths{points} for {_spent(result)}; this run ended with the search, and what is '
+      'saved is known once the bits are integers.'
+    )
+  (computation, memory), (computation_8, memory_8) = (
+    _times(reference[name], result) for name in ('float', 'uniform_8')
+  )
+  saved = f'{computation} fewer BitOPs and {memory} less memory than in float'
+  if reference['uniform']['bits'] < 8:
+    saved += f', {computation_8} and {memory_8} less than with 8 bits everywhere'
+  pruned = f', with {pruned_channels:,} channels pruned' if pruned_channels else ''
+  return f'{right}{points} for {_spent(result)}{pruned}: {saved}.'
+
+
+def tiles(result: Result) -> list[tuple[str, str, str]]:
+  """The figures that matter most: what each is, its value, and a word on it."""
+  found = [('Test accuracy', percent(result['test_accuracy']), _points(result))]
+  for b in result['budgets'] or ():
+    part = f'{b["cost"] / b["target"]:.2%} of the budget, {amount(b["target"])}'
+    found.append((f'Cost, {b["unit"]}', amount(b['cost']), part))
+  if result['phase'] != 'finetune':
+    return found
+  full = result['reference']['float']
+  computation, memory = _times(full, result)
+  found.append(('BitOPs', f'{computation} fewer', f'than in float, {amount(full["bitops_g"])} G'))
+  found.append(('Memory', f'{memory} less', f'{amount(result["size_mb"])} of {amount(full["size_mb"])} MB in float'))
+  return found
+
+
+def comparison(result: Result) -> list[tuple[str, str, str, str]]:
+  """Rows of network, test accuracy, GBitOPs and MB, the run's own last; `~` marks what this run does not know."""
+  reference = result['reference']
+  cells = lambda costs: (amount(costs['bitops_g']), amount(costs['size_mb']))
+  unknown = '~not measured'
+  accuracy = lambda value: unknown if value is None else percent(value)
+  rows = [('float, 32 bits', accuracy(result['float_accuracy']), *cells(reference['float']))]
+  if result['phase'] == 'pretrain':
+    return rows
+  for name in ('uniform_8', 'uniform'):
+    end = ', the budget' if name == 'uniform' else ''
+    rows.append((f'uniform, {reference[name]["bits"]:.3g} bits{end}', unknown, *cells(reference[name])))
+  if result['phase'] == 'search':
+    return [*rows, ('this run, fractional bits', percent(result['test_accuracy']), *cells(result))]
+  if result['searched_accuracy'] is not None:
+    rows.append(('before the bits were integers', percent(result['searched_accuracy']), '~-', '~-'))
+  return [*rows, ('this run', percent(result['test_accuracy']), *cells(result))]
