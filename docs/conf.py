@@ -4,10 +4,12 @@ import inspect
 import pathlib
 import sys
 
+import optax
 from docutils import nodes
 from docutils.utils.math import latex2mathml
 from flax import linen as nn
 from sphinx.domains.python import PyObject
+from sphinx.util.typing import stringify_annotation
 
 DOCS = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS)]
@@ -29,13 +31,14 @@ myst_enable_extensions = ['dollarmath', 'colon_fence']
 myst_heading_anchors = 3
 nb_execution_mode = 'off'  # notebooks are run by the tests and come with their output
 
-autodoc_default_options = {'members': True, 'member-order': 'bysource'}
+autodoc_default_options = {'members': True, 'member-order': 'bysource', 'special-members': '__call__'}
 autodoc_typehints_format = 'short'
 autodoc_preserve_defaults = True
 add_module_names = False
 python_maximum_signature_line_length = 88
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+napoleon_attr_annotations = False  # signatures have them
 
 html_theme = 'sphinx_book_theme'
 html_title = 'fracbits_jax'
@@ -48,18 +51,20 @@ html_theme_options = {
   'use_download_button': False,
   'use_fullscreen_button': False,
   'show_toc_level': 2,
-  'navbar_persistent': [],
+  'show_navbar_depth': 2,
+  'navbar_persistent': [],  # the search field is in the side bar already
 }
 
 
+SCHEDULE = stringify_annotation(optax.Schedule, 'smart')  # a name says more
+
+
 def _on_docstring(app, what, name, obj, options, lines) -> None:
-  module = inspect.getmodule(obj)
-  module = (
-    docstrings.PACKAGE if module is None or not module.__name__.startswith(docstrings.PACKAGE) else module.__name__
-  )
+  module = getattr(inspect.getmodule(obj), '__name__', '')
+  module = module if module.startswith(docstrings.PACKAGE) else docstrings.PACKAGE
   lines[:] = docstrings.to_rst(lines, lambda code: docstrings.full_name(code, module))
   if what == 'property':
-    lines[:] = [line.replace(':', docstrings.COLON) if '`' not in line else line for line in lines]
+    lines[0] = lines[0].replace(':', docstrings.COLON)
 
 
 def _after_napoleon(app, what, name, obj, options, lines) -> None:
@@ -67,8 +72,9 @@ def _after_napoleon(app, what, name, obj, options, lines) -> None:
 
 
 def _on_signature(app, what, name, obj, options, signature, returns):
-  is_network = inspect.isclass(obj) and issubclass(obj, nn.Module)
-  return (docstrings.plain_signature(obj), None) if is_network else None
+  if inspect.isclass(obj) and issubclass(obj, nn.Module):
+    return docstrings.plain_signature(obj), None
+  return tuple(text and text.replace(SCHEDULE, 'optax.Schedule') for text in (signature, returns))
 
 
 def _skip_member(app, what, name, obj, skip, options) -> bool | None:

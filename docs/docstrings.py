@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 PACKAGE = 'fracbits_jax'
 COLON = '\ue000'  # stands for a colon that napoleon would take for the end of a type
 _CODE = re.compile(r'(`[^`]+`)')
-_MARKUP = re.compile(r'\\|(?<!^)\*|\*(?! )|\||_(?!\w)', re.M)
+_MARKUP = re.compile(r'(^ *\* )|\\|\*|\||_(?!\w)', re.M)  # bullets, and what would be markup
 _SECTION = re.compile(r'(Args|Attributes|Raises|Returns|Yields):$')
 
 
@@ -88,7 +88,7 @@ def _inline(text: str, link: Callable[[str], str | None]) -> str:
       after = '\\ ' if parts[i + 1][:1].isalnum() else ''
       parts[i] = before + (f':py:obj:`{code} <{target}>`' if target else f'``{code}``') + after
     else:
-      parts[i] = _MARKUP.sub(r'\\\g<0>', part)
+      parts[i] = _MARKUP.sub(lambda found: found[1] or f'\\{found[0]}', part)
   return ''.join(parts)
 
 
@@ -108,8 +108,11 @@ def full_name(code: str, module: str) -> str | None:
       found = functools.reduce(getattr, path, importlib.import_module(owner))
     except (ImportError, AttributeError):
       continue
-    if not path or getattr(found, '__module__', None) == owner:
-      return '.'.join((owner, *path))
+    if not path:
+      return owner
+    home, name = getattr(found, '__module__', None), getattr(found, '__qualname__', None)
+    if home and name and home.startswith(PACKAGE):
+      return f'{home}.{name}'
   return None
 
 
