@@ -63,7 +63,7 @@ def test_the_pictures_of_the_formulas_are_drawn():
   with plots.style():
     for name in ('staircases', 'derivatives', 'penalties'):
       axes = script[name]().axes
-      assert all(axis.lines and axis.get_title() for axis in axes), name
+      assert all(axis.lines and axis.get_title(loc='left') for axis in axes), name
       assert all(np.isfinite(line.get_ydata()).all() for axis in axes for line in axis.lines), name
 
 
