@@ -19,8 +19,10 @@ from fracbits_jax.layers import QuantConfig, QuantDense
 def test_the_graph_computes_what_the_network_computes(scheme, granularity):
   model, variables = export_nets.network(scheme, granularity)
   captured = export_nets.source(scheme, granularity).graph
-  y, _ = graph.evaluate(captured, IMAGES)
-  np.testing.assert_allclose(y, model.apply(variables, IMAGES), rtol=1e-5, atol=1e-5)
+  # Where weights are rounded down, one that lies on a step goes either way with the order that a compiler chooses.
+  compiled = (lambda function: function) if scheme == 'modified' else jax.jit
+  y = compiled(lambda x: graph.evaluate(captured, x)[0])(IMAGES)
+  np.testing.assert_allclose(y, compiled(model.apply)(variables, IMAGES), rtol=1e-5, atol=1e-5)
 
 
 def test_it_takes_any_number_of_images():
@@ -45,7 +47,7 @@ def test_codes_stand_for_the_values(granularity):
 def test_a_batch_norm_becomes_one_scale_and_one_offset():
   source = export_nets.source()
   folded = fold_affine(source.graph)
-  assert sum(node.op == 'affine' for node in folded.nodes) == 5
+  assert sum(node.op == 'affine' for node in folded.nodes) == 6  # five batch norms, and the division of a mean
   assert len(folded.nodes) < len(source.graph.nodes)
   expected, _ = graph.evaluate(source.graph, IMAGES)
   y, _ = graph.evaluate(folded, IMAGES)

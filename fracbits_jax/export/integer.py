@@ -235,7 +235,7 @@ def _codes(x: Any, grid: Grid) -> jax.Array:
 def _fixed(x: Value, digits: int | None = None) -> Value:
   """As fixed-point numbers with `digits` binary digits behind the point, as many as fit where it is `None`."""
   if x.plain and digits is None:
-    return x
+    return dataclasses.replace(x, scale=x.scale.reshape(()), offset=np.zeros(()))
   if digits is None:
     digits = _digits(x.largest())
   scaled, shift = _rescaled(x, np.ldexp(x.scale, digits), np.ldexp(x.offset, digits))
@@ -357,7 +357,7 @@ def _output_scale(node: Node, kernel: Value, x_rank: int, *, kernel_first: bool)
     shape[numbers['out_spec'][1]] = one.size
     return one.reshape(shape)
   free = x_rank - len(summed)
-  return one.reshape((*one.shape, *(1,) * free)) if kernel_first else one
+  return one.reshape((*one.shape, *(1,) * free) if kernel_first else (*(1,) * free, *one.shape))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -382,18 +382,22 @@ class Comparison:
   largest_output: float
 
 
-def compare(graph: Graph, inputs: Any, *, integer_inputs: bool = True, batch: int = 100) -> Comparison:
+def compare(
+  graph: Graph, inputs: Any, *, reference: Graph | None = None, integer_inputs: bool = True, batch: int = 100
+) -> Comparison:
   """Compares a network in integers with the same network in floating point, layer by layer and as a whole.
 
   Args:
     graph: the network.
     inputs: examples `[N, ...]`.
+    reference: what is computed in floating point, such as the graph from which `graph` was packed; `None` for `graph`.
     integer_inputs: as for `inference`.
     batch: examples that are computed at once.
   """
-  quantizers = {node.output: node for node in graph.nodes if node.op == 'quantize'}
+  reference = graph if reference is None else reference
+  quantizers = {node.output: node for node in reference.nodes if node.op == 'quantize'}
   before = {name: node.inputs[0] for name, node in quantizers.items()}
-  in_float = jax.jit(lambda x: evaluate(graph, x, keep=tuple({*quantizers, *before.values()})))
+  in_float = jax.jit(lambda x: evaluate(reference, x, keep=tuple({*quantizers, *before.values()})))
   in_integers = inference(graph, integer_inputs=integer_inputs, keep=tuple(quantizers))
   total = {'codes': 0, 'different': 0, 'predictions': 0}
   largest = {'farthest_from_tie': 0.0, 'largest_difference': 0.0, 'largest_output': 0.0}

@@ -1,0 +1,96 @@
+"""Exports: what packed files take on disk, and whether their integers are those of the trained network.
+
+    python benchmarks/exports.py sizes
+    python benchmarks/exports.py run --workdir=runs/digits
+
+`sizes` packs MobileNetV1, MobileNetV2 and ResNet-18 for 224 x 224 images with policies that a search could find: random
+bit-widths, discretized to the BitOPs of 3 bits. `run` exports a finished run in every format that its bit-widths allow
+and compares it with the trained network on the whole test split.
+"""
+
+import argparse
+import pathlib
+import sys
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from fracbits_jax import cost, data, finished, models, platforms, policy
+from fracbits_jax.export import integer, packed
+from fracbits_jax.export.source import source_of, source_of_run
+from fracbits_jax.layers import QuantConfig
+
+NETWORKS = ('mobilenet_v1', 'mobilenet_v2', 'resnet18')
+
+
+def sizes(granularity: str, name: str, folder: pathlib.Path) -> str:
+  """Packs a network of full size; a row of the table."""
+  quant = QuantConfig(granularity=granularity, choices=range(2, 9))
+  model, shape = models.create(name, quant=quant), (1, 224, 224, 3)
+  table, rng = cost.trace(model, shape), np.random.default_rng(0)
+  budget = cost.budget('bitops', table, equivalent_bits=3)
+  found = policy.discretize(
+    cost.fill_bits(table, lambda layer, which, shape, choices: rng.uniform(2, 5, shape)), table, budget
+  )
+  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape))
+  variables = {**variables, 'bits': jax.tree.map(jnp.float32, found.bits())}
+  source = source_of(model, variables, shape, name=name, input_range=(0, 255))
+  path = folder / 'network.fracbits'
+  packed.write(source, path)
+  reported, total = found.size_mb * 1e6, path.stat().st_size
+  rescale = sum(
+    sum(np.asarray(x).nbytes for x in node.inputs[1:]) for node in packed.read(path).graph.nodes if node.op == 'affine'
+  )
+  rest = total - rescale - reported
+  return (
+    f'| {name}, {granularity}-wise | {reported:,.0f} | {total:,} | {rescale:,} ({rescale / reported:.2%}) | '
+    f'{rest:,.0f} ({rest / reported:.2%}) | {total / (4 * sum(layer.weights for layer in table)):.3f} |'
+  )
+
+
+def compare_run(workdir: str, folder: pathlib.Path) -> None:
+  """Prints how the packed file of a run compares with its trained network on the test split."""
+  source, dataset = source_of_run(workdir), finished.load(workdir).experiment.dataset
+  print(packed.write(source, folder / 'run.fracbits'))
+  batches = list(data.eval_batches(dataset, 'test', batch_size=100))
+  kept = np.concatenate([batch['mask'] for batch in batches]) > 0
+  images, labels = (np.concatenate([batch[key] for batch in batches])[kept] for key in ('image', 'label'))
+  graph = packed.read(folder / 'run.fracbits').graph
+  print(integer.compare(graph, images, reference=source.graph))
+  print(f'operations in floating point: {len(integer.float_operations(graph))}')
+  run, apply = integer.inference(graph), jax.jit(source.model.apply)
+  parts = np.split(images, range(100, len(images), 100))
+  answers = {
+    'integers': np.concatenate([run(part)[0] for part in parts]).argmax(-1),
+    'trained network': np.concatenate([apply(source.variables, part.astype(np.float32)) for part in parts]).argmax(-1),
+  }
+  for name, found in answers.items():
+    print(f'{name}: {np.mean(found == labels):.2%} of {len(labels)} test images')
+  print(f'different answers: {np.sum(answers["integers"] != answers["trained network"])}')
+
+
+def main() -> None:
+  """Runs one of the two parts."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('part', choices=('sizes', 'run'))
+  parser.add_argument('--workdir', default='runs/digits')
+  args = parser.parse_args()
+  platforms.keep_memory()
+  with tempfile.TemporaryDirectory() as folder:
+    if args.part == 'run':
+      compare_run(args.workdir, pathlib.Path(folder))
+      return
+    print('| network | reported, bytes | on disk | rescaling | graph and bit-widths | of float32 |')
+    print('|---|---|---|---|---|---|')
+    for name in NETWORKS:
+      for granularity in ('layer', 'kernel'):
+        print(sizes(granularity, name, pathlib.Path(folder)), flush=True)
+        jax.clear_caches()
+
+
+if __name__ == '__main__':
+  main()
