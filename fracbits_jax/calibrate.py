@@ -28,9 +28,7 @@ def sample(x: jax.Array) -> jax.Array:
 def sample_inputs(
   model: nn.Module, variables: Any, batches: Iterable[tuple[jax.Array, ...]], **kwargs: Any
 ) -> dict[str, np.ndarray]:
-  """Values of the inputs of every layer, by the layer's path: `[batches, 4096]`, drawn at random from each batch.
-
-  A layer that is called more than once has as many from each call.
+  """Values of the inputs of every layer, by the layer's path: `[calls, 4096]`, drawn at random from each call.
 
   Args:
     model: a network of `QuantConv`, `QuantDense` and their like, without quantization.
@@ -40,15 +38,22 @@ def sample_inputs(
       the statistics of each batch, as it does when a training goes on from here.
   """
 
+  found: dict[str, list[np.ndarray]] = {}
+
+  def watch(module: nn.Module, x: jax.Array, y: jax.Array) -> None:
+    del y
+    keep = found.setdefault('/'.join(module.path), []).append
+    jax.debug.callback(lambda values: keep(np.array(values)), sample(x))  # also from within nn.remat
+
   @jax.jit
   def run(variables, inputs):
-    found: dict[str, list[jax.Array]] = {}
-    with watch_layers(lambda module, x, y: found.setdefault('/'.join(module.path), []).append(sample(x))):
-      model.apply(variables, *inputs, **kwargs)
-    return {name: jnp.concatenate(of_calls) for name, of_calls in found.items()}
+    with watch_layers(watch):
+      return model.apply(variables, *inputs, **kwargs)
 
-  samples = [run(variables, inputs) for inputs in batches]
-  return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+  for inputs in batches:
+    run(variables, inputs)
+  jax.effects_barrier()
+  return {name: np.stack(values) for name, values in found.items()}
 
 
 @functools.partial(jax.jit, static_argnames=('signed', 'choices', 'scheme'))

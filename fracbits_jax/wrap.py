@@ -6,6 +6,8 @@ in the same scope. Parameters keep their names and shapes; clips and the collect
 
 import contextlib
 import dataclasses
+import functools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -211,20 +213,30 @@ def random_like(inputs: Any, key: jax.Array) -> tuple[jax.Array, ...]:
 
 def _signed_inputs(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any]) -> dict[str, bool]:
   """Whether the inputs of each layer can be negative, by path, in the order in which the layers run."""
-  order: list[str] = []
+  order: dict[str, tuple[int, ...]] = {}
+  lowest: dict[str, float] = {}
 
-  def lowest_inputs(*arguments: jax.Array) -> dict[str, jax.Array]:
-    lowest: dict[str, jax.Array] = {}
+  def keep(path: str, value: Any) -> None:
+    lowest[path] = min(float(value), lowest.get(path, math.inf))
 
-    def watch(layer: nn.Module, call: Callable, args: tuple, kwargs: dict) -> Any:
-      x, path = args[0] if args else kwargs['inputs'], '/'.join(layer.path)
-      lowest[path] = jnp.minimum(jnp.min(x), lowest.get(path, jnp.inf))
-      return call(*args, **kwargs)
+  def watch(layer: nn.Module, call: Callable, args: tuple, kwargs: dict) -> Any:
+    x, path = args[0] if args else kwargs['inputs'], '/'.join(layer.path)
+    jax.debug.callback(functools.partial(keep, path), jnp.min(x))  # also from within nn.remat
+    y = call(*args, **kwargs)
+    order[path] = layer.variables['params']['kernel'].shape
+    return y
 
+  @jax.jit
+  def run(*arguments: jax.Array) -> Any:
     with _replace_layers(watch):
-      model.init(jax.random.key(0), *arguments, **kwargs)
-    order[:] = lowest
-    return lowest
+      return model.init(jax.random.key(0), *arguments, **kwargs)
 
-  lowest = jax.jit(lowest_inputs)(*random_like(inputs, jax.random.key(1)))
-  return {path: bool(lowest[path] < 0) for path in order}
+  flat = traverse_util.flatten_dict(run(*random_like(inputs, jax.random.key(1)))['params'], sep='/')
+  jax.effects_barrier()
+  for path, shape in order.items():
+    if flat[f'{path}/kernel'].shape != shape:
+      raise ValueError(
+        f'{path} runs inside nn.scan or nn.vmap, where its kernel has an axis more: such layers cannot be quantized, '
+        'so call the layers one by one'
+      )
+  return {path: lowest[path] < 0 for path in order}

@@ -238,3 +238,30 @@ def test_a_network_of_tokens_is_quantized():
   expected = jax.jit(model.apply)(variables, tokens)
   error = jnp.abs(jax.jit(net.apply)(quantized, tokens) - expected).max()
   assert 0 < float(error) < 0.1 * float(jnp.abs(expected).max())
+
+
+class _Step(nn.Module):
+  @nn.compact
+  def __call__(self, x, _=None):
+    return nn.relu(nn.Dense(8)(x)), None
+
+
+def test_layers_within_remat_are_quantized_and_those_within_scan_refused():
+  class Lifted(nn.Module):
+    lifted: type
+
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(3)(self.lifted()(nn.Dense(8)(x), None)[0])
+
+  x = jax.random.normal(jax.random.key(0), (4, 8))
+  model = Lifted(nn.remat(_Step))
+  net = quantize_model(model, x)
+  assert [len(net.configs), net.configs['Dense_0'].signed_input] == [3, False]
+  start = from_float(net, jax.jit(model.init)(jax.random.key(0), x), x)
+  assert len(cost.trace(net, x)) == 3
+  inner = next(name for name in net.configs if '/' in name)
+  assert start['params'][inner.split('/')[0]]['Dense_0']['alpha'] != QuantConfig().alpha_init
+  scan = nn.scan(_Step, variable_axes={'params': 0}, split_rngs={'params': True}, length=3)
+  with pytest.raises(ValueError, match=r'runs inside nn\.scan'):
+    quantize_model(Lifted(scan), x)
