@@ -29,7 +29,7 @@ from fracbits_jax import cost, data, from_float, models, nnx_adapter, optim, pla
 from fracbits_jax.layers import QuantConfig
 
 BATCH = 64
-EQUIVALENT_BITS = 2.5
+EQUIVALENT_BITS = 2  # an integer, which the uniform network has throughout
 KAPPA = 1.0
 FLOAT_EPOCHS, SEARCH_EPOCHS, FINETUNE_EPOCHS = 40, 20, 20
 NOISE = 0.3
@@ -151,7 +151,7 @@ def train_linen(
   return {**learned, **variables}
 
 
-def run_linen(task: Task, splits: dict, seed: int, equivalent_bits: float) -> dict[str, Any]:
+def run_linen(task: Task, splits: dict, seed: int, equivalent_bits: int) -> dict[str, Any]:
   """Float, learned and uniform network of one seed: their scores, and what the policy is like."""
   key, sample = jax.random.key(seed), splits['train'][0][:256] * task.scale
   variables = task.model.init(key, sample)
@@ -221,7 +221,7 @@ def train_nnx(
     step(model, weights, bits, at, step_key)
 
 
-def run_nnx(task: Task, splits: dict, seed: int, equivalent_bits: float) -> dict[str, Any]:
+def run_nnx(task: Task, splits: dict, seed: int, equivalent_bits: int) -> dict[str, Any]:
   """What `run_linen` does, with an NNX model."""
   key, sample = jax.random.key(seed), splits['train'][0][:256] * task.scale
   keys = jax.random.split(key)
@@ -250,7 +250,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
   parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
-  parser.add_argument('--equivalent_bits', type=float, default=EQUIVALENT_BITS)
+  parser.add_argument('--equivalent_bits', type=int, default=EQUIVALENT_BITS)
   parser.add_argument('--validation', action='store_true', help='scores on the validation split, for choosing settings')
   args = parser.parse_args()
   cells.set_up()

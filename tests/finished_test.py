@@ -5,11 +5,14 @@ import re
 
 import jax
 import jax.numpy as jnp
+import left_over
 import numpy as np
 import pytest
 from tiny import tiny
 
 from fracbits_jax import compact, cost, data, finished, progress, run
+from fracbits_jax.export import __main__ as export
+from fracbits_jax.export import integer, packed
 
 README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text()
 
@@ -89,3 +92,26 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path):
       (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
       finished.load(tmp_path)
+
+
+def test_a_pruned_run_is_exported_without_its_pruned_channels(pruned, tmp_path, capsys):
+  _, workdir = pruned
+  left = finished.load(workdir)
+  assert export.main(['--workdir', str(workdir), '--format', 'packed', '--out', str(tmp_path / 'net')]) == 0
+  said = capsys.readouterr().out
+  found = packed.read(tmp_path / 'net')
+  assert found.size_mb == pytest.approx(left.policy.size_mb)
+  assert f'{round(left.policy.size_mb * 1e6):,} of kernels and biases' in said
+  images = next(data.eval_batches(left.experiment.dataset, 'test', batch_size=8))['image'].astype(np.float32)
+  expected = jax.jit(left.experiment.quant_model.clone(axis_name=None).apply)(left.variables, images)
+  outputs, _ = integer.inference(found.graph)(images)
+  np.testing.assert_allclose(outputs, expected, atol=0.02 * np.abs(expected).max())
+  np.testing.assert_array_equal(outputs.argmax(-1), expected.argmax(-1))
+
+
+def test_a_run_without_integer_bits_is_not_exported(tmp_path, capsys):
+  left_over.leave(tmp_path / 'run', phases=('pretrain', 'search'))
+  assert export.main(['--workdir', str(tmp_path / 'run'), '--format', 'packed']) == 2
+  said = capsys.readouterr().err
+  assert 'ended with search, so its bit-widths are not integers' in said
+  assert said.count('\n') == 1

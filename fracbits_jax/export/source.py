@@ -92,14 +92,16 @@ def source_of_run(workdir: str | os.PathLike, *, best: bool = False) -> Source:
   Raises:
     ValueError: one sentence: no finished run, or one that ended before its bit-widths were integers.
   """
-  from fracbits_jax import compact, finished, wrap  # a run needs the input pipeline; networks of one's own do not
+  # A run needs the input pipeline; networks of one's own do not.
+  from fracbits_jax import compact, finished, wrap
+  from fracbits_jax.workdir import read_finished
 
-  run = finished.load(workdir, best=best)
-  phase = run.result['phase']
+  phase = read_finished(workdir)[1]['phase']
   if phase != 'finetune':
     raise ValueError(
       f'{workdir} ended with {phase}, so its bit-widths are not integers: run it with finetune among its phases'
     )
+  run = finished.load(workdir, best=best)
   model, variables = run.experiment.quant_model.clone(axis_name=None), run.variables
   image_shape = run.experiment.dataset.image_shape
   if model.quant.prunes:
