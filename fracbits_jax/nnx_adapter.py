@@ -210,6 +210,23 @@ def set_bits(model: nnx.Module, bits: Mapping[str, Any], *, fixed: bool = False)
       layer.quant = dataclasses.replace(layer.quant, learned=not fixed)
 
 
+@dataclasses.dataclass(frozen=True)
+class Functional:
+  """An NNX model as linen has it: a function of its variables."""
+
+  graph: nnx.GraphDef
+
+  def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """What the model gives with the variables of `functional`; it is not changed."""
+    return nnx.merge(self.graph, variables['state'])(*args, **kwargs)
+
+
+def functional(model: nnx.Module) -> tuple[Functional, dict[str, Any]]:
+  """A model as a function, and its variables: its `state`, and its `bits` once more for costs and policies."""
+  graph, state = nnx.split(model)
+  return Functional(graph), {'state': state, 'bits': bits(model)}
+
+
 def trace(model: nnx.Module, inputs: Any, **kwargs: Any) -> tuple[layer_table.Layer, ...]:
   """The layer table of a model; arguments and errors as `cost.trace`."""
   example, rows = layer_table.example_of(inputs), {}

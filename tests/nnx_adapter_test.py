@@ -8,6 +8,8 @@ from flax import nnx
 
 from benchmarks import own_networks
 from fracbits_jax import cost, from_float, nnx_adapter, optim, policy, quantize_model
+from fracbits_jax.export import integer, packed
+from fracbits_jax.export.source import source_of
 from fracbits_jax.layers import QuantConfig
 
 IMAGES = jax.random.uniform(jax.random.key(0), (16, 8, 8, 1))
@@ -139,3 +141,19 @@ def test_rules_are_those_of_linen():
 def test_what_is_no_model_is_refused():
   with pytest.raises(ValueError, match='linen or an NNX module'):
     quantize_model(nn.relu, IMAGES)
+
+
+def test_an_nnx_model_is_exported(tmp_path):
+  model = Everything(nnx.Rngs(0))
+  model.eval()
+  quantize_model(model, IMAGES, default=QuantConfig(scheme='lsq', init_bits=4))
+  source = source_of(model, None, IMAGES)
+  packed.write(source, tmp_path / 'net')
+  found = packed.read(tmp_path / 'net')
+  assert [layer['name'] for layer in found.layers][:2] == ['conv', 'attention/query']
+  compared = integer.compare(found.graph, IMAGES, reference=source.graph, integer_inputs=False)
+  assert compared.different <= 2
+  assert compared.farthest_from_tie < 1e-4
+  expected = nnx.jit(model)(IMAGES)
+  outputs, _ = integer.inference(found.graph, integer_inputs=False)(IMAGES)
+  assert np.abs(outputs - expected).mean() < 0.01 * np.abs(expected).mean()

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.extend import core
 
 from fracbits_jax import conv, layers
@@ -81,12 +80,12 @@ class Graph:
     return {node.output: node for node in self.nodes}
 
 
-def capture(model: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwargs: Any) -> Graph:
+def capture(model: Any, variables: Mapping[str, Any], inputs: Any, **kwargs: Any) -> Graph:
   """Traces a network whose bit-widths are integers.
 
   Args:
     model: a linen module called as `model(inputs, **kwargs)`, with `QuantConv`, `QuantDense` or layers that
-      `quantize_model` has quantized.
+      `quantize_model` has quantized; or what `nnx_adapter.functional` makes of an NNX model.
     variables: its collections `params`, `bits`, and others.
     inputs: an example, or a `jax.ShapeDtypeStruct`, whose leading axis counts the images.
     **kwargs: for the call, such as `train=False`.
@@ -99,7 +98,7 @@ def capture(model: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwarg
   number, *rest = jax.export.symbolic_shape('n' + ''.join(f', {size}' for size in inputs.shape[1:]))
   example = jax.ShapeDtypeStruct((number, *rest), inputs.dtype)
 
-  def replacement(module: nn.Module, which: str, x: jax.Array, bits: Any, alpha: Any, kept: Any = None) -> jax.Array:
+  def replacement(module: Any, which: str, x: jax.Array, bits: Any, alpha: Any, kept: Any = None) -> jax.Array:
     name = '/'.join(module.path)
     operands = [jnp.asarray(bits, jnp.float32), *(() if alpha is None else (alpha,))]
     if which == 'input':

@@ -22,7 +22,7 @@ class Source:
   Attributes:
     name: what the exported file calls it.
     graph: the network as a graph.
-    model: the network itself, a linen module.
+    model: the network itself: a linen module, or what `nnx_adapter.functional` makes of an NNX one.
     variables: its variables.
     call: arguments of its call beside the input.
     input: shape and dtype of an input, the leading axis counting examples.
@@ -32,7 +32,7 @@ class Source:
 
   name: str
   graph: Graph
-  model: nn.Module
+  model: Any
   variables: Mapping[str, Any]
   call: Mapping[str, Any]
   input: jax.ShapeDtypeStruct
@@ -46,8 +46,8 @@ class Source:
 
 
 def source_of(
-  model: nn.Module,
-  variables: Mapping[str, Any],
+  model: Any,
+  variables: Mapping[str, Any] | None,
   inputs: Any,
   *,
   name: str = 'network',
@@ -57,8 +57,8 @@ def source_of(
   """A network of one's own, as something to export.
 
   Args:
-    model: a quantized linen network.
-    variables: its variables, with integer bit-widths.
+    model: a quantized network, linen or NNX.
+    variables: its variables, with integer bit-widths; `None` for an NNX model, which has them.
     inputs: what it is called with, as for `cost.trace`.
     name: of the network.
     input_range: as of a `Source`.
@@ -70,6 +70,11 @@ def source_of(
   examples = example_of(inputs)
   if len(examples) != 1:
     raise ValueError(f'{type(model).__name__} takes {len(examples)} inputs: export a network that takes one')
+  layers = cost.trace(model, examples[0], **kwargs)
+  if not isinstance(model, nn.Module):
+    from fracbits_jax import nnx_adapter  # which loads flax.nnx
+
+    model, variables = nnx_adapter.functional(model)
   return Source(
     name=name,
     graph=capture(model, variables, examples[0], **kwargs),
@@ -77,7 +82,7 @@ def source_of(
     variables=variables,
     call=kwargs,
     input=examples[0],
-    layers=cost.trace(model, examples[0], **kwargs),
+    layers=layers,
     input_range=input_range,
   )
 
