@@ -13,6 +13,7 @@ At 1 bit two's complement would be -Q and 0, where no positive weight has a grad
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -151,7 +152,7 @@ def activation(
   """
   x, bits, alpha = jnp.asarray(x), jnp.asarray(bits, jnp.float32), jnp.asarray(alpha, jnp.float32)
   quantize.check_scalars(bits=bits, alpha=alpha)
-  alpha = _scale_gradient(alpha, gradient_scale(bits, x.size // max(len(x), 1), signed=signed))
+  alpha = _scale_gradient(alpha, gradient_scale(bits, math.prod(x.shape[1:]), signed=signed))
   if not signed:
     return quantize.activation(x, bits, alpha, choices=choices, noise=noise, learned=learned)
   bits, noise = (None if b is None else quantize.with_rank(b, x) for b in (bits, noise))

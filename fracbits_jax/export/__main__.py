@@ -11,7 +11,7 @@ FORMATS = {
   'packed': ('fracbits_jax.export.packed', None, '.fracbits'),
   'qonnx': ('fracbits_jax.export.qonnx_format', 'qonnx', '.qonnx.onnx'),
   'onnx': ('fracbits_jax.export.onnx_format', 'onnx', '.onnx'),
-  'stablehlo': ('fracbits_jax.export.stablehlo', None, '.stablehlo'),
+  'stablehlo': ('fracbits_jax.export.stablehlo', 'stablehlo', '.stablehlo'),
 }
 
 

@@ -183,9 +183,31 @@ class _Reader:
     if not of_batch and not any(isinstance(value, str) for value in values):
       results = equation.primitive.bind(*map(jnp.asarray, values), **params)
       return [np.asarray(x) for x in results] if equation.primitive.multiple_results else [np.asarray(results)]
+    if op == 'gather' and (window := self._window(equation, values)) is not None:
+      return [window]
     if op not in ops.OPS or len(equation.outvars) > 1:
       raise ValueError(f'the network has an operation {op!r} that cannot be exported: only stablehlo takes all of them')
     return [self._node(op, values, aval, dict(_plain_params(params)))]
+
+  def _window(self, equation: Any, values: list[Any]) -> str | None:
+    """A gather of one window at a known place, such as `x[:, 0]`, as the slice that it is; `None` for others."""
+    x, indices = values
+    operand, sizes = equation.invars[0].aval, equation.params['slice_sizes']
+    numbers = equation.params['dimension_numbers']
+    if isinstance(indices, str) or np.ndim(indices) != 1:
+      return None
+    at = dict(zip(numbers.start_index_map, indices.tolist(), strict=True))
+    for axis, start in at.items():
+      if _size(operand.shape[axis]) < 0 or not 0 <= start <= operand.shape[axis] - sizes[axis]:
+        return None
+    starts = tuple(at.get(axis, 0) for axis in range(len(sizes)))
+    limits = tuple(_size(start + size) for start, size in zip(starts, sizes, strict=True))
+    params = {'start_indices': starts, 'limit_indices': limits, 'strides': None}
+    window = self._node('slice', (x,), jax.ShapeDtypeStruct(sizes, operand.dtype), params)
+    dimensions = {'dimensions': tuple(numbers.collapsed_slice_dims)}
+    return (
+      self._node('squeeze', (window,), equation.outvars[0].aval, dimensions) if any(dimensions.values()) else window
+    )
 
   def _quantize(self, aval: Any, values: list[Any], *, layer: str, quant: QuantConfig) -> Any:
     x, bits, alpha = values

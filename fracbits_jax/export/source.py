@@ -44,6 +44,12 @@ class Source:
     """The size that costs and policies report, in 10^6 bytes."""
     return float(cost.model_size(self.variables.get('bits', {}), self.layers))
 
+  def notes(self) -> dict[str, str]:
+    """What a file says of its network beside the graph."""
+    found = policy_of(self)
+    kept = {'bitops_g': f'{found.bitops_g:.9g}', 'size_mb': f'{found.size_mb:.9g}'}
+    return kept if self.input_range is None else {**kept, 'input_range': '{} {}'.format(*self.input_range)}
+
 
 def source_of(
   model: Any,

@@ -1,0 +1,177 @@
+"""Building an ONNX file from a graph: values and their layouts, constants, nodes.
+
+The networks of JAX have channels last, ONNX's convolutions have them second. A tensor therefore has an `order`: its
+axes as the network counts them, in the order in which the file has them. What works element by element takes any order,
+so that a network of convolutions is transposed nowhere; operations that need the network's own order transpose first.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from fracbits_jax.export.graph import Graph
+from fracbits_jax.export.source import Source
+from fracbits_jax.files import write_whole
+
+DTYPES = {
+  'float32': TensorProto.FLOAT,
+  'int32': TensorProto.INT32,
+  'int64': TensorProto.INT64,
+  'bool': TensorProto.BOOL,
+  **{f'{sign}int{bits}': getattr(TensorProto, f'{sign}int{bits}'.upper()) for sign in ('', 'u') for bits in (2, 4, 8)},
+}
+# The oldest version of the file format that has what an operator set needs.
+_IR_VERSIONS = {13: 8, 21: 10, 25: 13}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A value in the file.
+
+  Attributes:
+    name: its name there.
+    shape: as the network has it; -k stands for k times the number of examples.
+    dtype: as NumPy and ml_dtypes name it.
+    order: the network's axes in the order of the file.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: str
+  order: tuple[int, ...]
+
+  @property
+  def rank(self) -> int:
+    return len(self.shape)
+
+  @property
+  def shape_there(self) -> tuple[int, ...]:
+    """The shape in the file."""
+    return tuple(self.shape[axis] for axis in self.order)
+
+
+class Builder:
+  """An ONNX file that grows node by node.
+
+  Attributes:
+    opset: version of ONNX's operator set.
+    input: what the file takes.
+    values: the tensor or the constant of each value of the graph so far.
+  """
+
+  def __init__(self, source: Source, *, opset: int, batch_size: int | None):
+    """Begins a file.
+
+    Args:
+      source: what is exported.
+      opset: 13, 21 or 25.
+      batch_size: examples that the file takes at once; `None` for any number.
+    """
+    self.opset, self._batch_size, self._source = opset, batch_size, source
+    self._nodes: list[onnx.NodeProto] = []
+    self._infos: list[onnx.ValueInfoProto] = []
+    self._constants: dict[Any, str] = {}
+    self._initializers: list[onnx.TensorProto] = []
+    self._reordered: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+    self._domains: set[str] = set()
+    graph = source.graph
+    self.input = Tensor(graph.input, graph.input_shape, graph.input_dtype, _input_order(graph))
+    self.values: dict[str, Tensor | np.ndarray] = {graph.input: self.input}
+
+  def value(self, x: Any) -> Tensor | np.ndarray:
+    """What an input of a graph's node is here."""
+    return self.values[x] if isinstance(x, str) else np.asarray(x)
+
+  def constant(self, array: Any, name: str = 'constant') -> str:
+    """The name of a constant; equal ones are kept once."""
+    array = np.asarray(array)
+    if array.dtype == np.float64:
+      array = array.astype(np.float32)
+    key = (array.dtype.str, array.shape, array.tobytes())
+    if key not in self._constants:
+      self._constants[key] = self.initializer(numpy_helper.from_array(array), name)
+    return self._constants[key]
+
+  def initializer(self, proto: onnx.TensorProto, name: str) -> str:
+    """The name of a constant that is given as ONNX keeps it."""
+    proto.name = f'{name}_{len(self._initializers)}'
+    self._initializers.append(proto)
+    self._infos.append(helper.make_tensor_value_info(proto.name, proto.data_type, list(proto.dims)))
+    return proto.name
+
+  def add(self, op: str, inputs: Sequence[str], like: Tensor, *, domain: str = '', **attributes: Any) -> Tensor:
+    """Adds a node; returns its output.
+
+    Args:
+      op: ONNX's operator.
+      inputs: names; an empty one leaves an input out.
+      like: the output, but for its name.
+      domain: the operator's.
+      **attributes: of the node.
+    """
+    self._domains.add(domain)
+    output = dataclasses.replace(like, name=f'{op}_{len(self._nodes)}')
+    self._nodes.append(helper.make_node(op, list(inputs), [output.name], name=output.name, domain=domain, **attributes))
+    self._infos.append(self._info(output))
+    return output
+
+  def in_order(self, x: Tensor | np.ndarray, order: Iterable[int] | None = None) -> Tensor:
+    """A value in an order of axes, the network's own by default; constants become part of the file."""
+    order = tuple(range(x.ndim if isinstance(x, np.ndarray) else x.rank) if order is None else order)
+    if isinstance(x, np.ndarray):
+      return Tensor(self.constant(np.transpose(x, order)), x.shape, x.dtype.name, order)
+    if x.order == order:
+      return x
+    key = (x.name, order)
+    if key not in self._reordered:
+      permutation = [x.order.index(axis) for axis in order]
+      self._reordered[key] = self.add('Transpose', [x.name], dataclasses.replace(x, order=order), perm=permutation)
+    return self._reordered[key]
+
+  def size(self, size: int) -> int:
+    """A side of an array, -1 for one that depends on the number of examples."""
+    if size >= 0:
+      return size
+    return -1 if self._batch_size is None else -size * self._batch_size
+
+  def _info(self, x: Tensor) -> onnx.ValueInfoProto:
+    named = lambda side: 'N' if side == -1 else f'{-side}N'
+    sides = [named(side) if self.size(side) < 0 else self.size(side) for side in x.shape_there]
+    return helper.make_tensor_value_info(x.name, DTYPES[x.dtype], sides)
+
+  def finish(self, path: str | os.PathLike) -> None:
+    """Writes the file, whole or not at all."""
+    found = self.in_order(self.value(self._source.graph.output))
+    output = dataclasses.replace(found, name='output')
+    self._nodes.append(helper.make_node('Identity', [found.name], [output.name], name=output.name))
+    used = {name for node in self._nodes for name in node.input}
+    graph = helper.make_graph(
+      self._nodes,
+      self._source.name,
+      [self._info(self.input)],
+      [self._info(output)],
+      initializer=[constant for constant in self._initializers if constant.name in used],
+      value_info=[info for info in self._infos if info.name in used],
+    )
+    opsets = [helper.make_opsetid(domain, 1 if domain else self.opset) for domain in sorted(self._domains | {''})]
+    model = helper.make_model(
+      graph, opset_imports=opsets, producer_name='fracbits_jax', ir_version=_IR_VERSIONS[self.opset]
+    )
+    helper.set_model_props(model, self._source.notes())
+    if self._domains <= {''}:
+      onnx.checker.check_model(model, full_check=True)
+    write_whole(path, model.SerializeToString(deterministic=True))
+
+
+def _input_order(graph: Graph) -> tuple[int, ...]:
+  """Channels second for what a convolution sees, the network's own order otherwise."""
+  rank = len(graph.input_shape)
+  for node in graph.nodes:
+    if node.op == 'conv_general_dilated' and len(node.shape) == rank:
+      return tuple(node.params['dimension_numbers']['lhs_spec'])
+  return tuple(range(rank))

@@ -1,0 +1,107 @@
+"""ONNX with the standard types of 8, 4 and 2 bits: what onnxruntime and its like read.
+
+Inputs of layers go through QuantizeLinear and DequantizeLinear; kernels are stored as int8, int4 or int2 behind a
+DequantizeLinear. Where a grid has its zero in the middle between two codes, as the schemes `original` gives it, half a
+step is added in float, so that the codes stay those of the network.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+from onnx import TensorProto
+
+from fracbits_jax.export import bitpack, onnx_ops
+from fracbits_jax.export.fold import fold_affine
+from fracbits_jax.export.graph import Graph, Node
+from fracbits_jax.export.grid import Grid, Kernel
+from fracbits_jax.export.onnx_build import DTYPES, Builder, Tensor
+from fracbits_jax.export.qonnx_format import by_bits
+from fracbits_jax.export.source import Source
+
+WIDTHS = (2, 4, 8)
+
+
+def write(source: Source, path: str | os.PathLike) -> str:
+  """Writes an ONNX file, whole or not at all; returns what it takes on disk.
+
+  Raises:
+    ValueError: bit-widths other than 2, 4 and 8, or an operation that has no counterpart in ONNX.
+  """
+  graph = fold_affine(source.graph)
+  widths = _check_widths(graph)
+  b = Builder(source, opset=25 if 2 in widths else 21, batch_size=None)
+  if source.input_range == (0, 255):
+    b.values[graph.input] = _quantize_dequantize(b, b.input, 8, 1.0, signed=False)
+  onnx_ops.convert(b, graph, Quantizers())
+  b.finish(path)
+  size, reported = pathlib.Path(path).stat().st_size, round(source.size_mb * 1e6)
+  return (
+    f'{path}: {size:,} bytes, of which {reported:,} are kernels and biases, as reported; '
+    f'opset {b.opset}, kernels and inputs of {", ".join(map(str, sorted(widths)))} bits'
+  )
+
+
+def _check_widths(graph: Graph) -> set[int]:
+  found: dict[int, str] = {}
+  for node in graph.nodes:
+    if node.op in ('quantize', 'kernel'):
+      which = 'grid' if node.op == 'quantize' else 'kernel'
+      for bits in np.unique(node.params[which].bits).tolist():
+        found.setdefault(bits, f'the {"inputs" if which == "grid" else "kernel"} of {node.params["layer"]}')
+  for bits, where in found.items():
+    if bits not in (0, *WIDTHS):
+      raise ValueError(
+        f'{where} have {bits} bits, and ONNX has types of 2, 4 and 8: search with choices=(2, 4, 8), or export with '
+        '--format qonnx or packed'
+      )
+  return set(found) - {0}
+
+
+class Quantizers:
+  """How inputs and kernels are quantized in the file."""
+
+  def inputs(self, b: Builder, node: Node, x: Tensor) -> Tensor:
+    """Adds a `quantize` node."""
+    grid: Grid = node.params['grid']
+    if grid.bits == 0:
+      return b.add('Mul', [x.name, b.constant(np.float32(0))], x)
+    half = _half_step(grid.zero, grid.scale)
+    if half:
+      x = b.add('Sub', [x.name, b.constant(np.float32(half))], x)
+    y = _quantize_dequantize(b, x, grid.bits, grid.scale, signed=grid.signed)
+    return b.add('Add', [y.name, b.constant(np.float32(half))], y) if half else y
+
+  def kernel(self, b: Builder, node: Node, order: tuple[int, ...]) -> Tensor:
+    """Adds a `kernel` node, its axes in `order`."""
+    kernel: Kernel = node.params['kernel']
+    return by_bits(b, node, kernel, order, lambda own, like, _, codes: _dequantize(b, own, like, codes))
+
+
+def _half_step(zero: float, scale: float) -> float:
+  """What is missing to a grid whose zero is a code, for one whose zero is half a code below 2^(bits - 1)."""
+  return scale / 2 if zero % 1 else 0.0
+
+
+def _quantize_dequantize(b: Builder, x: Tensor, bits: int, scale: float, *, signed: bool) -> Tensor:
+  dtype = f'{"" if signed else "u"}int{bits}'
+  names = [b.constant(np.float32(scale)), _stored(b, dtype, np.zeros((), np.int32))]
+  codes = b.add('QuantizeLinear', [x.name, *names], dataclasses.replace(x, dtype=dtype))
+  return b.add('DequantizeLinear', [codes.name, *names], x)
+
+
+def _dequantize(b: Builder, kernel: Kernel, like: Tensor, codes: np.ndarray) -> Tensor:
+  bits, scale = int(kernel.bits), float(kernel.scale)
+  stored = _stored(b, f'int{bits}', codes - 2 ** (bits - 1))
+  value = b.add('DequantizeLinear', [stored, b.constant(np.float32(scale))], like)
+  half = _half_step(float(kernel.zero), scale)
+  return b.add('Add', [value.name, b.constant(np.float32(half))], value) if half else value
+
+
+def _stored(b: Builder, dtype: str, integers: np.ndarray) -> str:
+  """A constant of a type of few bits, several of which share a byte, the first in the lowest bits."""
+  bits = int(dtype.lstrip('uint'))
+  raw = bitpack.pack((integers % 2**bits).astype(np.int32).reshape(-1, 1), np.asarray(bits))
+  proto = TensorProto(data_type=DTYPES[dtype], dims=integers.shape, raw_data=raw)
+  return b.initializer(proto, 'codes' if integers.ndim else 'zero')

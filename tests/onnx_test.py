@@ -1,0 +1,242 @@
+"""Exports to ONNX and QONNX, run by onnxruntime and by the package qonnx."""
+
+import dataclasses
+import types
+
+import export_nets
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from export_nets import IMAGES
+from flax import linen as nn
+from jax import lax
+from onnx import numpy_helper
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
+
+from fracbits_jax import models
+from fracbits_jax.export import graph, onnx_format, onnx_ops, qonnx_format
+from fracbits_jax.export.onnx_build import Builder
+from fracbits_jax.export.source import source_of
+from fracbits_jax.layers import QuantConfig, QuantDense, quantized_class
+
+CHANNELS_FIRST = IMAGES.transpose(0, 3, 1, 2)
+
+
+def run_onnx(path, inputs):
+  options = onnxruntime.SessionOptions()
+  options.intra_op_num_threads = 1
+  return onnxruntime.InferenceSession(str(path), options).run(None, {'input': inputs})[0]
+
+
+def run_qonnx(path, inputs):
+  return execute_onnx(ModelWrapper(str(path)), {'input': inputs})['output']
+
+
+def with_bits(source, change):
+  """A source with other bit-widths."""
+  bits = jax.tree.map(lambda b: change(np.asarray(b)).astype(np.float32), source.variables['bits'])
+  variables = {**source.variables, 'bits': bits}
+  return source_of(source.model, variables, source.input, input_range=source.input_range, **source.call)
+
+
+class Only(nn.Module):
+  """A network of one layer."""
+
+  layer: nn.Module
+
+  def __call__(self, x):
+    return self.layer(x)
+
+
+def to_standard_widths(bits):
+  return 2.0 ** np.clip(np.round(np.log2(bits)), 1, 3)
+
+
+def logits(source, inputs):
+  return np.asarray(jax.jit(lambda x: graph.evaluate(source.graph, x)[0])(inputs))
+
+
+@pytest.mark.parametrize(('scheme', 'granularity'), [('original', 'kernel'), ('modified', 'layer'), ('lsq', 'kernel')])
+def test_qonnx_gives_the_networks_logits(scheme, granularity, tmp_path):
+  source = export_nets.source(scheme, granularity)
+  said = qonnx_format.write(source, tmp_path / 'net.onnx', batch_size=len(IMAGES))
+  assert '11 quantized tensors' in said
+  np.testing.assert_allclose(run_qonnx(tmp_path / 'net.onnx', CHANNELS_FIRST), logits(source, IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize(('scheme', 'granularity'), [('original', 'layer'), ('modified', 'kernel'), ('lsq', 'kernel')])
+def test_onnx_gives_the_networks_logits(scheme, granularity, tmp_path):
+  source = with_bits(export_nets.source(scheme, granularity), to_standard_widths)
+  said = onnx_format.write(source, tmp_path / 'net.onnx')
+  assert f'{(tmp_path / "net.onnx").stat().st_size:,} bytes' in said
+  expected = logits(source, IMAGES)
+  np.testing.assert_allclose(run_onnx(tmp_path / 'net.onnx', CHANNELS_FIRST), expected, atol=1e-5)
+  np.testing.assert_allclose(run_onnx(tmp_path / 'net.onnx', CHANNELS_FIRST[:3]), expected[:3], atol=1e-5)
+
+
+@pytest.mark.parametrize('bits', [1, 2, 3])
+@pytest.mark.parametrize('scheme', ['original', 'modified', 'lsq'])
+def test_every_grid_is_that_of_the_network(scheme, bits, tmp_path):
+  """Signed and unsigned inputs on ties, beyond the clips and at 0; kernels with 0 to 3 bits side by side."""
+  for signed in (False, True):
+    layer = Only(QuantDense(4, quant=QuantConfig(scheme=scheme, granularity='kernel', signed_input=signed)))
+    x = np.linspace(-3, 3, 9 * 5).reshape(9, 5).astype(np.float32)
+    x[:, 0] = 0.0
+    params = {**layer.init(jax.random.key(0), x)['params']['layer'], 'alpha': jnp.float32(2)}
+    bits_of = {'kernel': jnp.arange(4.0), 'input': jnp.float32(bits)}
+    variables = {'params': {'layer': params}, 'bits': {'layer': bits_of}}
+    source = source_of(layer, variables, x)
+    expected = logits(source, x)
+    qonnx_format.write(source, tmp_path / 'net.onnx', batch_size=9)
+    np.testing.assert_allclose(run_qonnx(tmp_path / 'net.onnx', x), expected, atol=1e-5)
+    if bits == 2:
+      standard = with_bits(source, lambda b: np.where(b % 2, 8, b))  # 0, 8, 2, 8 for the kernel
+      onnx_format.write(standard, tmp_path / 'net.onnx')
+      np.testing.assert_allclose(run_onnx(tmp_path / 'net.onnx', x), logits(standard, x), atol=1e-5)
+
+
+def test_weights_take_their_bits_in_the_file(tmp_path):
+  """A kernel of 2 bits has a quarter of a byte for each weight, as int2."""
+  source = with_bits(export_nets.source('lsq', 'layer'), lambda b: np.full_like(b, 2))
+  onnx_format.write(source, tmp_path / 'net.onnx')
+  codes = [c for c in onnx.load(tmp_path / 'net.onnx').graph.initializer if c.data_type == onnx.TensorProto.INT2]
+  kernels = [node.params['kernel'] for node in source.graph.nodes if node.op == 'kernel']
+  kernels = [kernel for kernel in kernels if kernel.bits == 2]
+  stored = [c for c in codes if c.dims]
+  assert len(stored) == len(kernels) == 4
+  for constant, kernel in zip(stored, kernels, strict=True):
+    assert len(constant.raw_data) == -(-kernel.codes.size // 4)
+    order = (3, 2, 0, 1) if kernel.codes.ndim == 4 else (0, 1)
+    np.testing.assert_array_equal(numpy_helper.to_array(constant).astype(int), kernel.codes.transpose(order) - 2)
+
+
+def test_convolutions_are_not_transposed(tmp_path):
+  for name in ('mobilenet_v2', 'resnet8'):
+    model = models.create(name, num_classes=5, quant=QuantConfig(init_bits=4), width=0.25, small_images=True)
+    variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES[:1])
+    variables = jax.tree.map(lambda x: np.full(x.shape, 4, x.dtype), variables)
+    source = source_of(model, variables, IMAGES, input_range=(0, 255))
+    for module, kwargs in ((onnx_format, {}), (qonnx_format, {'batch_size': 1})):
+      module.write(source, tmp_path / 'net.onnx', **kwargs)
+      found = onnx.load(tmp_path / 'net.onnx').graph
+      ops = [node.op_type for node in found.node]
+      assert 'Transpose' not in ops, name
+      assert ops.count('GlobalAveragePool') == 1
+      assert [d.dim_value for d in found.input[0].type.tensor_type.shape.dim][1:] == [3, 12, 12]
+
+
+def test_a_transformer_gives_its_logits(tmp_path):
+  source, x = export_nets.transformer()
+  qonnx_format.write(source, tmp_path / 'net.onnx', batch_size=len(x))
+  expected = logits(source, x)
+  np.testing.assert_allclose(run_qonnx(tmp_path / 'net.onnx', x.transpose(0, 3, 1, 2)), expected, atol=1e-5)
+  standard = with_bits(source, lambda b: np.full_like(b, 8))
+  onnx_format.write(standard, tmp_path / 'net.onnx')
+  y = run_onnx(tmp_path / 'net.onnx', x.transpose(0, 3, 1, 2)[:5])
+  np.testing.assert_allclose(y, logits(standard, x)[:5], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'settings',
+  [{}, {'padding': 'VALID'}, {'padding': ((2, 1), (0, 2))}, {'transpose_kernel': True}, {'kernel_dilation': 2}],
+)
+def test_transposed_convolutions(settings, tmp_path):
+  strides, kernel_size = (2, 3), (3, 4)
+  features = 3 if settings.get('transpose_kernel') else 4
+  layer = Only(quantized_class(nn.ConvTranspose)(features, kernel_size, strides, quant=QuantConfig(), **settings))
+  x = np.random.default_rng(0).uniform(0, 8, (2, 5, 6, 3)).astype(np.float32)
+  source = source_of(layer, layer.init(jax.random.key(0), x), x)
+  qonnx_format.write(source, tmp_path / 'net.onnx', batch_size=2)
+  y = run_qonnx(tmp_path / 'net.onnx', x.transpose(0, 3, 1, 2))
+  np.testing.assert_allclose(y, logits(source, x), rtol=1e-4, atol=1e-3)
+
+
+def written(function, x, path, opset=21):
+  """A function of arrays as an ONNX file; the graph it was written from."""
+  model = types.SimpleNamespace(apply=lambda variables, x: function(x))
+  captured = graph.capture(model, {}, x)
+  source = dataclasses.replace(export_nets.source(), graph=captured, input_range=None)
+  b = Builder(source, opset=opset, batch_size=None if opset > 13 else len(x))
+  onnx_ops.convert(b, captured, None)
+  b.finish(path)
+
+
+FUNCTIONS = {
+  'arithmetic': lambda x: jnp.abs(x) - x / 3 + jnp.sign(x) * 2 + jnp.ceil(x) - jnp.floor(x) + lax.rem(x, 0.7),
+  'functions': lambda x: jnp.exp(x) + jnp.sin(x) - jnp.cos(x) + jnp.tanh(x) + lax.erf(x) + jnp.expm1(x) + jnp.exp2(x),
+  'roots': lambda x: lax.rsqrt(x * x + 1) + jnp.sqrt(jnp.abs(x)) + jnp.log1p(x * x) + jnp.log(x * x + 1) + x**3,
+  'gates': lambda x: nn.sigmoid(x) + nn.gelu(x) + nn.silu(x) + nn.softplus(x) + jnp.clip(x, -0.5, 0.4) + nn.relu(x),
+  'limits': lambda x: lax.clamp(-0.3, x, 0.6) + jnp.maximum(0.0, x) + jnp.maximum(x, -0.5) + jnp.minimum(x, 0.1),
+  'logic': lambda x: jnp.where((x > 0) & ~(x >= 0.5) | (x != x[:, :1]) & (x <= 0.9) | (x == 0.25), x, -x),
+  'reductions': lambda x: x.max(1) - x.min(1) + x.sum(1) + (x > 0).astype(jnp.float32).sum(1) + x.mean((1, 2))[:, None],
+  'products': lambda x: jnp.prod(x, axis=2),
+  'softmax': nn.softmax,
+  'shapes': lambda x: jnp.concatenate([x.reshape(-1, 12)[:, ::2], lax.rev(x[:, 1], (1,)), x.mT[:, :, 0]], axis=1),
+  'padding': lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 1)), constant_values=2.0),
+  'repeated': lambda x: x + jnp.broadcast_to(x[:, :1, :1], (x.shape[0], 3, 1)) * jnp.ones((x.shape[0], 1, 4)),
+  'each example': lambda x: jnp.concatenate([jnp.broadcast_to(jnp.arange(4.0), (x.shape[0], 1, 4)), x], axis=1),
+  'pairs': lambda x: jnp.einsum('nij,nkj->nik', x, x) @ jnp.arange(6.0).reshape(3, 2),
+  'largest': lambda x: jnp.argmax(x, axis=1).astype(jnp.float32),
+  'pools': lambda x: sum(pool(x[..., None], (2, 2), padding='SAME') for pool in (nn.max_pool, nn.avg_pool)),
+  'dilated': lambda x: lax.conv_general_dilated(
+    x[..., None], jnp.ones((2, 2, 1, 2)), (1, 2), ((1, 1), (2, 1)), rhs_dilation=(2, 1),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC')),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('opset', [13, 21])
+@pytest.mark.parametrize('name', FUNCTIONS)
+def test_operations(name, opset, tmp_path):
+  x = np.random.default_rng(0).standard_normal((5, 3, 4)).astype(np.float32)
+  written(FUNCTIONS[name], x, tmp_path / 'f.onnx', opset)
+  np.testing.assert_allclose(run_onnx(tmp_path / 'f.onnx', x), FUNCTIONS[name](x), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_an_embedding(tmp_path):
+  table = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
+  tokens = np.array([[0, 6, 3], [2, 2, 1]], np.int32)
+  written(lambda x: jnp.take(jnp.asarray(table), x, axis=0), tokens, tmp_path / 'f.onnx')
+  np.testing.assert_array_equal(run_onnx(tmp_path / 'f.onnx', tokens), table[tokens])
+
+
+REFUSED = {
+  'is not written': lambda x: lax.erf_inv(x),
+  'negative padding': lambda x: lax.conv_general_dilated(
+    x[..., None], jnp.ones((2, 2, 1, 1)), (1, 1), ((-1, 1), (0, 0)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  ),
+  'pools over examples': lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2), (1, 1, 1), 'VALID'),
+  'pads between': lambda x: lax.pad(x, 0.0, ((0, 0, 0), (0, 0, 1), (0, 0, 0))),
+  'gathers other things': lambda x: jnp.take_along_axis(
+    x, jnp.argsort(jnp.ones((3, 4)), 0)[None] + 0 * x.astype(int), 1
+  ),
+}
+
+
+@pytest.mark.parametrize('words', REFUSED)
+def test_what_has_no_counterpart_is_refused(words, tmp_path):
+  x = np.ones((5, 3, 4), np.float32)
+  with pytest.raises(ValueError, match='not written as ONNX: export with --format packed') as caught:
+    written(REFUSED[words], x, tmp_path / 'f.onnx')
+  assert words in str(caught.value) or words == 'is not written'
+  assert not (tmp_path / 'f.onnx').exists()
+
+
+def test_other_widths_are_refused(tmp_path):
+  with pytest.raises(ValueError, match=r'have [13567] bits, and ONNX has types of 2, 4 and 8: search with choices'):
+    onnx_format.write(export_nets.source('original', 'kernel'), tmp_path / 'net.onnx')
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_code_is_noticed(tmp_path):
+  """The comparisons can fail: one weight of the file is another one."""
+  source = with_bits(export_nets.source('lsq', 'layer'), lambda b: np.full_like(b, 4))
+  onnx_format.write(source, tmp_path / 'net.onnx')
+  model = onnx.load(tmp_path / 'net.onnx')
+  codes = next(c for c in model.graph.initializer if c.data_type == onnx.TensorProto.INT4 and c.dims)
+  codes.raw_data = bytes([codes.raw_data[0] ^ 0x44]) + codes.raw_data[1:]
+  onnx.save(model, tmp_path / 'net.onnx')
+  assert np.abs(run_onnx(tmp_path / 'net.onnx', CHANNELS_FIRST) - logits(source, IMAGES)).max() > 1e-3
