@@ -12,19 +12,25 @@ import argparse
 import pathlib
 import sys
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnxruntime
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from fracbits_jax import cost, data, finished, models, platforms, policy
-from fracbits_jax.export import integer, packed
-from fracbits_jax.export.source import source_of, source_of_run
+from fracbits_jax.export import integer, onnx_format, packed, qonnx_format, stablehlo
+from fracbits_jax.export.source import Source, source_of, source_of_run
 from fracbits_jax.layers import QuantConfig
 
 NETWORKS = ('mobilenet_v1', 'mobilenet_v2', 'resnet18')
+_BATCH = 100
 
 
 def sizes(granularity: str, name: str, folder: pathlib.Path) -> str:
@@ -53,24 +59,62 @@ def sizes(granularity: str, name: str, folder: pathlib.Path) -> str:
 
 
 def compare_run(workdir: str, folder: pathlib.Path) -> None:
-  """Prints how the packed file of a run compares with its trained network on the test split."""
+  """Prints how each exported file of a run compares with its trained network on the whole test split."""
   source, dataset = source_of_run(workdir), finished.load(workdir).experiment.dataset
-  print(packed.write(source, folder / 'run.fracbits'))
-  batches = list(data.eval_batches(dataset, 'test', batch_size=100))
+  batches = list(data.eval_batches(dataset, 'test', batch_size=_BATCH))
   kept = np.concatenate([batch['mask'] for batch in batches]) > 0
   images, labels = (np.concatenate([batch[key] for batch in batches])[kept] for key in ('image', 'label'))
-  graph = packed.read(folder / 'run.fracbits').graph
-  print(integer.compare(graph, images, reference=source.graph))
-  print(f'operations in floating point: {len(integer.float_operations(graph))}')
-  run, apply = integer.inference(graph), jax.jit(source.model.apply)
-  parts = np.split(images, range(100, len(images), 100))
-  answers = {
-    'integers': np.concatenate([run(part)[0] for part in parts]).argmax(-1),
-    'trained network': np.concatenate([apply(source.variables, part.astype(np.float32)) for part in parts]).argmax(-1),
-  }
-  for name, found in answers.items():
-    print(f'{name}: {np.mean(found == labels):.2%} of {len(labels)} test images')
-  print(f'different answers: {np.sum(answers["integers"] != answers["trained network"])}')
+  images, apply = images.astype(np.float32), jax.jit(source.model.apply)
+  trained = in_batches(lambda x: apply(source.variables, x), images)
+  print(f'trained network: {np.mean(trained.argmax(-1) == labels):.2%} of {len(labels)} test images')
+  for name, export in EXPORTS.items():
+    try:
+      said, answer = export(source, folder / name)
+    except ValueError as error:
+      print(f'\n{name}: {error}')
+      continue
+    found = in_batches(answer, images)
+    print(f'\n{name}: {said}')
+    print(
+      f'{np.mean(found.argmax(-1) == labels):.2%}; {np.sum(found.argmax(-1) != trained.argmax(-1))} different answers, '
+      f'largest difference {np.abs(found - trained).max():.2g} of logits up to {np.abs(trained).max():.3g}; '
+      f'{np.sum(np.abs(found - trained).max(-1) > 1e-3)} images with more than 0.001'
+    )
+    if name == 'packed':
+      graph = packed.read(folder / name).graph
+      print(integer.compare(graph, images, reference=source.graph))
+      print(f'operations in floating point: {len(integer.float_operations(graph))}')
+
+
+def in_batches(function: Callable[[np.ndarray], Any], images: np.ndarray) -> np.ndarray:
+  """What a function gives for all images, `_BATCH` of which it takes at once."""
+  return np.concatenate([np.asarray(function(part)) for part in np.split(images, range(_BATCH, len(images), _BATCH))])
+
+
+def _packed(source: Source, path: pathlib.Path) -> tuple[str, Callable]:
+  said = packed.write(source, path)
+  run = integer.inference(packed.read(path).graph)
+  return said, lambda x: run(x)[0]
+
+
+def _qonnx(source: Source, path: pathlib.Path) -> tuple[str, Callable]:
+  said = qonnx_format.write(source, path, batch_size=_BATCH)
+  network = ModelWrapper(str(path))
+  return said, lambda x: execute_onnx(network, {'input': x.transpose(0, 3, 1, 2)})['output']
+
+
+def _onnx(source: Source, path: pathlib.Path) -> tuple[str, Callable]:
+  said = onnx_format.write(source, path)
+  session = onnxruntime.InferenceSession(str(path))
+  return said, lambda x: session.run(None, {'input': x.transpose(0, 3, 1, 2)})[0]
+
+
+def _stablehlo(source: Source, path: pathlib.Path) -> tuple[str, Callable]:
+  said = stablehlo.write(source, path)
+  return said, jax.export.deserialize(path.read_bytes()).call
+
+
+EXPORTS = {'packed': _packed, 'qonnx': _qonnx, 'onnx': _onnx, 'stablehlo': _stablehlo}
 
 
 def main() -> None:

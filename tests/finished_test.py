@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import left_over
 import numpy as np
 import pytest
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
 from tiny import tiny
 
 from fracbits_jax import compact, cost, data, finished, progress, run
@@ -109,9 +111,29 @@ def test_a_pruned_run_is_exported_without_its_pruned_channels(pruned, tmp_path, 
   np.testing.assert_array_equal(outputs.argmax(-1), expected.argmax(-1))
 
 
+def test_a_pruned_run_in_the_other_formats(pruned, tmp_path, capsys):
+  _, workdir = pruned
+  left = finished.load(workdir)
+  images = next(data.eval_batches(left.experiment.dataset, 'test', batch_size=8))['image'].astype(np.float32)
+  expected = jax.jit(left.experiment.quant_model.clone(axis_name=None).apply)(left.variables, images)
+  for kind in ('qonnx', 'stablehlo'):
+    assert export.main(['--workdir', str(workdir), '--format', kind, '--out', str(tmp_path / kind)]) == 0
+  program = jax.export.deserialize((tmp_path / 'stablehlo').read_bytes())
+  np.testing.assert_allclose(program.call(images), expected, atol=0.02 * np.abs(expected).max())
+  network = ModelWrapper(str(tmp_path / 'qonnx'))
+  outputs = [execute_onnx(network, {'input': x[None].transpose(0, 3, 1, 2)})['output'] for x in images[:2]]
+  np.testing.assert_allclose(np.concatenate(outputs), expected[:2], atol=0.02 * np.abs(expected).max())
+  capsys.readouterr()
+  assert export.main(['--workdir', str(workdir), '--format', 'onnx', '--out', str(tmp_path / 'onnx')]) == 2
+  said = capsys.readouterr().err
+  assert 'search with choices=(2, 4, 8)' in said
+  assert said.count('\n') == 1
+
+
 def test_a_run_without_integer_bits_is_not_exported(tmp_path, capsys):
   left_over.leave(tmp_path / 'run', phases=('pretrain', 'search'))
-  assert export.main(['--workdir', str(tmp_path / 'run'), '--format', 'packed']) == 2
-  said = capsys.readouterr().err
-  assert 'ended with search, so its bit-widths are not integers' in said
-  assert said.count('\n') == 1
+  for kind in export.FORMATS:
+    assert export.main(['--workdir', str(tmp_path / 'run'), '--format', kind]) == 2
+    said = capsys.readouterr().err
+    assert 'ended with search, so its bit-widths are not integers' in said
+    assert said.count('\n') == 1
