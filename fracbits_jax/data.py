@@ -66,6 +66,7 @@ _CROPPED = Spec(image_size=224, channels=3, flip=True, resized_crop=True)
 
 SPECS = {
   'digits': Spec(image_size=32, channels=1, splits=('train', 'validation', 'test'), shift=2, embedded=True),
+  'glyphs': Spec(image_size=32, channels=3, splits=('train', 'validation', 'test'), shift=2, embedded=True),
   'cifar10': Spec(image_size=32, channels=3, splits=_CIFAR_SPLITS, shift=4, flip=True),
   'cifar100': Spec(image_size=32, channels=3, splits=_CIFAR_SPLITS, shift=4, flip=True),
   'imagenet2012': dataclasses.replace(_CROPPED, splits=('train[10000:]', 'train[:10000]', 'validation')),
