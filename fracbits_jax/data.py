@@ -33,6 +33,7 @@ __all__ = [
 
 FOLDER = 'folder'  # the name of a data set that is a folder of classes
 _MEMORY_BYTES = 512 * 2**20
+_READ_AT_ONCE = 1000  # examples of a set that is decoded into memory
 _SMALL_IMAGE = 64  # up to this size images are shifted, above it they are cropped at random
 
 
@@ -192,8 +193,11 @@ def _open_prepared(name: str, spec: Spec, data_dir: str | None) -> tuple[tuple[s
     importlib.import_module(f'fracbits_jax.datasets.{name}')
   try:
     builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
-    if spec.embedded:
-      _prepare(builder)
+  except _NOT_READABLE:
+    raise ValueError(_how_to_prepare(name, data_dir)) from None
+  if spec.embedded:
+    _prepare(builder)
+  try:
     splits = spec.splits or sources.choose_splits(builder.info.splits)
     decoders = {'image': tfds.decode.SkipDecoding()}
     opened = [split and builder.as_data_source(split, decoders=decoders) for split in splits]
@@ -244,7 +248,10 @@ def _decoded(source: Sequence, spec: Spec) -> Sequence:
   """Images of one size that fit into memory are decoded once."""
   if spec.resized_crop or len(source) * spec.image_size**2 * spec.channels > _MEMORY_BYTES:
     return source
-  examples = [source[i] for i in range(len(source))]
-  return sources.Memory(
-    np.stack([pixels(e['image']) for e in examples]), np.asarray([e['label'] for e in examples], np.int32)
-  )
+  images = np.empty((len(source), spec.image_size, spec.image_size, spec.channels), np.uint8)
+  labels = np.empty(len(source), np.int32)
+  for start in range(0, len(source), _READ_AT_ONCE):
+    indices = range(start, min(start + _READ_AT_ONCE, len(source)))
+    for i, example in zip(indices, source.read(indices), strict=True):
+      images[i], labels[i] = pixels(example['image']), example['label']
+  return sources.Memory(images, labels)

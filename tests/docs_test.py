@@ -87,7 +87,7 @@ def test_settings_that_the_advice_names_exist():
 
 def test_recipes_that_the_advice_names_exist():
   text = (ROOT / 'docs' / 'advice.md').read_text()
-  named = set(re.findall(r'`((?:digits|mbv|resnet|cifar)\w*)`', text))
+  named = set(re.findall(r'`((?:digits|glyphs|mbv|resnet|cifar)\w*)`', text))
   assert named
   assert [name for name in sorted(named) if not (ROOT / 'configs' / f'{name}.py').exists()] == []
 

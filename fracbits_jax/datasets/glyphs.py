@@ -1,4 +1,4 @@
-"""65,000 distorted letters and digits in 62 classes, drawn from fonts that matplotlib carries: a set without a download.
+"""65,000 distorted letters and digits in 62 classes, drawn from fonts that matplotlib carries; nothing is downloaded.
 
 A batch of images, one of each class, is drawn from a seed of its own with integers alone: `RandomState.randint`, whose
 streams are frozen, the outlines and the filling of `outlines`, and NumPy's integer arithmetic. No libm, no BLAS, no
@@ -123,23 +123,23 @@ def _background(random: np.random.RandomState, colour: np.ndarray) -> np.ndarray
 
 
 def _contrasting(random: np.random.RandomState, colour: np.ndarray) -> np.ndarray:
-  """A colour for each background, `[62, 3]`, that is darker or brighter by at least 48 of 255."""
+  """A colour for each background, `[62, 3]`, that is darker or brighter by at least 64 of 255."""
   grey = colour.sum(axis=1) // 3
-  gap = _integers(random, 48, 150, _COUNT)
+  gap = _integers(random, 64, 160, _COUNT)
   brighter = _integers(random, 0, 1, _COUNT) == 1
-  brighter = np.where(grey + gap > 255, False, np.where(grey - gap < 0, True, brighter))
+  brighter = np.where(grey < gap, True, np.where(grey + gap > 255, False, brighter))
   grey = np.where(brighter, grey + gap, grey - gap)
   return (grey[:, None] + _integers(random, -50, 50, (_COUNT, 3))).clip(0, 255).astype(np.int32)
 
 
 def _characters(random: np.random.RandomState, split: str) -> list[np.ndarray]:
-  middle = _pixels(random, -3, 3, (_COUNT, 2))
+  middle = _pixels(random, -2, 2, (_COUNT, 2))
   return _placed(random, split, np.arange(_COUNT), middle)
 
 
 def _neighbours(random: np.random.RandomState, split: str) -> list[np.ndarray]:
   """Characters at one of the four sides, most of each beyond the edge."""
-  far = _pixels(random, 18, 26, _COUNT) * (2 * _integers(random, 0, 1, _COUNT) - 1)
+  far = _pixels(random, 20, 27, _COUNT) * (2 * _integers(random, 0, 1, _COUNT) - 1)
   along = _pixels(random, -10, 10, _COUNT)
   beside = _integers(random, 0, 1, (_COUNT, 1)) == 1
   middle = np.where(beside, np.stack([far, along], axis=1), np.stack([along, far], axis=1))
@@ -154,11 +154,11 @@ def _placed(random: np.random.RandomState, split: str, labels: np.ndarray, middl
 
 
 def _distortion(random: np.random.RandomState) -> np.ndarray:
-  """Affine maps `[62, 2, 2]` in 1 / 4096: capitals 17 to 23 pixels high, rotated by up to 18 degrees, sheared."""
-  height = _pixels(random, 17, 23, _COUNT) * 4096 // outlines.CAP_HEIGHT
+  """Affine maps `[62, 2, 2]` in 1 / 4096: capitals 18 to 23 pixels high, rotated by up to 14 degrees, sheared."""
+  height = _pixels(random, 18, 23, _COUNT) * 4096 // outlines.CAP_HEIGHT
   width = height * _integers(random, 52, 76, _COUNT) // 64
   # tan(angle / 2) in 1 / 256 gives sine and cosine by divisions, which are exact, unlike libm's.
-  half, shear = _integers(random, -40, 40, _COUNT), _integers(random, -16, 16, _COUNT)
+  half, shear = _integers(random, -32, 32, _COUNT), _integers(random, -16, 16, _COUNT)
   norm = 256**2 + half**2
   cos, sin = 4096 * (256**2 - half**2) // norm, 4096 * 512 * half // norm
   rows = [[width * cos, height * (cos * shear // 64 - sin)], [width * sin, height * (sin * shear // 64 + cos)]]
@@ -166,10 +166,10 @@ def _distortion(random: np.random.RandomState) -> np.ndarray:
 
 
 def _strokes(random: np.random.RandomState) -> list[np.ndarray]:
-  """A straight stroke across each image, 0.6 to 2 pixels wide."""
+  """A straight stroke across each image, 0.6 to 1.6 pixels wide."""
   start, end = _pixels(random, 0, SIZE, (2, _COUNT, 2))
   along = end - start
-  across = along[:, ::-1] * [-1, 1] * _pixels(random, 0.3, 1, (_COUNT, 1))
+  across = along[:, ::-1] * [-1, 1] * _pixels(random, 0.3, 0.8, (_COUNT, 1))
   across //= np.maximum(np.abs(along).max(axis=1, keepdims=True), 1)
   corners = np.stack([start + across, end + across, end - across, start - across], axis=1)
   return list(np.stack([corners, np.roll(corners, -1, axis=1)], axis=2))
@@ -206,7 +206,7 @@ def _binomial(images: np.ndarray) -> np.ndarray:
 
 
 def _noisy(random: np.random.RandomState, images: np.ndarray) -> np.ndarray:
-  """Each image with noise of a deviation of its own, 0 to 31: sums of four uniform bytes, nearly a normal one."""
-  strength = _integers(random, 0, 28, (_COUNT, 1, 1, 1))
+  """Each image with noise of its own deviation, 0 to 28, mostly small: sums of four uniform bytes, nearly normal."""
+  strength = _integers(random, 0, 24, (2, _COUNT, 1, 1, 1)).min(axis=0)
   noise = random.randint(0, 256, (4, *images.shape), dtype=np.uint8).sum(axis=0, dtype=np.int32) - 510
   return images + noise * strength // 128

@@ -1,12 +1,13 @@
 """Letters as polygons, read from font files and filled in integer arithmetic.
 
-Nothing here depends on FreeType, on OpenCV or on a processor's floating point: a font's outlines are integers, curves are
-cut into straight edges at exact fractions, and a sample is inside or outside by comparing integers. The same fonts give
-the same coverage on every machine.
+Nothing here depends on FreeType, on OpenCV or on how a processor rounds: a font's outlines are integers, curves are cut
+into straight edges at fractions that floating point holds exactly, and whether a sample lies inside is decided by
+comparing integers. The same fonts give the same coverage on every machine.
 """
 
 import functools
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -80,7 +81,7 @@ def _edges(glyph, glyphs) -> np.ndarray:
     def _qCurveToOne(self, control, end):
       start = self._getCurrentPoint()
       cuts = [_on_curve(start, control, end, i) for i in range(_CURVE_EDGES + 1)]
-      edges.extend(zip(cuts, cuts[1:], strict=False))
+      edges.extend(itertools.pairwise(cuts))
 
     def _closePath(self):
       edges.append((self._getCurrentPoint(), self._start))
@@ -93,7 +94,8 @@ def _on_curve(start, control, end, i: int) -> tuple[float, ...]:
   """The point of a quadratic Bezier curve at `i / _CURVE_EDGES`; exact, as its denominator is a power of two."""
   n = _CURVE_EDGES
   weights = ((n - i) ** 2, 2 * i * (n - i), i**2)
-  return tuple(sum(w * v for w, v in zip(weights, axis, strict=True)) / n**2 for axis in zip(start, control, end))
+  axes = zip(start, control, end, strict=True)
+  return tuple(sum(w * v for w, v in zip(weights, axis, strict=True)) / n**2 for axis in axes)
 
 
 def digest(fonts: Iterable[str], characters: str) -> str:
@@ -135,16 +137,14 @@ def coverage(shapes: Sequence[np.ndarray], size: int) -> np.ndarray:
   side = size * SAMPLES
   owner = np.repeat(np.arange(len(shapes)), [len(shape) for shape in shapes])
   (x0, y0), (x1, y1) = np.concatenate(shapes).transpose(1, 2, 0)
-  # Rows of samples whose height, the middle of a subpixel, lies within the edge's, its upper end included.
-  first, last = (np.clip(-((_SUBPIXEL // 2 - y) // _SUBPIXEL), 0, side) for y in (np.minimum(y0, y1), np.maximum(y0, y1)))
+  # The rows that an edge crosses, its upper end included.
+  first, last = _first_sample(np.minimum(y0, y1), side), _first_sample(np.maximum(y0, y1), side)
   crossings = last - first
   edge = np.repeat(np.arange(len(owner)), crossings)
   row = np.arange(len(edge)) - np.repeat(np.cumsum(crossings) - crossings, crossings) + first[edge]
   y = row * _SUBPIXEL + _SUBPIXEL // 2
   x = x0[edge] + (y - y0[edge]) * (x1 - x0)[edge] // (y1 - y0)[edge]
-  # The first sample to the right; one beyond the last stands for none.
-  column = np.clip(-((_SUBPIXEL // 2 - x) // _SUBPIXEL), 0, side)
-  place = (owner[edge] * side + row) * (side + 1) + column
+  place = (owner[edge] * side + row) * (side + 1) + _first_sample(x, side)
   steps = np.zeros(len(shapes) * side * (side + 1), np.int8)
   np.add.at(steps, place, np.where(y1 > y0, 1, -1).astype(np.int8)[edge])
   # Contours are closed, so that the steps of each row add up to 0: one sum runs over all rows and shapes.
@@ -152,3 +152,8 @@ def coverage(shapes: Sequence[np.ndarray], size: int) -> np.ndarray:
   inside = (winding[..., :side] != 0).view(np.uint8)
   rows = sum(inside[:, i::SAMPLES] for i in range(SAMPLES))
   return sum(rows[..., i::SAMPLES] for i in range(SAMPLES))
+
+
+def _first_sample(at: np.ndarray, side: int) -> np.ndarray:
+  """The first of a line's samples, which lie in the middle of subpixels, that is not before `at`; `side` for none."""
+  return np.clip(-((_SUBPIXEL // 2 - at) // _SUBPIXEL), 0, side)
