@@ -191,12 +191,8 @@ def _derive(name: str, builder: tfds.core.DatasetBuilder) -> Spec:
 def _open_prepared(name: str, spec: Spec, data_dir: str | None) -> tuple[tuple[str, ...], Sequence[Sequence]]:
   if spec.embedded:
     importlib.import_module(f'fracbits_jax.datasets.{name}')
-  try:
-    builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
-  except _NOT_READABLE:
-    raise ValueError(_how_to_prepare(name, data_dir)) from None
-  if spec.embedded:
-    _prepare(builder)
+    _prepare(name, data_dir)
+  builder = _reader(name, data_dir)
   try:
     splits = spec.splits or sources.choose_splits(builder.info.splits)
     decoders = {'image': tfds.decode.SkipDecoding()}
@@ -208,6 +204,13 @@ def _open_prepared(name: str, spec: Spec, data_dir: str | None) -> tuple[tuple[s
   named = zip(opened, splits, strict=True)
   splits = (None if source is None else sources.Prepared(source, split=split, **common) for source, split in named)
   return tuple(label.names), sources.complete(*splits)
+
+
+def _reader(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  try:
+    return tfds.builder(name, data_dir=data_dir, file_format='array_record')
+  except _NOT_READABLE:
+    raise ValueError(_how_to_prepare(name, data_dir)) from None
 
 
 # What TFDS raises where data are missing, or are there in a format without random access.
@@ -234,14 +237,20 @@ def _how_to_prepare(name: str, data_dir: str | None) -> str:
   )
 
 
-def _prepare(builder: tfds.core.DatasetBuilder) -> None:
-  if os.path.exists(os.path.join(builder.data_dir, 'dataset_info.json')):
+def _prepare(name: str, data_dir: str | None) -> None:
+  """Makes an embedded data set unless it is there."""
+  builder = _reader(name, data_dir)
+  done = os.path.join(builder.data_dir, 'dataset_info.json')
+  if os.path.exists(done):
     return
   tfds.disable_progress_bar()
   try:
     builder.download_and_prepare()
   except OSError as error:
-    raise ValueError(f'{builder.name} cannot be written to {builder.data_dir}: {error.strerror}') from None
+    # Of several runs that make it at the same time one is the first; its files are the same.
+    if not os.path.exists(done):
+      reason = error.strerror or error
+      raise ValueError(f'{name} cannot be written to {builder.data_dir}: {reason}') from None
 
 
 def _decoded(source: Sequence, spec: Spec) -> Sequence:
