@@ -1,9 +1,10 @@
-"""Draws the pictures of `docs/method.md`, in seconds: `python docs/pictures.py`.
+"""Draws the pictures of `docs/method.md` and of the data set `glyphs`, in seconds: `python docs/pictures.py`.
 
 With `--workdir=runs/digits` those of a run as well, here of the default one, `python main.py`.
 """
 
 import argparse
+import itertools
 import pathlib
 import sys
 
@@ -16,6 +17,7 @@ import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from fracbits_jax import cost, penalty, plots, policy, progress, quantize  # noqa: E402
+from fracbits_jax.datasets import glyphs as glyphs_set  # noqa: E402
 
 ALPHA = 6.0
 
@@ -125,13 +127,25 @@ def discretization(rows: list[dict], found: policy.Policy) -> Figure:
   return figure
 
 
+def glyphs() -> Figure:
+  """The first training image of each class."""
+  figure, axes = plots.new_figure(3.0, rows=4, columns=16)
+  images = glyphs_set.draw('train', 0)
+  for axis, image, name in itertools.zip_longest(axes.flat, images, glyphs_set.CLASSES):
+    axis.set_axis_off()
+    if name is not None:
+      axis.imshow(image, interpolation='nearest')
+      axis.set_title(name, fontsize=8, pad=2)
+  return figure
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--workdir', type=pathlib.Path, help='the folder of a finished run')
   parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'docs', help='where the pictures go')
   args = parser.parse_args()
   with plots.style():
-    figures = {f.__name__: f() for f in (staircases, derivatives, penalties)}
+    figures = {f.__name__: f() for f in (staircases, derivatives, penalties, glyphs)}
     if args.workdir is not None:
       rows = progress.read_rows(args.workdir)
       figures['bits_over_time'] = plots.bits_over_time(rows)

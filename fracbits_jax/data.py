@@ -33,6 +33,7 @@ __all__ = [
 
 FOLDER = 'folder'  # the name of a data set that is a folder of classes
 _MEMORY_BYTES = 512 * 2**20
+_READ_AT_ONCE = 1000  # examples of a set that is decoded into memory
 _SMALL_IMAGE = 64  # up to this size images are shifted, above it they are cropped at random
 
 
@@ -66,6 +67,7 @@ _CROPPED = Spec(image_size=224, channels=3, flip=True, resized_crop=True)
 
 SPECS = {
   'digits': Spec(image_size=32, channels=1, splits=('train', 'validation', 'test'), shift=2, embedded=True),
+  'glyphs': Spec(image_size=32, channels=3, splits=('train', 'validation', 'test'), shift=2, embedded=True),
   'cifar10': Spec(image_size=32, channels=3, splits=_CIFAR_SPLITS, shift=4, flip=True),
   'cifar100': Spec(image_size=32, channels=3, splits=_CIFAR_SPLITS, shift=4, flip=True),
   'imagenet2012': dataclasses.replace(_CROPPED, splits=('train[10000:]', 'train[:10000]', 'validation')),
@@ -189,10 +191,9 @@ def _derive(name: str, builder: tfds.core.DatasetBuilder) -> Spec:
 def _open_prepared(name: str, spec: Spec, data_dir: str | None) -> tuple[tuple[str, ...], Sequence[Sequence]]:
   if spec.embedded:
     importlib.import_module(f'fracbits_jax.datasets.{name}')
+    _prepare(name, data_dir)
+  builder = _reader(name, data_dir)
   try:
-    builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
-    if spec.embedded:
-      _prepare(builder)
     splits = spec.splits or sources.choose_splits(builder.info.splits)
     decoders = {'image': tfds.decode.SkipDecoding()}
     opened = [split and builder.as_data_source(split, decoders=decoders) for split in splits]
@@ -203,6 +204,13 @@ def _open_prepared(name: str, spec: Spec, data_dir: str | None) -> tuple[tuple[s
   named = zip(opened, splits, strict=True)
   splits = (None if source is None else sources.Prepared(source, split=split, **common) for source, split in named)
   return tuple(label.names), sources.complete(*splits)
+
+
+def _reader(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+  try:
+    return tfds.builder(name, data_dir=data_dir, file_format='array_record')
+  except _NOT_READABLE:
+    raise ValueError(_how_to_prepare(name, data_dir)) from None
 
 
 # What TFDS raises where data are missing, or are there in a format without random access.
@@ -229,21 +237,30 @@ def _how_to_prepare(name: str, data_dir: str | None) -> str:
   )
 
 
-def _prepare(builder: tfds.core.DatasetBuilder) -> None:
-  if os.path.exists(os.path.join(builder.data_dir, 'dataset_info.json')):
+def _prepare(name: str, data_dir: str | None) -> None:
+  """Makes an embedded data set unless it is there."""
+  builder = _reader(name, data_dir)
+  done = os.path.join(builder.data_dir, 'dataset_info.json')
+  if os.path.exists(done):
     return
   tfds.disable_progress_bar()
   try:
     builder.download_and_prepare()
   except OSError as error:
-    raise ValueError(f'{builder.name} cannot be written to {builder.data_dir}: {error.strerror}') from None
+    # Of several runs that make it at the same time one is the first; its files are the same.
+    if not os.path.exists(done):
+      reason = error.strerror or error
+      raise ValueError(f'{name} cannot be written to {builder.data_dir}: {reason}') from None
 
 
 def _decoded(source: Sequence, spec: Spec) -> Sequence:
   """Images of one size that fit into memory are decoded once."""
   if spec.resized_crop or len(source) * spec.image_size**2 * spec.channels > _MEMORY_BYTES:
     return source
-  examples = [source[i] for i in range(len(source))]
-  return sources.Memory(
-    np.stack([pixels(e['image']) for e in examples]), np.asarray([e['label'] for e in examples], np.int32)
-  )
+  images = np.empty((len(source), spec.image_size, spec.image_size, spec.channels), np.uint8)
+  labels = np.empty(len(source), np.int32)
+  for start in range(0, len(source), _READ_AT_ONCE):
+    indices = range(start, min(start + _READ_AT_ONCE, len(source)))
+    for i, example in zip(indices, source.read(indices), strict=True):
+      images[i], labels[i] = pixels(example['image']), example['label']
+  return sources.Memory(images, labels)

@@ -8,6 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from fracbits_jax import data, sources
+from fracbits_jax.datasets.digits import Digits
 
 
 @pytest.fixture(scope='module')
@@ -63,6 +64,53 @@ def test_evaluation_counts_each_image_once(digits):
   assert sum(b['mask'].sum() for b in batches) == 200
   images = np.concatenate([b['image'][b['mask'] == 1] for b in batches])
   np.testing.assert_array_equal(images, np.stack([digits.validation[i]['image'] for i in range(200)]))
+
+
+def test_an_embedded_set_that_another_run_makes_at_the_same_time_is_read(tmp_path, monkeypatch):
+  prepare = Digits.download_and_prepare
+  where = lambda name: dict(data_dir=str(tmp_path / name), file_format='array_record')
+
+  def too_late(builder):
+    prepare(Digits(**where('first')))
+    raise OSError(39, 'Directory not empty')
+
+  monkeypatch.setattr(Digits, 'download_and_prepare', too_late)
+  assert len(data.load('digits', data_dir=str(tmp_path / 'first')).test) == 400
+  with pytest.raises(ValueError, match=r'digits cannot be written to .*second.*: Directory not empty'):
+    data.load('digits', data_dir=str(tmp_path / 'second'))
+
+
+class SomeGreys(tfds.core.GeneratorBasedBuilder):
+  """Small images, number i all of value i, in one split."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    image = tfds.features.Image(shape=(8, 8, 1), encoding_format='png')
+    label = tfds.features.ClassLabel(num_classes=2)
+    features = tfds.features.FeaturesDict({'image': image, 'label': label})
+    return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    for i in range(40):
+      encoded = cv2.imencode('.png', np.full((8, 8, 1), i, np.uint8))[1].tobytes()
+      yield i, {'image': io.BytesIO(encoded), 'label': i % 2}
+
+
+def test_images_that_are_held_out_are_decoded_with_their_labels(tmp_path, monkeypatch):
+  monkeypatch.setattr(data, '_READ_AT_ONCE', 5)  # splits of 32, 4 and 4 images: with a rest and in less than one part
+  SomeGreys(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
+  dataset = data.load('some_greys', data_dir=str(tmp_path))
+  assert dataset.in_memory
+  splits = [[s[i] for i in range(len(s))] for s in (dataset.train, dataset.validation, dataset.test)]
+  assert list(map(len, splits)) == [32, 4, 4]
+  values = [int(example['image'][0, 0, 0]) for split in splits for example in split]
+  assert sorted(values) == list(range(40))
+  assert [int(example['label']) for split in splits for example in split] == [value % 2 for value in values]
+  assert all((example['image'] == example['image'][0, 0, 0]).all() for split in splits for example in split)
 
 
 def test_data_in_a_format_without_random_access_are_explained(tmp_path):

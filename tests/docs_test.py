@@ -17,7 +17,8 @@ DOCSTRINGS = runpy.run_path(str(ROOT / 'docs' / 'docstrings.py'))
 
 def _prose(page: pathlib.Path) -> str:
   """The text of a page without its blocks of code; directives stay."""
-  return re.sub(r'```(?!\{)\w*\n.*?```', '', page.read_text(), flags=re.S)
+  block = lambda found: found[0] if found[1].startswith('{') else ''
+  return re.sub(r'^```(.*?)\n.*?^```$', block, page.read_text(), flags=re.M | re.S)
 
 
 def _files_named(page: pathlib.Path) -> set[str]:
@@ -37,6 +38,12 @@ def test_what_a_page_links_to_exists(page):
 def test_links_pictures_and_contents_are_found():
   assert _files_named(ROOT / 'docs' / 'index.md') >= {'method.md', 'bits_by_layer.png', 'reference/index.md'}
   assert _files_named(ROOT / 'docs' / 'studies.md') == {'../benchmarks/README.md'}
+
+
+def test_what_stands_between_two_directives_is_read(tmp_path):
+  page = tmp_path / 'page.md'
+  page.write_text('```{note}\nOne.\n```\n\n[a](b.md)\n\n```python\nx = [y](z)\n```\n\n```{note}\nTwo.\n```\n')
+  assert _files_named(page) == {'b.md'}
 
 
 def test_what_is_included_from_a_heading_on_has_that_heading():
@@ -87,7 +94,7 @@ def test_settings_that_the_advice_names_exist():
 
 def test_recipes_that_the_advice_names_exist():
   text = (ROOT / 'docs' / 'advice.md').read_text()
-  named = set(re.findall(r'`((?:digits|mbv|resnet|cifar)\w*)`', text))
+  named = set(re.findall(r'`((?:digits|glyphs|mbv|resnet|cifar)\w*)`', text))
   assert named
   assert [name for name in sorted(named) if not (ROOT / 'configs' / f'{name}.py').exists()] == []
 

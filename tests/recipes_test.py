@@ -24,7 +24,13 @@ TARGETS = {
   'resnet18_bitops': {'3': 22.83, '4': 34.70},
 }
 # Classes and image size of a data set that need not be there.
-DATA = {'imagenet2012': (1000, 224, 3), 'cifar10': (10, 32, 3), 'cifar100': (100, 32, 3), 'digits': (10, 32, 1)}
+DATA = {
+  'imagenet2012': (1000, 224, 3),
+  'cifar10': (10, 32, 3),
+  'cifar100': (100, 32, 3),
+  'digits': (10, 32, 1),
+  'glyphs': (62, 32, 3),
+}
 # A command in a header and its budget, as in `python main.py --config=configs/a.py:4    # as at 4 bits, 5.35 GBitOPs`.
 COMMAND = re.compile(
   r'^python main\.py --config=configs/(\w+)\.py(?::(\S+))? *(?:# as at (\S+) bits, (\S+) \w+)?$', re.M

@@ -1,0 +1,14 @@
+"""The baseline of `glyphs`: uniform bits from the same float network, for as many epochs, same budget.
+
+python main.py --config=configs/glyphs_uniform.py      # as at 2 bits, 0.02684 GBitOPs
+python main.py --config=configs/glyphs_uniform.py:3    # as at 3 bits, 0.04250 GBitOPs
+"""
+
+from configs import glyphs
+
+
+def get_config(equivalent_bits='2'):
+  config = glyphs.get_config(equivalent_bits)
+  config.phases = ('pretrain', 'finetune')
+  config.finetune.epochs = config.search.epochs + config.finetune.epochs
+  return config
