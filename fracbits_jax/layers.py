@@ -62,6 +62,8 @@ def quantize_kernel(
 
 def apply_quantizer(layer: Any, which: str, x: jax.Array, bits: Any, alpha: jax.Array | None, **how: Any) -> jax.Array:
   """`quantize_input` or `quantize_kernel`, by `which`, for a layer with a `quant`; see `replace_quantizers`."""
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    x = x.astype(jnp.float32)  # integers, which the layer itself would bring to the dtype of its kernel
   if _replacements:
     return _replacements[-1](layer, which, x, bits, alpha, how.get('kept'))
   return (quantize_input if which == 'input' else quantize_kernel)(layer.quant, x, bits, alpha, **how)
