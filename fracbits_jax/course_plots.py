@@ -146,7 +146,8 @@ def accuracy_over_time(rows: Sequence[Row], result: Mapping[str, Any], *, narrow
       diamonds = dict(color=plots.INPUT, marker='D', markersize=6, linestyle='none')
       axis.plot(*zip(*tested, strict=True), **diamonds, clip_on=False, zorder=4, label='test, after a phase')
     axis.set_ylabel('accuracy, %')
-    figure.legend(loc='outside upper left', ncols=3, fontsize=9)  # wherever the curves run
+    # Outside, for the curves may run anywhere.
+    figure.legend(loc='outside upper left', ncols=3, fontsize=9, handlelength=1.2, columnspacing=0.9)
     return figure
 
 
