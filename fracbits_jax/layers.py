@@ -107,6 +107,7 @@ class Quantized(nn.Module):
 
   @nn.nowrap
   def param(self, name: str, init_fn: Any, *args, **kwargs) -> Any:
+    """The layer's parameter; its `kernel` is quantized, which is all that the layer sees of it."""
     value = super().param(name, init_fn, *args, **kwargs)
     return self._quantized_kernel(value) if name == 'kernel' and self.quant is not None else value
 
