@@ -72,6 +72,7 @@ def best_clip(
   Returns:
     The best of 100 candidates, evenly spaced up to max |x|; 1 where x is 0 throughout.
   """
+  x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
   largest = jnp.max(jnp.abs(x))
   quantizer = lsq.activation if scheme == 'lsq' else quantize.activation
   candidates = largest * jnp.arange(1, _CANDIDATES + 1) / _CANDIDATES

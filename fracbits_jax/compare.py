@@ -73,14 +73,14 @@ def _numbered(i: int, g: Group) -> str:
 def _table(groups: Sequence[Group], front: Sequence[int], unit: str) -> str:
   both = [('GBitOPs', 'bitops_g'), ('MB', 'size_mb')]
   costs = [(unit, 'cost'), *((name, field) for name, field in both if name != unit)]
-  head = ('network', 'seeds', 'test accuracy, %', 'float, %', *(name for name, _ in costs))
+  head = ('network', 'test accuracy, %', *(name for name, _ in costs), 'float, %', 'seeds')
   rows = [
     (
       _numbered(i, g),
-      ', '.join(str(run.seed) for run in g.runs),
       _spread(g, 'test_accuracy', 100),
-      _spread(g, 'float_accuracy', 100),
       *(amount(g.mean(field)) for _, field in costs),
+      _spread(g, 'float_accuracy', 100),
+      ', '.join(str(run.seed) for run in g.runs),
     )
     for i, g in enumerate(groups)
   ]

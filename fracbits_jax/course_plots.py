@@ -59,6 +59,7 @@ def bits_over_time(rows: Sequence[Row], policy: Policy | None = None, *, narrow:
       axis.yaxis.set_major_locator(MaxNLocator(8, integer=True))
       axis.label_outer()
     for axis in axes[-1]:
+      axis.xaxis.set_major_locator(MaxNLocator(6, integer=epochs[-1] > 3))
       axis.set_xlabel('epoch of the search')
     handles = [Line2D([], [], color=plots.shade(i / 6), linewidth=3) for i in range(7)]
     labels = ['first layer\u2002', *[''] * 5, 'last layer']  # the space is for fonts that run wider
@@ -116,6 +117,8 @@ def cost_over_time(rows: Sequence[Row], *, narrow: bool = False) -> Figure | Non
     for i, (budget, color) in enumerate(zip(budgets, (plots.COST, plots.KERNEL, plots.INPUT), strict=False)):
       ratios = [row['budgets'][i]['cost'] / row['budgets'][i]['target'] for _, row in course]
       axis.plot([epoch for epoch, _ in course], ratios, color=color, linewidth=1.8, label=budget['unit'])
+    low, high = axis.get_ylim()
+    axis.set_ylim(min(low, 0.98), max(high, 1.02))  # else rounding errors fill the figure of a run without a search
     axis.set_ylabel('cost / target')
     if len(budgets) > 1:
       axis.legend(fontsize=9)
@@ -143,7 +146,8 @@ def accuracy_over_time(rows: Sequence[Row], result: Mapping[str, Any], *, narrow
       diamonds = dict(color=plots.INPUT, marker='D', markersize=6, linestyle='none')
       axis.plot(*zip(*tested, strict=True), **diamonds, clip_on=False, zorder=4, label='test, after a phase')
     axis.set_ylabel('accuracy, %')
-    axis.legend(loc='lower right', fontsize=9)
+    # Outside, for the curves may run anywhere.
+    figure.legend(loc='outside upper left', ncols=3, fontsize=9, handlelength=1.2, columnspacing=0.9)
     return figure
 
 

@@ -108,19 +108,23 @@ def row(
   )
 
 
-def example_of(inputs: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+def example_of(inputs: Any) -> tuple[Any, ...]:
   """Shapes and dtypes of a network's arguments.
 
   Args:
-    inputs: a shape, of float32 images `[N, H, W, C]` or one of `[H, W, C]`; an array or `jax.ShapeDtypeStruct`; or a
-      tuple of these for a network that takes several.
+    inputs: a shape, of float32 images `[N, H, W, C]` or one of `[H, W, C]`; an array or `jax.ShapeDtypeStruct`, or a
+      tree of them such as a dictionary; or a tuple of these for a network that takes several.
   """
-  if hasattr(inputs, 'shape'):
-    return (jax.ShapeDtypeStruct(inputs.shape, inputs.dtype),)
-  if all(isinstance(size, int | np.integer) for size in inputs):
+  if isinstance(inputs, tuple | list) and all(isinstance(size, int | np.integer) for size in inputs):
     shape = (1, *inputs) if len(inputs) == 3 else tuple(inputs)
     return (jax.ShapeDtypeStruct(shape, jnp.float32),)
-  return tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs)
+  shape_of = lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+  return jax.tree.map(shape_of, inputs if isinstance(inputs, tuple) else (inputs,))
+
+
+def examples_in(example: tuple[Any, ...]) -> int:
+  """How many examples a network's arguments hold: the leading axis of the first array."""
+  return jax.tree.leaves(example)[0].shape[0]
 
 
 def add_row(rows: dict[str, Layer], row: Layer) -> None:
@@ -164,12 +168,12 @@ def trace(model: Any, inputs: Any, **kwargs: Any) -> tuple[Layer, ...]:
     found = row(
       module,
       name='/'.join(module.path),
-      params=module.variables['params'],
+      params=nn.meta.unbox(module.variables['params']),
       conv=isinstance(module, nn.Conv | nn.ConvTranspose),
       transposed=isinstance(module, nn.ConvTranspose),
       x=x,
       y=y,
-      examples=example[0].shape[0],
+      examples=examples_in(example),
     )
     add_row(rows, dataclasses.replace(found, source=source))
 

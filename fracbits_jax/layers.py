@@ -62,6 +62,8 @@ def quantize_kernel(
 
 def apply_quantizer(layer: Any, which: str, x: jax.Array, bits: Any, alpha: jax.Array | None, **how: Any) -> jax.Array:
   """`quantize_input` or `quantize_kernel`, by `which`, for a layer with a `quant`; see `replace_quantizers`."""
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    x = x.astype(jnp.float32)  # integers, which the layer itself would bring to the dtype of its kernel
   if _replacements:
     return _replacements[-1](layer, which, x, bits, alpha, how.get('kept'))
   return (quantize_input if which == 'input' else quantize_kernel)(layer.quant, x, bits, alpha, **how)
@@ -105,6 +107,7 @@ class Quantized(nn.Module):
 
   @nn.nowrap
   def param(self, name: str, init_fn: Any, *args, **kwargs) -> Any:
+    """The layer's parameter; its `kernel` is quantized, which is all that the layer sees of it."""
     value = super().param(name, init_fn, *args, **kwargs)
     return self._quantized_kernel(value) if name == 'kernel' and self.quant is not None else value
 

@@ -240,7 +240,7 @@ def trace(model: nnx.Module, inputs: Any, **kwargs: Any) -> tuple[layer_table.La
       transposed=isinstance(layer, nnx.ConvTranspose),
       x=x,
       y=y,
-      examples=example[0].shape[0],
+      examples=layer_table.examples_in(example),
     )
     layer_table.add_row(rows, row)
 
@@ -253,17 +253,27 @@ def trace(model: nnx.Module, inputs: Any, **kwargs: Any) -> tuple[layer_table.La
 def _watch(model: nnx.Module, inputs: tuple, function: Callable, kwargs: Mapping[str, Any]) -> dict[str, list]:
   """`function(x)` for the inputs of every call of a layer, by path, in the order in which the layers run."""
   graph, state = nnx.split(model)
-  order: list[str] = []
+  shapes = {layer.path: layer.kernel[...].shape for layer in quantized_layers(model)}
+  found: dict[str, list] = {}
 
-  def run(state: Any, *args: Any) -> dict[str, list]:
-    found: dict[str, list] = {}
-    with _watching(lambda layer, x, y: found.setdefault('/'.join(layer.path), []).append(function(x))):
-      nnx.merge(graph, state)(*args, **kwargs)
-    order[:] = found
-    return found
+  def watch(layer: Any, x: jax.Array, y: jax.Array) -> None:
+    path = '/'.join(layer.path)
+    if layer.kernel[...].shape != shapes[layer.path]:
+      raise ValueError(
+        f'{path} runs inside nnx.scan or nnx.vmap, where its kernel has fewer axes: such layers cannot be quantized, '
+        'so call them one by one'
+      )
+    keep = found.setdefault(path, []).append  # in the order in which they are traced, that in which they run
+    jax.debug.callback(lambda value: keep(np.array(value)), function(x))  # also from within nnx.remat and nnx.jit
 
-  found = jax.jit(run)(state, *inputs)
-  return {path: found[path] for path in order}
+  @jax.jit
+  def run(state: Any, *args: Any) -> Any:
+    with _watching(watch):
+      return nnx.merge(graph, state)(*args, **kwargs)
+
+  run(state, *inputs)
+  jax.effects_barrier()
+  return found
 
 
 @contextlib.contextmanager

@@ -26,22 +26,28 @@ EDGE_BITS = 8
 DEFAULT = QuantConfig(scheme='lsq')
 Rules = Sequence[tuple[str, QuantConfig | None]]
 
+# Within these a kernel stands for several, is called more often than traced, or is another array than its parameter.
+_TRANSFORMS = re.compile(r'/(scan|vmap|while_loop|map_variables)\(')
 _LAYERS = (nn.Conv, nn.ConvTranspose, nn.Dense, nn.DenseGeneral, nn.Einsum)
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+  """A network that is no submodule of the module that holds it, so that none of its paths begins with that one's."""
+
+  network: nn.Module
 
 
 class QuantizedModel(nn.Module):
   """A linen network whose layers are quantized; see `quantize_model`.
 
   Attributes:
-    model: the network.
+    held: the network, which runs in the scope of this module.
     configs: how each layer is quantized, by path; layers that are not named stay float.
   """
 
-  model: nn.Module
+  held: Held
   configs: Mapping[str, QuantConfig | None] = FrozenDict()
-
-  def setup(self):
-    nn.share_scope(self, self.model)
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     def quantized(layer: nn.Module, call: Callable, args: tuple, kwargs: dict) -> Any:
@@ -56,18 +62,21 @@ class QuantizedModel(nn.Module):
       return twin(**fields)(*args, **kwargs)
 
     with _replace_layers(quantized):
-      return self.model(*args, **kwargs)
+      return self.held.network.clone(name=None, parent=self.scope.rewound())(*args, **kwargs)
 
 
 @contextlib.contextmanager
-def _replace_layers(run: Callable[[nn.Module, Callable, tuple, dict], Any]) -> Iterator[None]:
-  """While open, `run(layer, call, args, kwargs)` is what a call of a layer gives."""
+def _replace_layers(
+  run: Callable[[nn.Module, Callable, tuple, dict], Any], *, all_layers: bool = False
+) -> Iterator[None]:
+  """While open, `run(layer, call, args, kwargs)` is what a call of a layer that can be quantized gives, or of any."""
   running = []
 
   def intercept(call, args, kwargs, context):
     layer = context.module
     # A layer that runs in place of another has that one's path.
-    if context.method_name != '__call__' or not isinstance(layer, _LAYERS) or layer.path in running:
+    is_layer = context.method_name == '__call__' and isinstance(layer, _LAYERS)
+    if not is_layer or layer.path in running or not (all_layers or _transform_around(layer) is None):
       return call(*args, **kwargs)
     running.append(layer.path)
     try:
@@ -77,6 +86,12 @@ def _replace_layers(run: Callable[[nn.Module, Callable, tuple, dict], Any]) -> I
 
   with nn.intercept_methods(intercept):
     yield
+
+
+def _transform_around(layer: nn.Module) -> str | None:
+  """The transform around a layer that keeps it from being quantized, or `None`."""
+  found = _TRANSFORMS.search(layer.scope.path_text)
+  return found and f'nn.{found[1]}'
 
 
 def quantize_model(
@@ -118,8 +133,15 @@ def quantize_model(
     from fracbits_jax import nnx_adapter  # which loads flax.nnx
 
     return nnx_adapter.quantize_model(model, inputs, rules, default=default, edge_bits=edge_bits, **kwargs)
-  signed = _signed_inputs(model, inputs, kwargs)
-  return QuantizedModel(model, FrozenDict(choose_configs(signed, rules, default, edge_bits)))
+  signed, refused = _signed_inputs(model, inputs, kwargs)
+  configs = choose_configs(signed, rules, default, edge_bits)
+  for path, transform in refused.items():
+    if path in configs:
+      raise ValueError(
+        f'{path} runs inside {transform}, where layers cannot be quantized: call them one by one, or leave them float '
+        f'by rules such as ({path!r}, None)'
+      )
+  return QuantizedModel(Held(model), FrozenDict(configs))
 
 
 def from_float(net: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwargs: Any) -> dict[str, Any]:
@@ -136,12 +158,14 @@ def from_float(net: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwar
     ValueError: parameters that are missing, are too many or have other shapes.
   """
   inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-  start = jax.jit(lambda *args: net.init(jax.random.key(0), *args, **kwargs))(*inputs)
-  params = _with_parameters(start['params'], variables['params'])
+  start = nn.meta.unbox(jax.jit(lambda *args: net.init(jax.random.key(0), *args, **kwargs))(*inputs))
+  params = _with_parameters(start['params'], nn.meta.unbox(variables['params']))
   configs = calibrate.quant_configs(net, inputs, **kwargs)
   params = calibrate.kernel_ranges(params, start.get('bits', {}), configs)
   samples = calibrate.sample_inputs(without_quantization(net), variables, [inputs], **kwargs)
   params = calibrate.clips(params, start.get('bits', {}), samples, configs)
+  given = traverse_util.flatten_dict(dict(variables['params']))  # as they are, with what says how to partition them
+  params = traverse_util.unflatten_dict({**traverse_util.flatten_dict(params), **given})
   return {**variables, 'params': params, 'bits': start.get('bits', {})}
 
 
@@ -201,19 +225,22 @@ def choose_configs(
   return configs
 
 
-def random_like(inputs: Any, key: jax.Array) -> tuple[jax.Array, ...]:
-  """Standard normal noise in place of real numbers, other values as they are."""
-  inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-  noise = lambda x, key: jax.random.normal(key, x.shape, x.dtype)
-  return tuple(
-    noise(x, jax.random.fold_in(key, i)) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.asarray(x)
-    for i, x in enumerate(inputs)
-  )
+def random_like(inputs: Any, key: jax.Array) -> tuple[Any, ...]:
+  """Standard normal noise in place of real numbers, other values as they are; in trees such as dictionaries as well."""
+  leaves, tree = jax.tree.flatten(inputs if isinstance(inputs, tuple) else (inputs,))
+  arrays = [jnp.asarray(x) for x in leaves]  # 64 bits become 32 where JAX has no others
+  noise = lambda i, x: jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
+  is_real = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
+  return jax.tree.unflatten(tree, [noise(i, x) if is_real(x) else x for i, x in enumerate(arrays)])
 
 
-def _signed_inputs(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any]) -> dict[str, bool]:
-  """Whether the inputs of each layer can be negative, by path, in the order in which the layers run."""
-  order: dict[str, tuple[int, ...]] = {}
+def _signed_inputs(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any]) -> tuple[dict[str, bool], dict[str, str]]:
+  """Whether the inputs of each layer can be negative, by path, in the order in which the layers run.
+
+  Returns:
+    Those, and by path the transform around each layer that cannot be quantized.
+  """
+  transforms: dict[str, str | None] = {}
   lowest: dict[str, float] = {}
 
   def keep(path: str, value: Any) -> None:
@@ -221,22 +248,22 @@ def _signed_inputs(model: nn.Module, inputs: Any, kwargs: Mapping[str, Any]) -> 
 
   def watch(layer: nn.Module, call: Callable, args: tuple, kwargs: dict) -> Any:
     x, path = args[0] if args else kwargs['inputs'], '/'.join(layer.path)
-    jax.debug.callback(functools.partial(keep, path), jnp.min(x))  # also from within nn.remat
-    y = call(*args, **kwargs)
-    order[path] = layer.variables['params']['kernel'].shape
-    return y
+    if not path:
+      kind = type(layer).__name__
+      raise ValueError(
+        f'{kind} is a layer by itself, without a path: give a module that calls it, such as a Sequential'
+      )
+    transforms[path] = _transform_around(layer)
+    if transforms[path] is None:
+      jax.debug.callback(functools.partial(keep, path), jnp.min(x))  # also from within nn.remat
+    return call(*args, **kwargs)
 
   @jax.jit
-  def run(*arguments: jax.Array) -> Any:
-    with _replace_layers(watch):
+  def run(*arguments: Any) -> Any:
+    with _replace_layers(watch, all_layers=True):
       return model.init(jax.random.key(0), *arguments, **kwargs)
 
-  flat = traverse_util.flatten_dict(run(*random_like(inputs, jax.random.key(1)))['params'], sep='/')
+  run(*random_like(inputs, jax.random.key(1)))
   jax.effects_barrier()
-  for path, shape in order.items():
-    if flat[f'{path}/kernel'].shape != shape:
-      raise ValueError(
-        f'{path} runs inside nn.scan or nn.vmap, where its kernel has an axis more: such layers cannot be quantized, '
-        'so call the layers one by one'
-      )
-  return {path: lowest[path] < 0 for path in order}
+  refused = {path: transform for path, transform in transforms.items() if transform is not None}
+  return {path: path not in refused and lowest[path] < 0 for path in transforms}, refused

@@ -157,3 +157,41 @@ def test_an_nnx_model_is_exported(tmp_path):
   expected = nnx.jit(model)(IMAGES)
   outputs, _ = integer.inference(found.graph, integer_inputs=False)(IMAGES)
   assert np.abs(outputs - expected).mean() < 0.01 * np.abs(expected).mean()
+
+
+class _Block(nnx.Module):
+  def __init__(self, rngs):
+    self.layer = nnx.Linear(8, 8, rngs=rngs)
+
+  def __call__(self, x):
+    return nnx.relu(self.layer(x))
+
+
+class _Within(nnx.Module):
+  """A block within a transform."""
+
+  def __init__(self, block, transformed, rngs):
+    self.block, self.head = block, nnx.Linear(8, 3, rngs=rngs)
+    self.transformed = transformed
+
+  def __call__(self, x):
+    return self.head(self.transformed(self.block, x))
+
+
+@pytest.mark.parametrize('transform', [nnx.remat, nnx.jit])
+def test_layers_within_remat_and_jit_are_quantized(transform):
+  x, rngs = jax.random.normal(jax.random.key(1), (4, 8)), nnx.Rngs(0)
+  model = _Within(_Block(rngs), transform(lambda block, x: block(x)), rngs)
+  expected = model(x)
+  quantize_model(model, x, default=QuantConfig(scheme='lsq', choices=range(1, 17), init_bits=16), edge_bits=None)
+  assert {layer.name: layer.macs for layer in cost.trace(model, x)} == {'block/layer': 64, 'head': 24}
+  assert model.head.quant.signed_input is False
+  assert 0 < float(jnp.abs(model(x) - expected).max()) < 1e-3 * float(jnp.abs(expected).max())
+
+
+def test_layers_within_scan_are_refused():
+  rngs = nnx.Rngs(0)
+  blocks = nnx.vmap(_Block)(nnx.Rngs(0).split(3))
+  scan = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+  with pytest.raises(ValueError, match=r'block/layer runs inside nnx\.scan'):
+    quantize_model(_Within(blocks, lambda block, x: scan(x, block), rngs), jnp.ones((4, 8)))

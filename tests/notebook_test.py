@@ -1,14 +1,22 @@
 import pathlib
 
-import nbclient
-import nbformat
 import pytest
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).resolve().parents[1] / 'notebooks').glob('*.ipynb'))
 
 
+# The cells run in a process of their own, so only what Jupyter's packages warn about each other is passed over here.
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
+  import nbclient
+  import nbformat
+  from ipykernel import kernelspec
+
+  # This interpreter under the name in the notebook, whatever kernels the user has installed.
+  kernelspec.write_kernel_spec(tmp_path / 'jupyter' / 'kernels' / 'python3')
+  monkeypatch.setenv('JUPYTER_PATH', str(tmp_path / 'jupyter'))
+  monkeypatch.setenv('IPYTHONDIR', str(tmp_path / 'ipython'))
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   monkeypatch.setenv('PYTHONPATH', str(path.parents[1]))
   notebook = nbformat.read(path, as_version=4)

@@ -8,7 +8,7 @@ import pytest
 from left_over import leave, table
 
 from configs import base
-from fracbits_jax import cost, plots, reference, report, run, verdict
+from fracbits_jax import cost, course_plots, plots, reference, report, run, verdict
 
 ALWAYS = {'accuracy_over_time'}
 SEARCHED = {'bits_over_time', 'cost_over_time', *ALWAYS}
@@ -234,3 +234,11 @@ def test_a_folder_without_a_finished_run_is_one_sentence(tmp_path, capsys, files
   assert error.startswith('error: ')
   assert error.count('\n') == 1
   assert message in error
+
+
+def test_a_cost_that_stays_at_its_target_is_drawn_as_such():
+  spent = {'cost': 0.3 - 1e-9, 'target': 0.3, 'unit': 'GBitOPs'}
+  rows = [{'phase': 'finetune', 'epoch': float(i), 'budgets': [spent]} for i in (1, 2)]
+  (axis,) = course_plots.cost_over_time(rows).axes
+  low, high = axis.get_ylim()
+  assert low <= 0.98 < 1.02 <= high

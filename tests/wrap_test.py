@@ -262,6 +262,89 @@ def test_layers_within_remat_are_quantized_and_those_within_scan_refused():
   assert len(cost.trace(net, x)) == 3
   inner = next(name for name in net.configs if '/' in name)
   assert start['params'][inner.split('/')[0]]['Dense_0']['alpha'] != QuantConfig().alpha_init
-  scan = nn.scan(_Step, variable_axes={'params': 0}, split_rngs={'params': True}, length=3)
-  with pytest.raises(ValueError, match=r'runs inside nn\.scan'):
-    quantize_model(Lifted(scan), x)
+  for transform, lifted in (
+    ('scan', nn.scan(_Step, variable_axes={'params': 0}, split_rngs={'params': True}, length=3)),
+    ('scan', nn.scan(_Step, variable_broadcast='params', split_rngs={'params': False}, length=3)),
+    ('vmap', nn.vmap(_Step, variable_axes={'params': None}, split_rngs={'params': False}, in_axes=(0, None))),
+    ('map_variables', nn.map_variables(_Step, 'params', lambda tree: tree, init=True)),
+  ):
+    with pytest.raises(ValueError, match=rf'runs inside nn\.{transform}, where'):
+      quantize_model(Lifted(lifted), x)
+    model = Lifted(lifted)
+    rest = quantize_model(model, x, [('.*Step.*', None)])
+    assert {layer.name: layer.macs for layer in cost.trace(rest, x)} == {'Dense_1': 64, 'Dense_0': 24}
+    assert np.isfinite(rest.apply(from_float(rest, jax.jit(model.init)(jax.random.key(0), x), x), x)).all()
+
+
+def _nearly_float(model, inputs, table):
+  """Checks that 16 bits everywhere are the float network nearly, and what is counted: name -> MACs."""
+  arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+  variables = jax.jit(model.init)(jax.random.key(0), *arguments)
+  quant = QuantConfig(scheme='lsq', choices=range(1, 17), init_bits=16)
+  net = quantize_model(model, inputs, default=quant, edge_bits=None)
+  start = from_float(net, variables, inputs)
+  found = cost.trace(net, inputs)
+  assert {layer.name: layer.macs for layer in found} == table
+  assert all(layer.kernel_bits is None for layer in found)
+  expected, y = model.apply(variables, *arguments), net.apply(start, *arguments)
+  error = float(jnp.linalg.norm(y - expected) / jnp.linalg.norm(expected))
+  assert 0 < error < 1e-3
+  return net, variables, start
+
+
+class _Around(nn.Module):
+  """A network around one that it is given."""
+
+  model: nn.Module
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(2)(nn.relu(self.model(x)))
+
+
+@pytest.mark.parametrize(
+  ('model', 'table'),
+  [
+    (nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(2)]), {'layers_0': 40, 'layers_2': 10}),
+    (_Around(nn.Dense(5)), {'model': 40, 'Dense_0': 10}),
+    (_Around(_Around(nn.Dense(5))), {'model/model': 40, 'model/Dense_0': 10, 'Dense_0': 4}),
+  ],
+  ids=['sequential', 'field', 'nested'],
+)
+def test_networks_that_hold_others_are_quantized_throughout(model, table):
+  net, variables, _ = _nearly_float(model, jax.random.normal(jax.random.key(1), (4, 8)), table)
+  assert set(net.configs) == set(table)
+  assert set(net.init(jax.random.key(0), jnp.zeros((1, 8)))['params']) == set(variables['params'])
+
+
+class _OfDictionary(nn.Module):
+  @nn.compact
+  def __call__(self, batch):
+    return nn.Dense(2)(jnp.concatenate([nn.Dense(3)(batch['a']), nn.Dense(4)(batch['b'])], -1))
+
+
+@pytest.mark.parametrize(
+  ('model', 'inputs', 'table'),
+  [
+    (_OfDictionary(), {'a': np.ones((2, 3)), 'b': np.ones((2, 5), np.float32)}, (14, 9, 20)),  # one in float64
+    (nn.Sequential([nn.Dense(4), nn.Dense(2)]), np.arange(12).reshape(2, 6), (24, 8)),
+  ],
+  ids=['a dictionary', 'integers'],
+)
+def test_inputs_are_what_the_network_takes(model, inputs, table):
+  names = ('Dense_0', 'Dense_1', 'Dense_2') if len(table) == 3 else ('layers_0', 'layers_1')
+  _nearly_float(model, inputs, dict(zip(names, table, strict=True)))
+
+
+def test_parameters_keep_what_says_how_to_partition_them():
+  init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, 'model'))
+  model = nn.Sequential([nn.Dense(4, kernel_init=init), nn.Dense(2, kernel_init=init)])
+  x = jax.random.normal(jax.random.key(1), (4, 8))
+  _, variables, start = _nearly_float(model, x, {'layers_0': 32, 'layers_1': 8})
+  kernel = start['params']['layers_0']['kernel']
+  assert kernel.names == variables['params']['layers_0']['kernel'].names == (None, 'model')
+
+
+def test_a_layer_by_itself_is_refused():
+  with pytest.raises(ValueError, match='Dense is a layer by itself'):
+    quantize_model(nn.Dense(3), jnp.zeros((1, 4)))
