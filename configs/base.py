@@ -24,6 +24,7 @@ def phase(epochs: float, learning_rate: float, *, warmup_epochs: float = 0, cosi
       learning_rate=float(learning_rate),
       warmup_epochs=float(warmup_epochs),
       cosine=cosine,
+      reestimate_batches=0,  # over which batch norm statistics are computed anew after the last step; 0: not at all
     )
   )
 
@@ -88,12 +89,18 @@ def get_config() -> ConfigDict:
   config.budget.controlled = False
   config.budget.gain = 4.0
   config.budget.damping = 40.0
+  config.budget.discretization = 'exact'  # or offset, the paper's: one offset for all, whatever it leaves unused
 
   config.optimizer = ConfigDict()
   config.optimizer.name = 'sgd'  # with Nesterov momentum, or adamw; the bits move by SGD in either case
   config.optimizer.momentum = 0.9  # of adamw: beta 1
   config.optimizer.weight_decay = 4e-5
   config.optimizer.bits_rate = 1.0  # the bits' learning rate as a multiple of the weights'
+
+  config.distill = ConfigDict()
+  config.distill.weight = 0.0  # share of the loss that is the distance from the float network's logits; 0: none
+  config.distill.temperature = 1.0  # by which both logits are divided
+  config.distill.phases = ('search', 'finetune')  # in which that is so
 
   config.checkpoint_seconds = 60.0  # between two checkpoints; each phase ends with one as well
   config.checkpoint_steps = config_dict.placeholder(int)  # steps between two of them, beside those by time

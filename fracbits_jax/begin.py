@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -11,8 +12,9 @@ import optax
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import calibrate, cost, data, optim, penalty, step, train, wrap
-from fracbits_jax.experiment import Experiment
+from fracbits_jax import calibrate, cost, data, optim, penalty, reestimate, step, train, wrap
+from fracbits_jax.distill import Distillation
+from fracbits_jax.experiment import PHASES, Experiment
 from fracbits_jax.step import TrainState
 
 Variables = dict[str, Any]
@@ -106,17 +108,53 @@ def state(variables: Variables, optimizer: optax.GradientTransformation) -> Trai
 
 
 def train_step(
-  experiment: Experiment, phase: str, optimizer: optax.GradientTransformation, rate: optax.Schedule
+  experiment: Experiment,
+  phase: str,
+  optimizer: optax.GradientTransformation,
+  rate: optax.Schedule,
+  teacher: Variables | None = None,
 ) -> Any:
-  """The step of a phase, mapped over the local devices; it takes over the buffers of the state."""
+  """The step of a phase, mapped over the local devices; it takes over the buffers of the state.
+
+  With the variables of a `teacher`, of the float network, the phase is distilled from it.
+  """
   settings = {'remat': experiment.config.model.remat, 'accumulate': experiment.config.data.accumulate}
   if phase == 'search':
     settings['penalty'] = _penalty(experiment, rate)
     settings['bits_range'] = as_float32(cost.bits_range(experiment.layers))
     if experiment.config.quant.stochastic:
       settings['draw_seed'] = experiment.config.seed
+  if teacher is not None:
+    how = experiment.config.distill
+    settings['distillation'] = Distillation(
+      teacher=experiment.float_model, weight=how.weight, temperature=how.temperature
+    )
   one_device = step.make_train_step(model(experiment, phase), optimizer, **settings)
-  return step.over_devices(one_device, donate_state=True)
+  mapped = step.over_devices(one_device, donate_state=True)
+  if teacher is None:
+    return mapped
+  held = train.replicate({name: teacher[name] for name in ('params', 'batch_stats')})
+  return lambda state, batch: mapped(state, batch, held)
+
+
+def with_statistics(experiment: Experiment, phase: str, state: TrainState) -> TrainState:
+  """A replicated state with its batch norm statistics as means over `reestimate_batches` training batches.
+
+  The batches are the first of the phase's own order, wherever the training is, so that a run which was interrupted ends
+  with the same statistics.
+  """
+  config = experiment.config
+  reader = data.train_batches(
+    experiment.dataset,
+    batch_size=config.data.batch_size,
+    seed=config.seed + PHASES.index(phase),
+    workers=config.data.workers,
+    shard=train.host_shard(),
+  )
+  one_device = reestimate.make_statistics_step(model(experiment, phase), config.data.accumulate)
+  with contextlib.closing(reader) as batches:
+    some = map(train.to_devices, itertools.islice(batches, config[phase].reestimate_batches))
+    return state.replace(batch_stats=reestimate.statistics(step.over_devices(one_device), state.variables, some))
 
 
 def _penalty(experiment: Experiment, rate: optax.Schedule) -> penalty.Penalty:

@@ -14,6 +14,7 @@ import numpy as np
 from fracbits_jax import cost as costs
 from fracbits_jax.cost import Bits, Budget, Layer
 
+METHODS = ('exact', 'offset')
 CLOSE = 0.99  # the part of the budget that a policy should use
 ENOUGH = 0.9999  # no further unit is tried beyond this
 _BISECTIONS = 50
@@ -212,7 +213,7 @@ def _knapsack(vector: Vector, wanted: np.ndarray, at: np.ndarray) -> np.ndarray:
   return fullest
 
 
-def discretize_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> dict:
+def discretize_bits(bits: Bits, layers: Sequence[Layer], budget: Budget, *, method: str = 'exact') -> dict:
   """Turns fractional bit-widths into allowed ones that meet a budget.
 
   An offset is bisected so that round(position + offset) meets the target; then single bit-widths that this rounded
@@ -224,14 +225,19 @@ def discretize_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> dict
     bits: the searched collection `bits`, fractional.
     layers: the layer table.
     budget: metric and target, and whatever else has to hold.
+    method: `exact` for all of the above; `offset` for the offset alone, which is the paper's way and can leave much of
+      the budget unused.
 
   Returns:
     The collection `bits` with allowed values only, in NumPy float64. Its cost never exceeds the target; a layer whose
     channels can be pruned keeps at least one.
 
   Raises:
-    ValueError: if bits are missing, misshapen or not finite, or if no allowed assignment meets the target.
+    ValueError: if bits are missing, misshapen or not finite, or if no allowed assignment meets the target; an unknown
+      method.
   """
+  if method not in METHODS:
+    raise ValueError(f'discretization {method!r} is unknown: choose one of {", ".join(METHODS)}')
   vector = Vector(layers, budget)
   wanted = vector.positions(bits)
   vector.keep_a_channel(wanted)
@@ -243,6 +249,8 @@ def discretize_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> dict
       f'{largest:.6g} {broken.unit}'
     )
   at = _offset(vector, wanted)
+  if method == 'offset':
+    return vector.bits(at)
   at = _raise(vector, wanted, at, at < wanted)
   while vector.cost(at) < CLOSE:
     raised = _raise(vector, wanted, at, np.ones(at.shape, bool))

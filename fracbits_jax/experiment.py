@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from fracbits_jax import cost, data, lookup, models, optim, policy, step, weights
+from fracbits_jax import cost, data, discretize, lookup, models, optim, policy, step, weights
 from fracbits_jax.layers import QuantConfig
 
 PHASES = ('pretrain', 'search', 'finetune')
@@ -33,6 +33,8 @@ _RANGES = (
   ('optimizer.momentum', 0, 1),
   ('optimizer.weight_decay', 0, math.inf),
   ('optimizer.bits_rate', 0, math.inf),
+  ('distill.weight', 0, 1),
+  ('distill.temperature', 0.01, math.inf),
   ('checkpoint_seconds', 0, math.inf),
   ('checkpoint_steps', 1, math.inf),
   ('report_steps', 1, math.inf),
@@ -96,6 +98,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   float_model, initial = create(None), None
   if source is not None:
     initial = weights.load(source, config.model.name, float_model, dataset.image_shape)
+  _check_teacher(config, initial)
   layers = cost.trace(create(quant), (1, *dataset.image_shape))
   budget = _budget(config.budget, layers)
   init_bits = config.quant.init_bits
@@ -141,6 +144,9 @@ def _check_numbers(config: ConfigDict) -> None:
   if config.optimizer.name not in optim.OPTIMIZERS:
     known = ', '.join(optim.OPTIMIZERS)
     raise ValueError(f'optimizer.name={config.optimizer.name!r} is unknown: give one of {known}')
+  if config.budget.discretization not in discretize.METHODS:
+    known = ', '.join(discretize.METHODS)
+    raise ValueError(f'budget.discretization={config.budget.discretization!r} is unknown: give one of {known}')
   for name, least, most in _RANGES:
     _check_range(name, _at(config, name), least, most)
   devices, accumulate, batch_size = jax.device_count(), config.data.accumulate, config.data.batch_size
@@ -150,11 +156,25 @@ def _check_numbers(config: ConfigDict) -> None:
       f'data.batch_size={batch_size} does not divide over {parts}: give a multiple of {devices * accumulate}'
     )
   for phase in config.phases:
-    for name in ('epochs', 'learning_rate', 'warmup_epochs'):
+    for name in ('epochs', 'learning_rate', 'warmup_epochs', 'reestimate_batches'):
       _check_range(f'{phase}.{name}', config[phase][name], 0, math.inf)
     cosine = tuple(config[phase].cosine)
     if len(cosine) != 2 or not 0 <= cosine[0] <= cosine[1] <= 1:
       raise ValueError(f'{phase}.cosine={cosine} is no part of a schedule: give (start, end), 0 <= start <= end <= 1')
+
+
+def _check_teacher(config: ConfigDict, initial: weights.Weights | None) -> None:
+  """Raises `ValueError` unless there is a float network to distil from, where the configuration asks for that."""
+  phases = tuple(config.distill.phases)
+  unknown = [phase for phase in phases if phase not in PHASES[1:]]
+  if unknown:
+    raise ValueError(f'distill.phases={phases} holds {unknown}: give some of {", ".join(PHASES[1:])}')
+  distils = config.distill.weight and set(phases) & set(config.phases)
+  if distils and 'pretrain' not in config.phases and (initial is None or not initial.is_float):
+    raise ValueError(
+      f'distill.weight={config.distill.weight} needs a float network to learn from: add pretrain to phases, or give '
+      'one by init_from'
+    )
 
 
 def _at(config: ConfigDict, name: str) -> Any:

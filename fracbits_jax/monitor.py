@@ -106,6 +106,8 @@ class Monitor:
       'images_per_second': steps_per_second * config.data.batch_size,
       'seconds_left': (self._steps - step) / steps_per_second if steps_per_second else 0.0,
     }
+    if 'distill_loss' in values:
+      row['distill_loss'] = float(np.mean(values['distill_loss']))
     if 'multiplier' in values:
       row['multiplier'] = values['multiplier'][-1]
     every = max(1, round(config.eval_epochs * self._steps_per_epoch))

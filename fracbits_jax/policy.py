@@ -168,9 +168,9 @@ def from_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> Policy:
   )
 
 
-def discretize(bits: Bits, layers: Sequence[Layer], budget: Budget) -> Policy:
+def discretize(bits: Bits, layers: Sequence[Layer], budget: Budget, *, method: str = 'exact') -> Policy:
   """The policy that `discretize_bits` makes of fractional bits; arguments and errors as there."""
-  return from_bits(discretize_bits(bits, layers, budget), layers, budget)
+  return from_bits(discretize_bits(bits, layers, budget, method=method), layers, budget)
 
 
 def load(path: str | os.PathLike, layers: Sequence[Layer] | None = None) -> Policy:

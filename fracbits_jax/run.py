@@ -112,7 +112,7 @@ class Run:
     experiment, config, steps = self.experiment, self.config, self.steps[phase]
     rate = begin.schedule(experiment, phase, steps=steps, steps_per_epoch=self.steps_per_epoch)
     optimizer = begin.optimizer(experiment, phase, rate)
-    train_step = begin.train_step(experiment, phase, optimizer, rate)
+    train_step = begin.train_step(experiment, phase, optimizer, rate, self._teacher(phase, states))
     start, state, meta = self._load(phase, states, optimizer)
     self.seconds = meta['seconds']
     if start:
@@ -148,6 +148,7 @@ class Run:
       meta = {'seconds': monitor.seconds(), 'pending': fetched, 'best': monitor.best, 'steps': steps}
       checkpoints.save(step, state, {'data': batches.get_state(), **meta})
 
+    finish = lambda state: begin.with_statistics(experiment, phase, state)
     batches = self._batches(phase, meta)
     checkpoints, best = self._checkpoints(phase), self._checkpoints('best', keep=1)
     try:
@@ -164,11 +165,21 @@ class Run:
           save=save,
           save_steps=config.checkpoint_steps,
           save_seconds=config.checkpoint_seconds,
+          finish=finish if config[phase].reestimate_batches else None,
         )
     except NotFinite as error:
       raise FloatingPointError(f'{error}; {self._explain(phase, states, optimizer, train_step, error.step)}') from None
     self.seconds, self.best = monitor.seconds(), monitor.best
     return train.unreplicate(state)
+
+  def _teacher(self, phase: str, states: dict[str, TrainState]) -> begin.Variables | None:
+    """The variables of the float network, where the phase is distilled from it."""
+    how = self.config.distill
+    if not how.weight or phase not in how.phases:
+      return None
+    if 'pretrain' in states:
+      return states['pretrain'].variables
+    return hosts.agree(begin.float_variables(self.experiment))
 
   def _checkpoints(self, name: str, keep: int = 2) -> PrimaryCheckpoints:
     return PrimaryCheckpoints(self.workdir, name, keep=keep, say=self.progress.say)
@@ -223,7 +234,8 @@ class Run:
     fixed = self.policy
     if fixed is None:
       bits = states['search'].bits if 'search' in states else begin.initial_bits(experiment)
-      fixed = policy.discretize(bits, experiment.layers, experiment.budget)
+      method = self.config.budget.discretization
+      fixed = policy.discretize(bits, experiment.layers, experiment.budget, method=method)
     fixed.save(path)
     return fixed
 

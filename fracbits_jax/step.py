@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fracbits_jax import layers, optim, platforms
+from fracbits_jax.distill import Distillation
 from fracbits_jax.penalty import Penalty
 
 AXIS = 'batch'  # the mapped axis: the devices that share a batch
@@ -44,8 +45,11 @@ def make_train_step(
   draw_seed: int | None = None,
   remat: bool = False,
   accumulate: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  distillation: Distillation | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """The step `train_step(state, batch) -> (state, metrics)`, to be mapped over the axis `batch`.
+
+  With a distillation it is `train_step(state, batch, teacher)`, which also takes the variables of its teacher.
 
   Args:
     model: a network called as `model(images, train=True)`.
@@ -60,9 +64,10 @@ def make_train_step(
     accumulate: equal parts in which each device computes its share of a batch, one after the other; the update is that
       of the whole batch, with one draw of bit-widths. Batch norm alone sees the parts: each is normalised by its own
       statistics, over all devices, and the running ones are updated part after part.
+    distillation: the part of the loss that comes from a teacher; `None` leaves the labels alone.
   """
 
-  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+  def train_step(state: TrainState, batch: Batch, teacher: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
     def loss_function(learned, batch_stats, batch):
       images = batch['image'].astype(jnp.float32)
       rngs = None
@@ -79,6 +84,8 @@ def make_train_step(
       logits = logits.astype(jnp.float32)
       loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']))
       metrics = {'loss': loss, 'accuracy': jnp.mean(jnp.argmax(logits, -1) == batch['label'])}
+      if distillation is not None:
+        loss, metrics['distill_loss'] = distillation(teacher, images, logits, loss)
       if penalty is not None:
         term, metrics['cost_ratio'] = penalty(learned['bits'], state.multiplier)
         if penalty.controller is not None:

@@ -91,6 +91,7 @@ def run_phase(
   save: Callable[[int, TrainState, list[Metrics]], None],
   save_steps: int | None = None,
   save_seconds: float,
+  finish: Callable[[TrainState], TrainState] | None = None,
 ) -> TrainState:
   """The one loop: runs steps `start` to `steps` of a phase on a replicated state.
 
@@ -108,6 +109,7 @@ def run_phase(
     save_steps: steps between two calls of `save`, or `None`.
     save_seconds: least time after which `save` is called in any case; several hosts look at the primary's clock, and
       only after a report. It is also called after the last step, and when the run is asked to stop.
+    finish: changes the state after the last step, before that is reported and saved.
 
   Returns:
     The replicated state after `steps` steps.
@@ -130,6 +132,8 @@ def run_phase(
 
   try:
     while True:
+      if finish is not None and start < step == steps:  # else it is in the state that was saved
+        state = finish(state)
       if pending and (step % report_steps == 0 or step == steps):
         report(step, state, pending)
         pending = []

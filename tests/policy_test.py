@@ -120,6 +120,20 @@ def test_the_largest_remainder_is_rounded_up_first():
   assert [int(found[n]['kernel']) for n in 'abc'] == [3, 4, 3]
 
 
+def test_the_single_offset_spends_nothing_of_what_rounding_leaves():
+  table = tuple(Layer(name=n, macs=1000, weights=10, channels=1, input_bits=8) for n in 'abc')
+  bits = {'a': {'kernel': 3.6}, 'b': {'kernel': 3.7}, 'c': {'kernel': 3.1}}
+  limit = cost.Budget(metric='bitops', target=10.5 * 8000 / 1e9)
+  found = policy.discretize(bits, table, limit, method='offset').bits()
+  assert [int(found[n]['kernel']) for n in 'abc'] == [3, 4, 3]  # an offset of -0.1 takes the first one down
+  found = policy.discretize(bits, table, cost.Budget(metric='bitops', target=9.9 * 8000 / 1e9), method='offset').bits()
+  assert [int(found[n]['kernel']) for n in 'abc'] == [3, 3, 3]
+  found = policy.discretize({**bits, 'b': {'kernel': 3.6}}, table, limit, method='offset').bits()
+  assert [int(found[n]['kernel']) for n in 'abc'] == [3, 3, 3]  # both of them go down, though one might stay
+  with pytest.raises(ValueError, match=r"discretization 'nearest' is unknown: choose one of exact, offset"):
+    policy.discretize(bits, table, limit, method='nearest')
+
+
 def test_one_offset_lowers_all_when_the_search_ended_above_the_target():
   table = tuple(Layer(name=n, macs=1000, weights=10, channels=1, input_bits=8) for n in 'abc')
   bits = {'a': {'kernel': 7.9}, 'b': {'kernel': 5.6}, 'c': {'kernel': 4.2}}

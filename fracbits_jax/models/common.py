@@ -14,6 +14,7 @@ from fracbits_jax import pool
 from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense
 
 EDGE_BITS = 8  # of the images, of the first kernel and of the classifier's kernel
+NORM_MOMENTUM = 0.9  # of batch norm's running statistics
 
 _conv_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 _dense_init = nn.initializers.normal(0.01)
@@ -139,7 +140,7 @@ class Parts:
     """Batch norm over the whole batch, also where that is spread over devices; pruned channels of `source` are 0."""
     return GatedBatchNorm(
       use_running_average=not self.train,
-      momentum=0.9,
+      momentum=NORM_MOMENTUM,
       epsilon=1e-5,
       axis_name=self.axis_name,
       dtype=self.dtype,

@@ -1,0 +1,161 @@
+"""The evidence study: every method on every network under every budget, over several seeds.
+
+    python benchmarks/study.py --dataset=glyphs --jobs=2             # the core grid; started again, it goes on
+    python benchmarks/study.py --dataset=glyphs --full               # kernel-wise bits and a third network as well
+    python benchmarks/study.py --dataset=glyphs --only ours paper    # some of it
+    python benchmarks/study.py --dataset=glyphs --cell=ours,mobilenet_v1,bitops2,0
+    python benchmarks/study.py --dataset=glyphs --report             # the table and the figures of what there is
+
+All methods of a network and a seed start from the same float network, see the same images in the same order, and train
+for the same number of epochs. A finished cell is a line of `benchmarks/results/study_DATASET.jsonl` and is not run
+again, on whatever machine, as long as its configuration is the same (`study_methods.digest`). Choices are made on the
+validation split; the test split is read once, at the end of a cell. Each cell is a process of its own, so that its
+memory is its own, and with several at a time each has its share of the cores.
+"""
+
+import argparse
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import study_methods, study_report  # noqa: E402
+from benchmarks.study_methods import BUDGETS, METHODS, SETTINGS, Cell  # noqa: E402
+
+
+def read_results(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of a results file; the last one of a cell counts."""
+  lines = path.read_text().splitlines() if path.exists() else []
+  rows = [json.loads(line) for line in lines if line.strip()]
+  return list({_key(row): row for row in rows}.values())
+
+
+def _key(row: dict[str, Any]) -> tuple:
+  return tuple(row[name] for name in ('dataset', 'method', 'network', 'budget', 'granularity', 'seed', 'digest'))
+
+
+def key_of(cell: Cell) -> tuple:
+  """What tells the line of a cell from the others, and from those of another configuration."""
+  return (
+    cell.dataset, cell.method, cell.network, cell.budget, cell.granularity, cell.seed, study_methods.digest(cell)
+  )  # fmt: skip
+
+
+def left_to_do(cells: Sequence[Cell], rows: Sequence[dict[str, Any]]) -> list[Cell]:
+  """The cells that have no line yet."""
+  done = {_key(row) for row in rows}
+  return [cell for cell in cells if key_of(cell) not in done]
+
+
+def append(path: pathlib.Path, row: dict[str, Any]) -> None:
+  """Adds a line; several processes may do so at the same time."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  line = f'{json.dumps(row)}\n'.encode()
+  file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+  try:
+    os.write(file, line)  # at once, so that lines do not mix
+  finally:
+    os.close(file)
+
+
+def arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--dataset', choices=tuple(SETTINGS), default='glyphs')
+  size = parser.add_mutually_exclusive_group()
+  size.add_argument('--core', action='store_true', help='two networks, bits per layer; the default')
+  size.add_argument('--full', action='store_true', help='all networks and methods, bits per layer and per kernel')
+  parser.add_argument('--only', nargs='+', choices=tuple(METHODS), metavar='METHOD', help=', '.join(METHODS))
+  parser.add_argument('--networks', nargs='+', help="of the data set's")
+  parser.add_argument('--budgets', nargs='+', choices=tuple(BUDGETS))
+  parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+  parser.add_argument('--cell', help='this one alone, in this process: METHOD,NETWORK,BUDGET,SEED[,kernel]')
+  parser.add_argument('--float', help='the float network alone, in this process: NETWORK,SEED')
+  parser.add_argument('--report', action='store_true', help='run nothing')
+  parser.add_argument('--jobs', type=int, default=1, help='cells at a time')
+  parser.add_argument('--workdir', type=pathlib.Path, help='of the runs; runs/study_DATASET unless given')
+  parser.add_argument('--results', type=pathlib.Path, help='benchmarks/results/study_DATASET.jsonl unless given')
+  parser.add_argument('--out', type=pathlib.Path, help='of the table and the figures; the workdir unless given')
+  args = parser.parse_args()
+  args.workdir = args.workdir or ROOT / 'runs' / f'study_{args.dataset}'
+  args.results = args.results or ROOT / 'benchmarks' / 'results' / f'study_{args.dataset}.jsonl'
+  args.out = args.out or args.workdir
+  if unknown := set(args.networks or ()) - set(SETTINGS[args.dataset].networks):
+    known = ', '.join(SETTINGS[args.dataset].networks)
+    parser.error(f'--networks: {", ".join(sorted(unknown))} unknown: choose from {known}')
+  return args
+
+
+def run_all(names: Sequence[str], command: Callable[[str], list[str]], jobs: int, logs: pathlib.Path) -> list[str]:
+  """Runs a command for each name, some at a time, what it prints going to a file; the names of those that failed."""
+  logs.mkdir(parents=True, exist_ok=True)
+  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+  shares = [cores[i::jobs] for i in range(jobs)] if len(cores) >= jobs > 1 else [None] * jobs
+  waiting, running, failed, ended, began = list(names), {}, [], 0, time.monotonic()
+  while waiting or running:
+    while waiting and len(running) < jobs:
+      name = waiting.pop(0)
+      share = next(i for i in range(jobs) if i not in running)
+      keep_to = functools.partial(os.sched_setaffinity, 0, shares[share]) if shares[share] else None
+      log = (logs / f'{name.replace(",", "-")}.log').open('w')
+      process = subprocess.Popen(command(name), stdout=log, stderr=subprocess.STDOUT, preexec_fn=keep_to)
+      running[share] = (name, process, log, time.monotonic())
+    time.sleep(0.2)
+    for share, (name, process, log, started) in list(running.items()):
+      if process.poll() is not None:
+        del running[share]
+        log.close()
+        ended += 1
+        if process.returncode:
+          failed.append(name)
+        took, minutes = time.monotonic() - started, (time.monotonic() - began) / 60
+        to_come = minutes / ended * (len(names) - ended)
+        how = f'FAILED, see {log.name}' if process.returncode else 'done'
+        print(f'{name}: {how}, {took:.0f} s; {ended} of {len(names)}, {to_come:.0f} min to come', flush=True)
+  return failed
+
+
+def main() -> None:
+  args = arguments()
+  if args.cell or args.float:
+    from benchmarks import study_cell  # loads JAX, which the process that starts the others has no need of
+
+    if args.float:
+      network, seed = args.float.split(',')
+      study_cell.float_network(args.dataset, network, int(seed), args.workdir)
+      return
+    cell = study_methods.parse(args.cell, args.dataset)
+    if left_to_do([cell], read_results(args.results)):
+      append(args.results, study_cell.run(cell, args.workdir))
+    done = {_key(row): row for row in read_results(args.results)}
+    print(json.dumps(done[key_of(cell)], indent=1))
+    return
+  choice = dict(full=args.full, methods=args.only, networks=args.networks, budgets=args.budgets, seeds=args.seeds)
+  cells = list(study_methods.grid(args.dataset, **choice))
+  failed: list[str] = []
+  if not args.report:
+    todo = left_to_do(cells, read_results(args.results))
+    print(f'{len(cells)} cells, {len(todo)} of them to run', flush=True)
+    script = [sys.executable, str(pathlib.Path(__file__).resolve()), f'--dataset={args.dataset}']
+    script += [f'--workdir={args.workdir}', f'--results={args.results}']
+    floats = list(dict.fromkeys(f'{cell.network},{cell.seed}' for cell in todo))
+    # The first one alone, since it may have to prepare the data.
+    failed = run_all(floats[:1], lambda name: [*script, f'--float={name}'], 1, args.workdir / 'logs')
+    failed += run_all(floats[1:], lambda name: [*script, f'--float={name}'], args.jobs, args.workdir / 'logs')
+    names = [cell.name for cell in todo if f'{cell.network},{cell.seed}' not in failed]
+    failed += run_all(names, lambda name: [*script, f'--cell={name}'], args.jobs, args.workdir / 'logs')
+  keys = {key_of(cell) for cell in cells}
+  print(study_report.write([row for row in read_results(args.results) if _key(row) in keys], args.out))
+  if failed:
+    sys.exit(f'error: {", ".join(failed)} failed; the same command tries again')
+
+
+if __name__ == '__main__':
+  main()

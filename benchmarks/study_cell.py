@@ -1,0 +1,89 @@
+"""One cell of the study, run in this process: the float network, the policy where it is known before, the training."""
+
+import hashlib
+import pathlib
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks import cells, study_methods
+from benchmarks.study_methods import METHODS, Cell
+from fracbits_jax import policy
+from fracbits_jax import run as runs
+from fracbits_jax.checkpoint import Checkpoints
+from fracbits_jax.experiment import prepare
+
+
+def float_network(dataset: str, network: str, seed: int, workdir: pathlib.Path) -> pathlib.Path:
+  """Trains the float network of a seed, unless it is there; its folder."""
+  cells.set_up()
+  config = study_methods.float_config(dataset, network, seed)
+  digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:12]
+  folder = workdir / f'float-{network}-{seed}-{digest}'
+  runs.run(config, folder)
+  return folder
+
+
+def run(cell: Cell, workdir: pathlib.Path) -> dict[str, Any]:
+  """Runs a cell, or what is left of it; its line for the results."""
+  how, digest = METHODS[cell.method].how, study_methods.digest(cell)
+  config = study_methods.config_of(cell)
+  config.init_from = str(float_network(cell.dataset, cell.network, cell.seed, workdir))
+  folder = workdir / f'{cell.name.replace(",", "-")}-{digest}'
+  began = time.monotonic()
+  if how in POLICIES:
+    path = workdir / 'policies' / f'{folder.name}.json'
+    if not path.exists():
+      path.parent.mkdir(parents=True, exist_ok=True)
+      POLICIES[how](prepare(config), cell.seed).save(path)
+    config.policy = str(path)
+  policy_seconds = time.monotonic() - began
+  result = runs.run(config, folder)
+  found = policy.load(folder / 'policy.json')
+  seconds = _seconds(folder, config.phases)
+  return {
+    'method': cell.method,
+    'network': cell.network,
+    'width': config.model.width,
+    'dataset': cell.dataset,
+    'budget': cell.budget,
+    'granularity': cell.granularity,
+    'seed': cell.seed,
+    'digest': digest,
+    **{name: result[name] for name in ('float_accuracy', 'searched_accuracy', 'test_accuracy')},
+    **{name: result[name] for name in ('cost', 'target', 'unit', 'bitops_g', 'size_mb')},
+    'policy_seconds': round(policy_seconds, 1) if how in POLICIES else 0.0,
+    'search_seconds': seconds.get('search', 0.0),
+    'finetune_seconds': seconds['finetune'],
+    'peak_memory_mb': _peak_memory_mb(),
+    'policy': {entry.name: [_bits(entry.kernel), _bits(entry.input)] for entry in found.layers},
+    'versions': {**result['made_with'], 'numpy': np.__version__},
+    'date': time.strftime('%Y-%m-%d'),
+  }
+
+
+def _seconds(folder: pathlib.Path, phases: tuple[str, ...]) -> dict[str, float]:
+  """What each phase took, compilation and evaluation with it."""
+  seconds, before = {}, 0.0
+  for phase in phases:
+    checkpoints = Checkpoints(folder, phase, create=False)
+    _, _, meta = checkpoints.restore()
+    checkpoints.close()
+    seconds[phase], before = round(meta['seconds'] - before, 1), meta['seconds']
+  return seconds
+
+
+def _peak_memory_mb() -> float:
+  """The most memory that this process has had, in 10^6 bytes."""
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
+
+
+def _bits(value: int | tuple[int, ...]) -> int | list[int]:
+  return list(value) if isinstance(value, tuple) else value
+
+
+POLICIES: dict[str, Any] = {}

@@ -1,0 +1,273 @@
+"""What the study compares: data sets, networks, budgets, methods, and the configuration of each cell of the grid."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+Changes = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+  """How a data set is trained on. Every quantized network has `search_epochs + finetune_epochs`, whatever its method.
+
+  Attributes:
+    networks: model name -> width multiplier, those of the core grid first.
+    core: how many of the networks are in the core grid.
+    image_size: height and width, or `None` for the data set's own.
+    batch_size: examples of a batch.
+    pretrain_epochs: of the float network.
+    pretrain_rate: its peak learning rate.
+    search_epochs: of methods that search.
+    finetune_epochs: after the search.
+    one_cosine: whether search and finetuning share one decay of the learning rate, or each has its own.
+    rate: peak learning rate of the quantized phases.
+    warmup_epochs: of each of them.
+    bits_rate: the bits' learning rate as a multiple of the weights', by granularity.
+    kappa: of the fixed penalty; `None` for the paper's 1 per GBitOP or MB.
+    reestimate_batches: of the methods that compute batch norm statistics anew.
+    eval_epochs: between two evaluations on the validation split.
+    changes: further values, by their path in the configuration.
+  """
+
+  networks: Mapping[str, float]
+  core: int = 2
+  image_size: int | None = None
+  batch_size: int = 64
+  pretrain_epochs: float
+  pretrain_rate: float
+  search_epochs: float
+  finetune_epochs: float
+  one_cosine: bool = False
+  rate: float
+  warmup_epochs: float = 1.0
+  bits_rate: Mapping[str, float] = dataclasses.field(default_factory=lambda: {'layer': 10.0, 'kernel': 100.0})
+  kappa: float | None = 1.0
+  reestimate_batches: int = 16
+  eval_epochs: float = 5.0
+  changes: Changes = dataclasses.field(default_factory=dict)
+
+
+# What a study is tuned by. `digits` is for trying things out: 400 test images decide nothing.
+SETTINGS = {
+  'digits': Setting(
+    networks={'mobilenet_v1': 0.25, 'resnet20': 0.5, 'mobilenet_v2': 0.25},
+    image_size=16,
+    pretrain_epochs=25,
+    pretrain_rate=0.05,
+    search_epochs=10,
+    finetune_epochs=10,
+    rate=0.0125,
+  ),
+  'glyphs': Setting(
+    networks={'mobilenet_v1': 0.25, 'resnet20': 0.5, 'mobilenet_v2': 0.25},
+    pretrain_epochs=12,
+    pretrain_rate=0.05,
+    search_epochs=4,
+    finetune_epochs=4,
+    rate=0.0125,
+    warmup_epochs=0.5,
+    eval_epochs=4.0,
+  ),
+  # The paper's recipe.
+  'imagenet2012': Setting(
+    networks={'mobilenet_v1': 1.0, 'resnet18': 1.0, 'mobilenet_v2': 1.0},
+    batch_size=256,
+    pretrain_epochs=150,
+    pretrain_rate=0.05,
+    search_epochs=120,
+    finetune_epochs=30,
+    one_cosine=True,
+    rate=0.05,
+    warmup_epochs=0.0,
+    bits_rate={'layer': 1.0, 'kernel': 1.0},
+    kappa=None,
+    reestimate_batches=100,
+    eval_epochs=1.0,
+    changes={'data.workers': 8},
+  ),
+}
+
+CHOICES = tuple(range(1, 9))  # allowed bit-widths of kernels and inputs, for every method alike
+
+BUDGETS = {
+  'bitops2': {'budget.metric': 'bitops', 'budget.equivalent_bits': 2.0},
+  'bitops3': {'budget.metric': 'bitops', 'budget.equivalent_bits': 3.0},
+  'size2': {'budget.metric': 'size', 'budget.equivalent_bits': 2.0, 'quant.weight_only': True},
+}
+
+GRANULARITIES = ('layer', 'kernel')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+  """A row of the study.
+
+  Attributes:
+    label: in tables and figures.
+    how: where the bit-widths come from. `search` learns them, `supernet` learns which branch to take; `uniform`,
+      `random`, `hessian` and `error` know them before the training, which is as long.
+    changes: values that differ from the common configuration, by their path.
+    full: whether only the full grid has it.
+    less: for `ours` less one of its parts, what is taken away; empty otherwise.
+  """
+
+  label: str
+  how: str = 'search'
+  changes: Changes = dataclasses.field(default_factory=dict)
+  full: bool = False
+  less: str = ''
+
+
+# The common configuration has calibrated clips, FracBits-SAT's quantizers and the fixed penalty, and differs from the
+# paper in its discretization alone.
+_PAPER = {'budget.discretization': 'offset'}
+_LSQ = {'quant.scheme': 'lsq', 'quant.sat': False}
+_DISTILLED = {'distill.weight': 0.5, 'distill.temperature': 2.0}
+_REESTIMATED = {'finetune.reestimate_batches': None}  # the setting's number
+_CONTROLLED = {'budget.controlled': True}
+_OURS = {**_LSQ, **_DISTILLED, **_REESTIMATED, **_CONTROLLED}
+
+
+def _ours_without(part: Changes, **replaced: Any) -> Changes:
+  return {**{name: value for name, value in _OURS.items() if name not in part}, **replaced}
+
+
+METHODS = {
+  'uniform_pact': Method(label='uniform bits, PACT', how='uniform', changes={'quant.sat': False}),
+  'uniform_sat': Method(label='uniform bits, SAT', how='uniform'),
+  'uniform_lsq': Method(label='uniform bits, LSQ', how='uniform', changes=_LSQ),
+  'random': Method(label='random policy', how='random'),
+  'hessian': Method(label='Hessian trace and integer program', how='hessian'),
+  'error': Method(label='loss of each tensor and integer program', how='error'),
+  'supernet': Method(label='a branch per bit-width (EdMIPS)', how='supernet', changes=_CONTROLLED),
+  'paper': Method(label='FracBits as in the paper', changes=_PAPER),
+  'paper_uncalibrated': Method(
+    label='FracBits as in the paper, clips from 8', changes={**_PAPER, 'quant.calibration_batches': 0}, full=True
+  ),
+  'ours': Method(label='ours', changes=_OURS),
+  'ours_without_search': Method(label='ours with uniform bits', how='uniform', changes=_OURS, less='learned bits'),
+  'ours_without_calibration': Method(
+    label='ours without calibration', changes={**_OURS, 'quant.calibration_batches': 0}, less='calibrated clips'
+  ),
+  'ours_without_controller': Method(
+    label='ours with the fixed penalty', changes=_ours_without(_CONTROLLED), less='controlled penalty'
+  ),
+  'ours_without_exact': Method(
+    label='ours with a single offset', changes={**_OURS, **_PAPER}, less='exact discretization'
+  ),
+  'ours_without_lsq': Method(label="ours with SAT's quantizers", changes=_ours_without(_LSQ), less='learned steps'),
+  'ours_without_distillation': Method(
+    label='ours without distillation', changes=_ours_without(_DISTILLED), less='distillation'
+  ),
+  'ours_without_reestimation': Method(
+    label='ours without re-estimation', changes=_ours_without(_REESTIMATED), less='batch norm re-estimation'
+  ),
+  'ours_random': Method(label='ours with a random policy', how='random', changes=_OURS, full=True),
+  'ours_hessian': Method(label='ours with the Hessian policy', how='hessian', changes=_OURS, full=True),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+  """One network that is trained: a method at a budget, from the float network of a seed."""
+
+  dataset: str
+  method: str
+  network: str
+  budget: str
+  seed: int
+  granularity: str = 'layer'
+
+  @property
+  def name(self) -> str:
+    """As `--cell` takes it."""
+    parts = (self.method, self.network, self.budget, str(self.seed))
+    return ','.join(parts if self.granularity == 'layer' else (*parts, self.granularity))
+
+
+def parse(text: str, dataset: str) -> Cell:
+  """The cell `METHOD,NETWORK,BUDGET,SEED[,GRANULARITY]`; raises `ValueError` that says what is allowed."""
+  parts = text.split(',')
+  if len(parts) not in (4, 5):
+    raise ValueError(f'{text!r} is no cell: give METHOD,NETWORK,BUDGET,SEED and, for kernel-wise bits, ,kernel')
+  method, network, budget, seed, granularity = (*parts, 'layer')[:5]
+  known = {
+    'method': (method, METHODS),
+    'network': (network, SETTINGS[dataset].networks),
+    'budget': (budget, BUDGETS),
+    'granularity': (granularity, GRANULARITIES),
+  }
+  for kind, (given, allowed) in known.items():
+    if given not in allowed:
+      raise ValueError(f'{kind} {given!r} is unknown: choose one of {", ".join(allowed)}')
+  if not seed.isdecimal():
+    raise ValueError(f'seed {seed!r} is no seed: give an integer of at least 0')
+  return Cell(dataset=dataset, method=method, network=network, budget=budget, seed=int(seed), granularity=granularity)
+
+
+def grid(
+  dataset: str,
+  *,
+  full: bool = False,
+  methods: Iterable[str] | None = None,
+  networks: Iterable[str] | None = None,
+  budgets: Iterable[str] | None = None,
+  seeds: Iterable[int] = (0, 1, 2),
+) -> Iterator[Cell]:
+  """The cells of the core or of the full grid, or those that are named; seed after seed, so that each is complete."""
+  setting = SETTINGS[dataset]
+  methods = list(methods or (name for name, method in METHODS.items() if full or not method.full))
+  networks = list(networks or list(setting.networks)[: None if full else setting.core])
+  budgets = list(budgets or BUDGETS)
+  granularities = GRANULARITIES if full else GRANULARITIES[:1]
+  for seed, network, budget, granularity, method in itertools.product(seeds, networks, budgets, granularities, methods):
+    yield Cell(dataset=dataset, method=method, network=network, budget=budget, seed=seed, granularity=granularity)
+
+
+def float_config(dataset: str, network: str, seed: int) -> ConfigDict:
+  """The configuration of the float network that all cells of a network and a seed start from."""
+  setting, config = SETTINGS[dataset], base.get_config()
+  config.seed, config.phases = seed, ('pretrain',)
+  config.model.name, config.model.width = network, setting.networks[network]
+  config.data.dataset, config.data.image_size = dataset, setting.image_size
+  config.data.batch_size = setting.batch_size
+  config.quant.choices, config.quant.sat = CHOICES, True
+  config.budget.kappa = setting.kappa
+  config.eval_epochs = setting.eval_epochs
+  config.pretrain = base.phase(setting.pretrain_epochs, setting.pretrain_rate, warmup_epochs=setting.warmup_epochs)
+  config.update_from_flattened_dict(dict(setting.changes))
+  return config
+
+
+def config_of(cell: Cell) -> ConfigDict:
+  """The configuration of a cell, without the folders that its float network and its policy come from."""
+  setting, method = SETTINGS[cell.dataset], METHODS[cell.method]
+  config = float_config(cell.dataset, cell.network, cell.seed)
+  searches = method.how in ('search', 'supernet')
+  config.phases = ('search', 'finetune') if searches else ('finetune',)
+  warmup = dict(warmup_epochs=setting.warmup_epochs)
+  config.search = base.phase(setting.search_epochs, setting.rate, cosine=(0.0, 0.8), **warmup)
+  epochs = setting.finetune_epochs + (0 if searches else setting.search_epochs)
+  rest = dict(cosine=(0.8, 1.0)) if searches and setting.one_cosine else warmup
+  config.finetune = base.phase(epochs, setting.rate, **rest)
+  config.quant.granularity = cell.granularity
+  config.optimizer.bits_rate = setting.bits_rate[cell.granularity]
+  changes = {**BUDGETS[cell.budget], **method.changes}
+  if 'finetune.reestimate_batches' in changes:
+    changes['finetune.reestimate_batches'] = setting.reestimate_batches
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def digest(cell: Cell) -> str:
+  """Of everything that a cell's result depends on but the code: results with another one are of another study."""
+  config = json.loads(config_of(cell).to_json())
+  return hashlib.sha256(json.dumps([config, METHODS[cell.method].how], sort_keys=True).encode()).hexdigest()[:12]
