@@ -37,9 +37,8 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-from unittest import mock
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -50,7 +49,8 @@ import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
 from benchmarks.speed_tables import LABELS, picture, report  # noqa: E402
-from fracbits_jax import cost, models, platforms, quantize  # noqa: E402
+from benchmarks.supernet import mixtures  # noqa: E402
+from fracbits_jax import cost, models, platforms  # noqa: E402
 from fracbits_jax.layers import QuantConfig  # noqa: E402
 from fracbits_jax.penalty import Penalty  # noqa: E402
 
@@ -90,25 +90,10 @@ def quant_config(method: str, choices: tuple[int, ...]) -> QuantConfig | None:
   }.get(method, lambda: searched)()
 
 
-@contextlib.contextmanager
-def supernet(remat: bool) -> Iterator[None]:
+def supernet(remat: bool) -> contextlib.AbstractContextManager:
   """While this context is open, layers with learned bits are mixtures of all allowed bit-widths."""
-  plain = {'activation': quantize.activation, 'kernel': quantize.kernel}
-
-  def mixture(which, x, bits, *args, choices, noise=None, **kwargs):
-    if len(choices) == 1:
-      return plain[which](x, bits, *args, choices=choices, **kwargs)
-
-    def mixed(x, bits, *args):
-      weights = jax.nn.softmax(-jnp.square(bits - jnp.asarray(choices, jnp.float32))).astype(x.dtype)
-      return sum(weights[i] * plain[which](x, b, *args, learned=False, **kwargs) for i, b in enumerate(choices))
-
-    return (jax.checkpoint(mixed) if remat else mixed)(x, bits, *args)
-
-  with contextlib.ExitStack() as stack:
-    for which in plain:
-      stack.enter_context(mock.patch.object(quantize, which, functools.partial(mixture, which)))
-    yield
+  nearness = lambda bits, choices: jax.nn.softmax(-jnp.square(bits - jnp.asarray(choices, jnp.float32)))
+  return mixtures(nearness, remat=remat)
 
 
 def make_step(method: str, setting: Setting) -> Step:

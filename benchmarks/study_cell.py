@@ -5,16 +5,17 @@ import pathlib
 import resource
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks import cells, study_methods
+from benchmarks import cells, study_methods, supernet
 from benchmarks.study_methods import METHODS, Cell
-from fracbits_jax import policy
+from fracbits_jax import assignment, policy, sensitivity
 from fracbits_jax import run as runs
 from fracbits_jax.checkpoint import Checkpoints
-from fracbits_jax.experiment import prepare
+from fracbits_jax.experiment import Experiment, prepare
 
 
 def float_network(dataset: str, network: str, seed: int, workdir: pathlib.Path) -> pathlib.Path:
@@ -41,6 +42,8 @@ def run(cell: Cell, workdir: pathlib.Path) -> dict[str, Any]:
       POLICIES[how](prepare(config), cell.seed).save(path)
     config.policy = str(path)
   policy_seconds = time.monotonic() - began
+  if how == 'supernet':
+    supernet.search(config, folder)
   result = runs.run(config, folder)
   found = policy.load(folder / 'policy.json')
   seconds = _seconds(folder, config.phases)
@@ -86,4 +89,12 @@ def _bits(value: int | tuple[int, ...]) -> int | list[int]:
   return list(value) if isinstance(value, tuple) else value
 
 
-POLICIES: dict[str, Any] = {}
+def _scored(scores: str) -> Callable[[Experiment, int], policy.Policy]:
+  return lambda experiment, seed: sensitivity.find(experiment, experiment.initial.variables, scores, seed=seed)
+
+
+POLICIES: dict[str, Callable[[Experiment, int], policy.Policy]] = {
+  'random': lambda experiment, seed: assignment.draw(experiment.layers, experiment.budget, seed),
+  'hessian': _scored('hessian'),
+  'loss': _scored('loss'),
+}

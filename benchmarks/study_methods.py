@@ -113,7 +113,7 @@ class Method:
   Attributes:
     label: in tables and figures.
     how: where the bit-widths come from. `search` learns them, `supernet` learns which branch to take; `uniform`,
-      `random`, `hessian` and `error` know them before the training, which is as long.
+      `random`, `hessian` and `loss` know them before the training, which is as long.
     changes: values that differ from the common configuration, by their path.
     full: whether only the full grid has it.
     less: for `ours` less one of its parts, what is taken away; empty otherwise.
@@ -146,7 +146,7 @@ METHODS = {
   'uniform_lsq': Method(label='uniform bits, LSQ', how='uniform', changes=_LSQ),
   'random': Method(label='random policy', how='random'),
   'hessian': Method(label='Hessian trace and integer program', how='hessian'),
-  'error': Method(label='loss of each tensor and integer program', how='error'),
+  'loss': Method(label='rise of the loss and integer program', how='loss'),
   'supernet': Method(label='a branch per bit-width (EdMIPS)', how='supernet', changes=_CONTROLLED),
   'paper': Method(label='FracBits as in the paper', changes=_PAPER),
   'paper_uncalibrated': Method(

@@ -120,7 +120,7 @@ def train_step(
   """
   settings = {'remat': experiment.config.model.remat, 'accumulate': experiment.config.data.accumulate}
   if phase == 'search':
-    settings['penalty'] = _penalty(experiment, rate)
+    settings['penalty'] = budget_penalty(experiment, rate)
     settings['bits_range'] = as_float32(cost.bits_range(experiment.layers))
     if experiment.config.quant.stochastic:
       settings['draw_seed'] = experiment.config.seed
@@ -157,7 +157,8 @@ def with_statistics(experiment: Experiment, phase: str, state: TrainState) -> Tr
     return state.replace(batch_stats=reestimate.statistics(step.over_devices(one_device), state.variables, some))
 
 
-def _penalty(experiment: Experiment, rate: optax.Schedule) -> penalty.Penalty:
+def budget_penalty(experiment: Experiment, rate: optax.Schedule) -> penalty.Penalty:
+  """The configured cost term of a search at the learning rate `rate` of the weights."""
   config, bits_rate = experiment.config.budget, experiment.config.optimizer.bits_rate
   common = dict(budget=experiment.budget, layers=experiment.layers)
   if not config.controlled:

@@ -1,0 +1,251 @@
+"""Policies without a search: each kernel and each input is scored by what quantizing it alone does to the loss.
+
+    python -m fracbits_jax.sensitivity --workdir=runs/digits --bits=3 --out=policy.json
+
+Scores are those of HAWQ-V2 (Dong et al. 2020, arXiv 1911.03852), the trace of the Hessian times the squared
+quantization error, or the rise of the loss itself. `assignment.solve` makes a policy of them, which a run takes as
+`config.policy`.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import itertools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import traverse_util
+from jax import lax
+
+from fracbits_jax import assignment, calibrate, layers, policy, wrap
+from fracbits_jax import cost as costs
+from fracbits_jax.assignment import Scores
+from fracbits_jax.layers import QuantConfig
+
+Slot = tuple[str, str]  # a layer's path, and `kernel` or `input`
+Batch = Mapping[str, Any]
+
+SCORES = ('hessian', 'loss')
+_BATCHES = 4
+_DRAWS = 64
+
+
+def quantized_kernel(quant: QuantConfig, kernel: jax.Array, bits: Any, alpha: jax.Array | None = None) -> jax.Array:
+  """A kernel at an integer bit-width, on the scale at which it is nearest to the float one.
+
+  DoReFa's kernels have a scale of their own, which batch norm takes away again.
+
+  Args:
+    quant: how the layer is quantized.
+    kernel: the float kernel.
+    bits: `()`.
+    alpha: its range, `()`, with the scheme `lsq`.
+  """
+  plain = dataclasses.replace(quant, sat=False)
+  q = layers.quantize_kernel(plain, kernel, jnp.float32(bits), alpha, learned=False)
+  return q * jnp.sum(q * kernel) / jnp.maximum(jnp.sum(q * q), 1e-12)
+
+
+class Sensitivity:
+  """A float network whose kernels and inputs are disturbed one by one, in evaluation mode.
+
+  It is the quantized network with quantizers that change nothing, so that both have their tensors in the same places.
+
+  Args:
+    model: a quantized network, called as `model(images)`.
+    variables: `params` and further collections of its float network.
+    image_shape: `[H, W, C]`.
+    batches: training batches, `image` and `label` of each.
+
+  Attributes:
+    table: the layer table.
+    slots: the allowed bit-widths of each kernel and each input that learns them, without 0.
+  """
+
+  def __init__(self, model: nn.Module, variables: Any, image_shape: Sequence[int], batches: Sequence[Batch]):
+    self.table = costs.trace(model, (1, *image_shape))
+    self.slots = {
+      (l.name, which): tuple(b for b in c if b) for l in self.table for which, (_, c) in costs.learned(l).items()
+    }
+    self._model, self._float = model, variables
+    self._configs = calibrate.quant_configs(model, (1, *image_shape))
+    self._batches = [
+      {'image': jnp.asarray(batch['image'], jnp.float32), 'label': jnp.asarray(batch['label'])} for batch in batches
+    ]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), self._batches[0]['image'])
+    given = traverse_util.flatten_dict(variables['params'])
+    # Clips and bits are not used; at the largest bits nothing is pruned.
+    params = {path: given.get(path, np.float32(1)) for path in traverse_util.flatten_dict(shapes['params'])}
+    bits = jax.tree.map(np.float32, costs.bits_range(self.table)[1])
+    self._variables = {**variables, 'params': traverse_util.unflatten_dict(params), 'bits': bits}
+
+  def loss(self, batch: Batch, quantizer: Callable[[Slot, jax.Array], jax.Array]) -> jax.Array:
+    """The mean cross entropy of a batch with `quantizer(slot, x)` for each of the `slots`."""
+
+    def replacement(layer, which, x, bits, alpha, kept):
+      del bits, alpha, kept
+      slot = ('/'.join(layer.path), which)
+      return quantizer(slot, x) if slot in self.slots else x
+
+    with layers.replace_quantizers(replacement):
+      logits = self._model.apply(self._variables, batch['image'])
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch['label']))
+
+  def traces(self, draws: int = _DRAWS, seed: int = 0) -> dict[Slot, float]:
+    """The trace of the loss's Hessian with respect to each kernel and each input, by Hutchinson's estimator.
+
+        Tr(H) = E[v . H v],    v of independent signs
+
+    All tensors are disturbed at once: the blocks of H beside its diagonal vanish in the mean.
+
+    Args:
+      draws: of v, on the batches in turn.
+      seed: of the draws.
+    """
+    shapes: dict[Slot, tuple[int, ...]] = {}
+
+    def see(slot, x):
+      shapes[slot] = x.shape
+      return x
+
+    jax.eval_shape(lambda batch: self.loss(batch, see), self._batches[0])
+
+    @jax.jit
+    def products(batch, key):
+      keys = dict(zip(shapes, jax.random.split(key, len(shapes)), strict=True))
+      signs = [jax.random.rademacher(keys[slot], shape, jnp.float32) for slot, shape in shapes.items()]
+
+      def moved(moves):
+        by_slot = dict(zip(shapes, moves, strict=True))
+        return self.loss(batch, lambda slot, x: x + by_slot[slot].astype(x.dtype))
+
+      along = lambda moves: sum(jnp.sum(v * g) for v, g in zip(signs, jax.grad(moved)(moves), strict=True))
+      curved = jax.grad(along)([jnp.zeros_like(v) for v in signs])  # the convolutions have gradients in reverse only
+      return [jnp.sum(v * c) for v, c in zip(signs, curved, strict=True)]
+
+    keys = jax.random.split(jax.random.key(seed), draws)
+    found = [products(batch, key) for key, batch in zip(keys, itertools.cycle(self._batches), strict=False)]
+    return dict(zip(shapes, np.mean(found, axis=0).tolist(), strict=True))
+
+  def errors(self) -> dict[Slot, dict[int, float]]:
+    """The mean squared error of each kernel and each input at each bit-width, with the clip that is best for it."""
+    errors: dict[Slot, dict[int, float]] = {}
+    for slot, x, bits, alpha in self._quantizations():
+      quantized = jax.jit(functools.partial(self._quantized, slot))(x, jnp.float32(bits), alpha)
+      errors.setdefault(slot, {})[bits] = float(jnp.mean(jnp.square(quantized - x)))
+    return errors
+
+  def hessian_scores(self, draws: int = _DRAWS, seed: int = 0) -> Scores:
+    """Half the trace times the mean squared error: the rise of the loss to second order, for errors at random.
+
+    A trace that comes out negative counts as 0: errors are no gain.
+    """
+    traces = self.traces(draws, seed)
+    return {
+      slot: {bits: max(traces[slot], 0.0) / 2 * error for bits, error in by_bits.items()}
+      for slot, by_bits in self.errors().items()
+    }
+
+  def loss_scores(self) -> Scores:
+    """The rise of the loss when one kernel or one input alone is quantized, a mean over the batches."""
+    order = list(self.slots)
+
+    @jax.jit
+    def loss(batch, index, bits, alpha):
+      def quantizer(slot, x):
+        one = functools.partial(self._quantized, slot)
+        return lax.cond(index == order.index(slot), one, lambda x, bits, alpha: x, x, bits, alpha)
+
+      return self.loss(batch, quantizer)
+
+    mean = lambda *which: float(np.mean([loss(batch, *which) for batch in self._batches]))
+    plain, scores = mean(-1, 8.0, 1.0), {}
+    for slot, _, bits, alpha in self._quantizations():
+      scores.setdefault(slot, {})[bits] = mean(order.index(slot), float(bits), float(alpha)) - plain
+    return scores
+
+  def _quantizations(self):
+    """Every slot with its tensor, or values of it, each of its bit-widths, and the clip that is best for that."""
+    plain = wrap.without_quantization(self._model)
+    inputs = calibrate.sample_inputs(plain, self._float, [(batch['image'],) for batch in self._batches])
+    for slot, choices in self.slots.items():
+      name, which = slot
+      quant = self._configs[name]
+      params = functools.reduce(lambda node, key: node[key], name.split('/'), self._float['params'])
+      x = jnp.asarray(params['kernel'] if which == 'kernel' else inputs[name])
+      signed = which == 'kernel' or quant.signed_input
+      for bits in choices:
+        clip = 1.0  # of kernels that have none
+        if which == 'input' or quant.scheme == 'lsq':
+          clip = calibrate.best_clip(x, jnp.float32(bits), signed=signed, choices=(bits,), scheme=quant.scheme)
+        yield slot, x, bits, jnp.float32(clip)
+
+  def _quantized(self, slot: Slot, x: jax.Array, bits: jax.Array, alpha: jax.Array) -> jax.Array:
+    quant = self._configs[slot[0]]
+    if slot[1] == 'kernel':
+      return quantized_kernel(quant, x, bits, alpha).astype(x.dtype)
+    return layers.quantize_input(quant, x, bits, alpha, learned=False)
+
+
+def find(experiment: Any, variables: Any, scores: str = 'hessian', *, seed: int = 0) -> policy.Policy:
+  """The policy of an experiment that scores make.
+
+  Args:
+    experiment: of `experiment.prepare`: its quantized network, its budget, its data.
+    variables: of its float network.
+    scores: `hessian` or `loss`.
+    seed: of the order of the training batches and of the draws.
+  """
+  from fracbits_jax import data  # the input pipeline
+
+  if scores not in SCORES:
+    raise ValueError(f'scores={scores!r} are unknown: choose one of {", ".join(SCORES)}')
+  dataset = experiment.dataset
+  reader = data.train_batches(dataset, batch_size=experiment.config.data.batch_size, seed=seed)
+  with contextlib.closing(reader):
+    batches = list(itertools.islice(reader, _BATCHES))
+  variables = {name: variables[name] for name in ('params', 'batch_stats') if name in variables}
+  found = Sensitivity(experiment.quant_model, variables, dataset.image_shape, batches)
+  by_slot = found.hessian_scores(seed=seed) if scores == 'hessian' else found.loss_scores()
+  return assignment.solve(by_slot, experiment.layers, experiment.budget)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Makes a policy for the float network of a run, without a search; prints what it costs."""
+  parser = argparse.ArgumentParser(prog='python -m fracbits_jax.sensitivity', description=main.__doc__)
+  parser.add_argument('--workdir', required=True, help='folder of a run with a float network')
+  parser.add_argument(
+    '--bits', type=float, help="the budget, as the cost of these bits everywhere; the run's otherwise"
+  )
+  parser.add_argument('--scores', default='hessian', help=', '.join(SCORES))
+  parser.add_argument('--out', required=True, help='the policy file to write')
+  args = parser.parse_args(argv)
+  from ml_collections import ConfigDict
+
+  from fracbits_jax import begin, workdir
+  from fracbits_jax.experiment import prepare
+
+  try:
+    config = ConfigDict(workdir.read_finished(args.workdir)[0])
+    config.phases, config.init_from, config.policy = ('finetune',), args.workdir, None
+    if args.bits is not None:
+      config.budget.target, config.budget.equivalent_bits = None, args.bits
+    experiment = prepare(config)
+    found = find(experiment, begin.float_variables(experiment), args.scores, seed=config.seed)
+    found.save(args.out)
+  except (ValueError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  print(f'{args.out}: {found.cost:.6g} of {found.target:.6g} {found.unit}')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
