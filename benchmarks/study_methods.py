@@ -66,15 +66,19 @@ SETTINGS = {
     finetune_epochs=10,
     rate=0.0125,
   ),
+  # With the strided stem an epoch costs a sixth of what it costs with the full-resolution one, at 6 points of the float
+  # network's accuracy.
   'glyphs': Setting(
-    networks={'mobilenet_v1': 0.25, 'resnet20': 0.5, 'mobilenet_v2': 0.25},
-    pretrain_epochs=12,
-    pretrain_rate=0.05,
-    search_epochs=4,
-    finetune_epochs=4,
-    rate=0.0125,
-    warmup_epochs=0.5,
-    eval_epochs=4.0,
+    networks={'mobilenet_v1': 0.25, 'resnet18': 0.25, 'mobilenet_v2': 0.25},
+    pretrain_epochs=8,
+    pretrain_rate=0.1,
+    search_epochs=1,
+    finetune_epochs=1,
+    rate=0.05,
+    warmup_epochs=0.1,
+    reestimate_batches=32,
+    eval_epochs=1.0,
+    changes={'model.small_images': False},
   ),
   # The paper's recipe.
   'imagenet2012': Setting(
