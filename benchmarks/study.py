@@ -14,7 +14,6 @@ memory is its own, and with several at a time each has its share of the cores.
 """
 
 import argparse
-import functools
 import json
 import os
 import pathlib
@@ -80,6 +79,7 @@ def arguments() -> argparse.Namespace:
   parser.add_argument('--float', help='the float network alone, in this process: NETWORK,SEED')
   parser.add_argument('--report', action='store_true', help='run nothing')
   parser.add_argument('--jobs', type=int, default=1, help='cells at a time')
+  parser.add_argument('--cores', help='of this process, by number, as in 0,1')
   parser.add_argument('--workdir', type=pathlib.Path, help='of the runs; runs/study_DATASET unless given')
   parser.add_argument('--results', type=pathlib.Path, help='benchmarks/results/study_DATASET.jsonl unless given')
   parser.add_argument('--out', type=pathlib.Path, help='of the table and the figures; the workdir unless given')
@@ -94,7 +94,7 @@ def arguments() -> argparse.Namespace:
 
 
 def run_all(names: Sequence[str], command: Callable[[str], list[str]], jobs: int, logs: pathlib.Path) -> list[str]:
-  """Runs a command for each name, some at a time, what it prints going to a file; the names of those that failed."""
+  """Runs a command for each name, some at a time, each with its share of the cores; the names of those that failed."""
   logs.mkdir(parents=True, exist_ok=True)
   cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
   shares = [cores[i::jobs] for i in range(jobs)] if len(cores) >= jobs > 1 else [None] * jobs
@@ -103,9 +103,9 @@ def run_all(names: Sequence[str], command: Callable[[str], list[str]], jobs: int
     while waiting and len(running) < jobs:
       name = waiting.pop(0)
       share = next(i for i in range(jobs) if i not in running)
-      keep_to = functools.partial(os.sched_setaffinity, 0, shares[share]) if shares[share] else None
       log = (logs / f'{name.replace(",", "-")}.log').open('w')
-      process = subprocess.Popen(command(name), stdout=log, stderr=subprocess.STDOUT, preexec_fn=keep_to)
+      arguments = command(name) + ([f'--cores={",".join(map(str, shares[share]))}'] if shares[share] else [])
+      process = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT)
       running[share] = (name, process, log, time.monotonic())
     time.sleep(0.2)
     for share, (name, process, log, started) in list(running.items()):
@@ -125,6 +125,8 @@ def run_all(names: Sequence[str], command: Callable[[str], list[str]], jobs: int
 def main() -> None:
   args = arguments()
   if args.cell or args.float:
+    if args.cores:
+      os.sched_setaffinity(0, map(int, args.cores.split(',')))  # before JAX counts them
     from benchmarks import study_cell  # loads JAX, which the process that starts the others has no need of
 
     if args.float:

@@ -154,7 +154,7 @@ def policies(groups: Groups, place: Place) -> Figure:
       axis.set_title(f'{which} bits, {_title(place)}')
       axis.grid(visible=False)
     axes[-1].set_xticks(range(len(names)), [plots.short(name) for name in names], rotation=90, fontsize=7)
-    figure.colorbar(image, ax=axes, ticks=range(most + 1), label='bits; more in the darkest', fraction=0.03)
+    figure.colorbar(image, ax=axes, ticks=range(most + 1), label='bits; 8 or more', fraction=0.03)
   return figure
 
 

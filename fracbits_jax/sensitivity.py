@@ -34,7 +34,7 @@ Batch = Mapping[str, Any]
 
 SCORES = ('hessian', 'loss')
 _BATCHES = 4
-_DRAWS = 64
+_DRAWS = 32
 
 
 def quantized_kernel(quant: QuantConfig, kernel: jax.Array, bits: Any, alpha: jax.Array | None = None) -> jax.Array:
@@ -67,6 +67,7 @@ class Sensitivity:
   Attributes:
     table: the layer table.
     slots: the allowed bit-widths of each kernel and each input that learns them, without 0.
+    variables: of the quantized network: the float one's, and clips and bits that nothing depends on.
   """
 
   def __init__(self, model: nn.Module, variables: Any, image_shape: Sequence[int], batches: Sequence[Batch]):
@@ -84,10 +85,10 @@ class Sensitivity:
     # Clips and bits are not used; at the largest bits nothing is pruned.
     params = {path: given.get(path, np.float32(1)) for path in traverse_util.flatten_dict(shapes['params'])}
     bits = jax.tree.map(np.float32, costs.bits_range(self.table)[1])
-    self._variables = {**variables, 'params': traverse_util.unflatten_dict(params), 'bits': bits}
+    self.variables = {**variables, 'params': traverse_util.unflatten_dict(params), 'bits': bits}
 
-  def loss(self, batch: Batch, quantizer: Callable[[Slot, jax.Array], jax.Array]) -> jax.Array:
-    """The mean cross entropy of a batch with `quantizer(slot, x)` for each of the `slots`."""
+  def loss(self, variables: Any, batch: Batch, quantizer: Callable[[Slot, jax.Array], jax.Array]) -> jax.Array:
+    """The mean cross entropy of a batch with `quantizer(slot, x)` for each of the `slots`; traced with `variables`."""
 
     def replacement(layer, which, x, bits, alpha, kept):
       del bits, alpha, kept
@@ -95,7 +96,7 @@ class Sensitivity:
       return quantizer(slot, x) if slot in self.slots else x
 
     with layers.replace_quantizers(replacement):
-      logits = self._model.apply(self._variables, batch['image'])
+      logits = self._model.apply(variables, batch['image'])
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch['label']))
 
   def traces(self, draws: int = _DRAWS, seed: int = 0) -> dict[Slot, float]:
@@ -115,23 +116,25 @@ class Sensitivity:
       shapes[slot] = x.shape
       return x
 
-    jax.eval_shape(lambda batch: self.loss(batch, see), self._batches[0])
+    jax.eval_shape(lambda variables, batch: self.loss(variables, batch, see), self.variables, self._batches[0])
 
     @jax.jit
-    def products(batch, key):
+    def products(variables, batch, key):
       keys = dict(zip(shapes, jax.random.split(key, len(shapes)), strict=True))
       signs = [jax.random.rademacher(keys[slot], shape, jnp.float32) for slot, shape in shapes.items()]
 
       def moved(moves):
         by_slot = dict(zip(shapes, moves, strict=True))
-        return self.loss(batch, lambda slot, x: x + by_slot[slot].astype(x.dtype))
+        return self.loss(variables, batch, lambda slot, x: x + by_slot[slot].astype(x.dtype))
 
       along = lambda moves: sum(jnp.sum(v * g) for v, g in zip(signs, jax.grad(moved)(moves), strict=True))
       curved = jax.grad(along)([jnp.zeros_like(v) for v in signs])  # the convolutions have gradients in reverse only
       return [jnp.sum(v * c) for v, c in zip(signs, curved, strict=True)]
 
     keys = jax.random.split(jax.random.key(seed), draws)
-    found = [products(batch, key) for key, batch in zip(keys, itertools.cycle(self._batches), strict=False)]
+    found = [
+      products(self.variables, batch, key) for key, batch in zip(keys, itertools.cycle(self._batches), strict=False)
+    ]
     return dict(zip(shapes, np.mean(found, axis=0).tolist(), strict=True))
 
   def errors(self) -> dict[Slot, dict[int, float]]:
@@ -158,14 +161,14 @@ class Sensitivity:
     order = list(self.slots)
 
     @jax.jit
-    def loss(batch, index, bits, alpha):
+    def loss(variables, batch, index, bits, alpha):
       def quantizer(slot, x):
         one = functools.partial(self._quantized, slot)
         return lax.cond(index == order.index(slot), one, lambda x, bits, alpha: x, x, bits, alpha)
 
-      return self.loss(batch, quantizer)
+      return self.loss(variables, batch, quantizer)
 
-    mean = lambda *which: float(np.mean([loss(batch, *which) for batch in self._batches]))
+    mean = lambda *which: float(np.mean([loss(self.variables, batch, *which) for batch in self._batches]))
     plain, scores = mean(-1, 8.0, 1.0), {}
     for slot, _, bits, alpha in self._quantizations():
       scores.setdefault(slot, {})[bits] = mean(order.index(slot), float(bits), float(alpha)) - plain

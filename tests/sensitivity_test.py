@@ -65,7 +65,7 @@ def test_hutchinsons_estimate_comes_to_the_trace_of_the_exact_hessian(measured):
 def test_quantizers_that_change_nothing_leave_the_float_network(measured):
   found, variables, batch = measured
   expected = cross_entropy(Net().apply(variables, jnp.float32(batch['image'])), batch['label'])
-  np.testing.assert_allclose(found.loss(found._batches[0], lambda slot, x: x), expected, rtol=1e-6)
+  np.testing.assert_allclose(found.loss(found.variables, found._batches[0], lambda slot, x: x), expected, rtol=1e-6)
 
 
 def test_errors_fall_with_the_bits_and_scores_make_a_policy_within_its_budget(measured):

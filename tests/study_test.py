@@ -1,0 +1,180 @@
+"""The study's grid, its results file and its report, without training anything."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import study, study_methods, study_report
+from benchmarks.study_methods import BUDGETS, METHODS, SETTINGS, Cell
+from fracbits_jax import experiment
+
+
+def row(cell, accuracy, **changes):
+  """A line of the results as a cell leaves it."""
+  return {
+    **{name: getattr(cell, name) for name in ('method', 'network', 'dataset', 'budget', 'granularity', 'seed')},
+    'digest': study_methods.digest(cell),
+    'width': 0.25,
+    'float_accuracy': 0.9 + 0.01 * cell.seed,
+    'test_accuracy': accuracy,
+    'cost': 0.995 + 0.001 * cell.seed,
+    'target': 1.0,
+    'bitops_g': {'bitops2': 0.02, 'bitops3': 0.04}.get(cell.budget, 0.1),
+    'policy_seconds': 0.0,
+    'search_seconds': 10.0,
+    'finetune_seconds': 20.0,
+    'peak_memory_mb': 500.0,
+    'policy': {'stem': [8, 8], 'block1_depthwise': [[2, 3], 4], 'classifier': [8, 3]},
+    **changes,
+  }
+
+
+@pytest.fixture
+def rows():
+  cells = study_methods.grid('digits', methods=['uniform_lsq', 'ours', 'ours_without_lsq'], seeds=(0, 1))
+  level = {'uniform_lsq': 0.6, 'ours': 0.8, 'ours_without_lsq': 0.7}
+  return [row(cell, level[cell.method] + 0.02 * cell.seed) for cell in cells]
+
+
+def test_the_core_grid_has_every_method_budget_and_seed_on_two_networks():
+  cells = list(study_methods.grid('glyphs'))
+  methods = [name for name, method in METHODS.items() if not method.full]
+  assert len(cells) == len(set(cells)) == len(methods) * len(BUDGETS) * 2 * 3
+  assert {cell.granularity for cell in cells} == {'layer'}
+  full = list(study_methods.grid('glyphs', full=True))
+  assert set(cells) < set(full)
+  assert {cell.network for cell in full} == set(SETTINGS['glyphs'].networks)
+  chosen = list(study_methods.grid('glyphs', methods=['ours'], networks=['resnet20'], budgets=['size2'], seeds=[4]))
+  assert chosen == [Cell(dataset='glyphs', method='ours', network='resnet20', budget='size2', seed=4)]
+
+
+def test_a_cell_is_named_as_it_is_parsed():
+  for cell in study_methods.grid('digits', full=True, seeds=(7,)):
+    assert study_methods.parse(cell.name, 'digits') == cell
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('ours,mobilenet_v1', 'is no cell: give METHOD,NETWORK,BUDGET,SEED'),
+    ('mine,mobilenet_v1,bitops2,0', "method 'mine' is unknown: choose one of uniform_pact"),
+    ('ours,resnet18,bitops2,0', "network 'resnet18' is unknown: choose one of mobilenet_v1"),
+    ('ours,mobilenet_v1,bitops9,0', "budget 'bitops9' is unknown"),
+    ('ours,mobilenet_v1,bitops2,-1', "seed '-1' is no seed"),
+    ('ours,mobilenet_v1,bitops2,0,channel', "granularity 'channel' is unknown: choose one of layer, kernel"),
+  ],
+)
+def test_what_is_no_cell_is_refused(text, message):
+  with pytest.raises(ValueError, match=message):
+    study_methods.parse(text, 'digits')
+
+
+@pytest.mark.parametrize('dataset', SETTINGS)
+def test_every_method_trains_its_quantized_network_for_as_many_epochs(dataset):
+  setting = SETTINGS[dataset]
+  for cell in study_methods.grid(dataset, full=True, budgets=['bitops3'], seeds=[0]):
+    config = study_methods.config_of(cell)
+    total = sum(config[phase].epochs for phase in config.phases)
+    assert total == setting.search_epochs + setting.finetune_epochs, cell
+
+
+def test_each_part_of_ours_is_taken_away_by_one_ablation():
+  of = lambda method: study_methods.config_of(
+    Cell(dataset='digits', method=method, network='mobilenet_v1', budget='bitops2', seed=0)
+  )
+  flat = lambda config: {k: str(v) for k, v in _flat(config.to_dict())}
+  ours, paper = flat(of('ours')), flat(of('paper'))
+  differ = lambda method: {name for name, value in flat(of(method)).items() if ours[name] != value}
+  assert differ('ours_without_calibration') == {'quant.calibration_batches'}
+  assert differ('ours_without_controller') == {'budget.controlled'}
+  assert differ('ours_without_exact') == {'budget.discretization'}
+  assert differ('ours_without_lsq') == {'quant.scheme', 'quant.sat'}
+  assert differ('ours_without_distillation') == {'distill.weight', 'distill.temperature'}
+  assert differ('ours_without_reestimation') == {'finetune.reestimate_batches'}
+  assert differ('ours_without_search') == {'phases', 'finetune.epochs'}
+  assert paper['budget.discretization'] == 'offset'
+  assert ours['finetune.reestimate_batches'] == str(SETTINGS['digits'].reestimate_batches)
+
+
+def _flat(config, prefix=''):
+  for name, value in config.items():
+    yield from _flat(value, f'{prefix}{name}.') if isinstance(value, dict) else [(prefix + name, value)]
+
+
+def test_every_configuration_of_the_study_on_digits_prepares(tmp_path):
+  for cell in study_methods.grid('digits', networks=['resnet20'], methods=['paper', 'ours', 'uniform_pact'], seeds=[0]):
+    config = study_methods.config_of(cell)
+    config.data.data_dir, config.distill.weight = str(tmp_path), 0.0  # there is no float network here
+    prepared = experiment.prepare(config)
+    assert prepared.budget.target > 0
+
+
+def test_a_cell_is_done_once_its_line_is_there_and_again_when_its_configuration_changes(tmp_path, monkeypatch):
+  path, cells = tmp_path / 'results' / 'r.jsonl', list(study_methods.grid('digits', methods=['ours', 'paper']))
+  assert study.left_to_do(cells, study.read_results(path)) == cells
+  study.append(path, row(cells[0], 0.5))
+  study.append(path, row(cells[1], 0.6))
+  study.append(path, row(cells[0], 0.7))
+  assert [r['test_accuracy'] for r in study.read_results(path)] == [0.7, 0.6]
+  assert len(path.read_text().splitlines()) == 3
+  assert study.left_to_do(cells, study.read_results(path)) == cells[2:]
+  longer = {'digits': study_methods.dataclasses.replace(SETTINGS['digits'], finetune_epochs=11)}
+  monkeypatch.setattr(study_methods, 'SETTINGS', longer)
+  assert study.left_to_do(cells, study.read_results(path)) == cells
+
+
+def test_the_table_holds_means_deviations_floats_and_costs(rows):
+  groups = study_report.group(rows)
+  table = study_report.table(groups).splitlines()
+  assert len(table) == 2 + 3 * 3 * 2
+  ours = next(line for line in table if '| bitops2 | ours |' in line and 'mobilenet_v1' in line)
+  deviation = 100 * np.std([0.8, 0.82], ddof=1)
+  assert f'| 2 | 81.00 ± {deviation:.2f} | 90.50 ± {100 * np.std([0.9, 0.91], ddof=1):.2f} | 0.9950 to 0.9960 |' in ours
+  assert '| 0, 10, 20 | 500 |' in ours
+  overview = study_report.overview(groups).splitlines()
+  assert overview[2].startswith('| float | 90.50')
+  assert [line.split(' | ')[0] for line in overview[3:]] == [
+    f'| {METHODS[name].label}' for name in ('uniform_lsq', 'ours', 'ours_without_lsq')
+  ]
+
+
+def test_the_report_is_written_with_its_figures(rows, tmp_path):
+  kernel = row(
+    Cell(dataset='digits', method='ours', network='resnet20', budget='bitops3', seed=0, granularity='kernel'), 0.5
+  )
+  text = study_report.write([*rows, kernel], tmp_path)
+  assert (tmp_path / 'study.md').read_text() == text
+  names = {path.stem for path in tmp_path.glob('*.png')}
+  assert {'study_accuracy', 'study_ablation', 'study_policies_resnet20_kernel_bitops3'} <= names
+  assert len(names) == 2 + 7
+  figure = study_report.ablation(study_report.group(rows))
+  changes = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
+  np.testing.assert_allclose(sorted(set(np.round(changes, 6)))[:1], [-10.0])  # 70 and 72 beside 80 and 82
+  assert study_report.write([], tmp_path) == 'no cell is finished'
+
+
+def test_commands_run_side_by_side_and_those_that_fail_are_named(tmp_path, capsys):
+  command = lambda name: [sys.executable, '-c', f'import sys; print("{name}"); sys.exit({int(name == "b,1")})']
+  assert study.run_all(['a,1', 'b,1', 'c,1'], command, 2, tmp_path) == ['b,1']
+  assert (tmp_path / 'c-1.log').read_text() == 'c,1\n'
+  assert 'b,1: FAILED' in capsys.readouterr().out
+
+
+def test_the_report_alone_needs_no_jax(rows, tmp_path):
+  path = tmp_path / 'r.jsonl'
+  for line in rows:
+    study.append(path, line)
+  code = 'import sys; from benchmarks import study; study.main(); assert "jax" not in sys.modules'
+  done = subprocess.run(
+    [sys.executable, '-c', code, '--dataset=digits', '--report', f'--results={path}', f'--out={tmp_path}'],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=study.ROOT,
+  )
+  assert done.returncode == 0, done.stderr
+  assert json.loads(path.read_text().splitlines()[0])['method'] == 'uniform_lsq'
+  assert '81.00 ±' in done.stdout
