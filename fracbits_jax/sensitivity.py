@@ -34,7 +34,7 @@ Batch = Mapping[str, Any]
 
 SCORES = ('hessian', 'loss')
 _BATCHES = 4
-_DRAWS = 32
+_DRAWS = 8
 
 
 def quantized_kernel(quant: QuantConfig, kernel: jax.Array, bits: Any, alpha: jax.Array | None = None) -> jax.Array:
@@ -87,8 +87,8 @@ class Sensitivity:
     bits = jax.tree.map(np.float32, costs.bits_range(self.table)[1])
     self.variables = {**variables, 'params': traverse_util.unflatten_dict(params), 'bits': bits}
 
-  def loss(self, variables: Any, batch: Batch, quantizer: Callable[[Slot, jax.Array], jax.Array]) -> jax.Array:
-    """The mean cross entropy of a batch with `quantizer(slot, x)` for each of the `slots`; traced with `variables`."""
+  def logits(self, variables: Any, images: jax.Array, quantizer: Callable[[Slot, jax.Array], jax.Array]) -> jax.Array:
+    """The logits with `quantizer(slot, x)` for each of the `slots`, to be traced with `variables`."""
 
     def replacement(layer, which, x, bits, alpha, kept):
       del bits, alpha, kept
@@ -96,18 +96,22 @@ class Sensitivity:
       return quantizer(slot, x) if slot in self.slots else x
 
     with layers.replace_quantizers(replacement):
-      logits = self._model.apply(variables, batch['image'])
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), batch['label']))
+      return self._model.apply(variables, images).astype(jnp.float32)
 
   def traces(self, draws: int = _DRAWS, seed: int = 0) -> dict[Slot, float]:
-    """The trace of the loss's Hessian with respect to each kernel and each input, by Hutchinson's estimator.
+    """The trace of the Hessian of the mean cross entropy with respect to each kernel and each input.
 
-        Tr(H) = E[v . H v],    v of independent signs
+    With J the derivative of an example's logits and p its probabilities, the Gauss-Newton part of the Hessian is the
+    mean over the examples of J^T (diag(p) - p p^T) J. Its trace is estimated as Hutchinson does, with independent signs
+    u, one a class and example:
 
-    All tensors are disturbed at once: the blocks of H beside its diagonal vanish in the mean.
+        Tr = E[|J^T c|^2],    c = sqrt(p) u - p (sqrt(p) . u),    E[c c^T] = diag(p) - p p^T
+
+    In evaluation mode networks of ReLU and batch norm are piecewise linear in each of their tensors alone, so this part
+    is the whole. It is never negative, and no draw mixes one tensor with another.
 
     Args:
-      draws: of v, on the batches in turn.
+      draws: of u, for every batch.
       seed: of the draws.
     """
     shapes: dict[Slot, tuple[int, ...]] = {}
@@ -116,25 +120,22 @@ class Sensitivity:
       shapes[slot] = x.shape
       return x
 
-    jax.eval_shape(lambda variables, batch: self.loss(variables, batch, see), self.variables, self._batches[0])
+    images = self._batches[0]['image']
+    jax.eval_shape(lambda variables: self.logits(variables, images, see), self.variables)
 
     @jax.jit
-    def products(variables, batch, key):
-      keys = dict(zip(shapes, jax.random.split(key, len(shapes)), strict=True))
-      signs = [jax.random.rademacher(keys[slot], shape, jnp.float32) for slot, shape in shapes.items()]
-
+    def squares(variables, images, key):
       def moved(moves):
-        by_slot = dict(zip(shapes, moves, strict=True))
-        return self.loss(variables, batch, lambda slot, x: x + by_slot[slot].astype(x.dtype))
+        return self.logits(variables, images, lambda slot, x: x + moves[list(shapes).index(slot)].astype(x.dtype))
 
-      along = lambda moves: sum(jnp.sum(v * g) for v, g in zip(signs, jax.grad(moved)(moves), strict=True))
-      curved = jax.grad(along)([jnp.zeros_like(v) for v in signs])  # the convolutions have gradients in reverse only
-      return [jnp.sum(v * c) for v, c in zip(signs, curved, strict=True)]
+      logits, pull_back = jax.vjp(moved, [jnp.zeros(shape, jnp.float32) for shape in shapes.values()])
+      p = jax.nn.softmax(logits)
+      signed = jnp.sqrt(p) * jax.random.rademacher(key, p.shape, p.dtype)
+      (gradients,) = pull_back(signed - p * jnp.sum(signed, axis=-1, keepdims=True))
+      return [jnp.sum(jnp.square(g)) / len(images) for g in gradients]
 
-    keys = jax.random.split(jax.random.key(seed), draws)
-    found = [
-      products(self.variables, batch, key) for key, batch in zip(keys, itertools.cycle(self._batches), strict=False)
-    ]
+    keys = iter(jax.random.split(jax.random.key(seed), draws * len(self._batches)))
+    found = [squares(self.variables, b['image'], next(keys)) for b in self._batches for _ in range(draws)]
     return dict(zip(shapes, np.mean(found, axis=0).tolist(), strict=True))
 
   def errors(self) -> dict[Slot, dict[int, float]]:
@@ -146,13 +147,10 @@ class Sensitivity:
     return errors
 
   def hessian_scores(self, draws: int = _DRAWS, seed: int = 0) -> Scores:
-    """Half the trace times the mean squared error: the rise of the loss to second order, for errors at random.
-
-    A trace that comes out negative counts as 0: errors are no gain.
-    """
+    """Half the trace times the mean squared error: the rise of the loss to second order, for errors at random."""
     traces = self.traces(draws, seed)
     return {
-      slot: {bits: max(traces[slot], 0.0) / 2 * error for bits, error in by_bits.items()}
+      slot: {bits: traces[slot] / 2 * error for bits, error in by_bits.items()}
       for slot, by_bits in self.errors().items()
     }
 
@@ -166,7 +164,8 @@ class Sensitivity:
         one = functools.partial(self._quantized, slot)
         return lax.cond(index == order.index(slot), one, lambda x, bits, alpha: x, x, bits, alpha)
 
-      return self.loss(variables, batch, quantizer)
+      logits = self.logits(variables, batch['image'], quantizer)
+      return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']))
 
     mean = lambda *which: float(np.mean([loss(self.variables, batch, *which) for batch in self._batches]))
     plain, scores = mean(-1, 8.0, 1.0), {}

@@ -12,13 +12,13 @@ CHOICES = (1, 2, 4, 8)
 
 
 class Net(nn.Module):
-  """Two layers with a smooth function between them, small enough for a whole Hessian."""
+  """Two layers, small enough for a whole Hessian."""
 
   quant: QuantConfig | None = None
 
   @nn.compact
   def __call__(self, x, train=False):
-    x = nn.softplus(QuantConv(2, (2, 2), strides=2, quant=self.quant, name='conv')(x / 255))
+    x = nn.relu(QuantConv(2, (2, 2), strides=2, quant=self.quant, name='conv')(x / 255))
     return QuantDense(3, quant=self.quant, name='dense')(x.reshape(len(x), -1))
 
 
@@ -37,7 +37,7 @@ def cross_entropy(logits, labels):
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def test_hutchinsons_estimate_comes_to_the_trace_of_the_exact_hessian(measured):
+def test_the_estimate_comes_to_the_trace_of_the_exact_hessian(measured):
   found, variables, batch = measured
   images, params = jnp.float32(batch['image']), variables['params']
 
@@ -50,22 +50,23 @@ def test_hutchinsons_estimate_comes_to_the_trace_of_the_exact_hessian(measured):
 
   trace = lambda hessian, x: np.trace(np.reshape(hessian, (x.size, x.size)))
   first = nn.Conv(2, (2, 2), strides=2).apply({'params': params['conv']}, images / 255)
-  hidden = nn.softplus(first).reshape(4, -1)
+  hidden = nn.relu(first).reshape(4, -1)
   kernels = {name: params[name]['kernel'] for name in ('conv', 'dense')}
   with conv.always_general():
     expected = {(n, 'kernel'): trace(jax.hessian(by_kernel)(k, n), k) for n, k in kernels.items()}
   expected['dense', 'input'] = trace(jax.hessian(by_hidden)(hidden), hidden)
-  estimated = found.traces(draws=6000)
+  estimated = found.traces(draws=1000)
   assert estimated.keys() == found.slots.keys()
   for slot, value in expected.items():
     assert value > 0
-    np.testing.assert_allclose(estimated[slot], value, rtol=0.15, err_msg=str(slot))
+    np.testing.assert_allclose(estimated[slot], value, rtol=0.1, err_msg=str(slot))
 
 
 def test_quantizers_that_change_nothing_leave_the_float_network(measured):
   found, variables, batch = measured
-  expected = cross_entropy(Net().apply(variables, jnp.float32(batch['image'])), batch['label'])
-  np.testing.assert_allclose(found.loss(found.variables, found._batches[0], lambda slot, x: x), expected, rtol=1e-6)
+  images = jnp.float32(batch['image'])
+  expected = Net().apply(variables, images)
+  np.testing.assert_allclose(found.logits(found.variables, images, lambda slot, x: x), expected, rtol=1e-6)
 
 
 def test_errors_fall_with_the_bits_and_scores_make_a_policy_within_its_budget(measured):
