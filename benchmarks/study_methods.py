@@ -151,7 +151,7 @@ METHODS = {
   'random': Method(label='random policy', how='random'),
   'hessian': Method(label='Hessian trace and integer program', how='hessian'),
   'loss': Method(label='rise of the loss and integer program', how='loss'),
-  'supernet': Method(label='a branch per bit-width (EdMIPS)', how='supernet', changes=_CONTROLLED),
+  'supernet': Method(label='a branch per bit-width (EdMIPS)', how='supernet'),
   'paper': Method(label='FracBits as in the paper', changes=_PAPER),
   'paper_uncalibrated': Method(
     label='FracBits as in the paper, clips from 8', changes={**_PAPER, 'quant.calibration_batches': 0}, full=True

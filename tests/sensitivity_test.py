@@ -4,8 +4,9 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from tiny import tiny
 
-from fracbits_jax import assignment, conv, cost, sensitivity
+from fracbits_jax import assignment, conv, cost, experiment, policy, run, sensitivity
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
 
 CHOICES = (1, 2, 4, 8)
@@ -100,3 +101,19 @@ def test_a_quantized_kernel_has_the_scale_at_which_it_is_nearest():
   q = sensitivity.quantized_kernel(QuantConfig(), kernel, 3)
   for factor in (0.99, 1.01):
     assert jnp.sum((factor * q - kernel) ** 2) > jnp.sum((q - kernel) ** 2)
+
+
+def test_the_command_makes_a_policy_for_the_float_network_of_a_run(tmp_path, capsys):
+  config = tiny(tmp_path, **{'pretrain.epochs': 1.0, 'phases': ('pretrain',)})
+  run.run(config, tmp_path / 'run')
+  capsys.readouterr()
+  out = tmp_path / 'policy.json'
+  arguments = ['--workdir', str(tmp_path / 'run'), '--bits', '2.5', '--out', str(out)]
+  assert sensitivity.main(arguments) == 0
+  found = policy.load(out, experiment.prepare(config).layers)
+  assert 0.95 * found.target < found.cost <= found.target
+  assert capsys.readouterr().out == f'{out}: {found.cost:.6g} of {found.target:.6g} GBitOPs\n'
+  assert sensitivity.main([*arguments, '--scores', 'guess']) == 2
+  assert "scores='guess' are unknown: choose one of hessian, loss" in capsys.readouterr().err
+  assert sensitivity.main(['--workdir', str(tmp_path), '--out', str(out)]) == 2
+  assert 'holds no finished run' in capsys.readouterr().err
