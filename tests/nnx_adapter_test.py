@@ -8,7 +8,7 @@ from flax import nnx
 
 from benchmarks import own_networks
 from fracbits_jax import cost, from_float, nnx_adapter, optim, policy, quantize_model
-from fracbits_jax.export import integer, packed
+from fracbits_jax.export import integer, packed, stablehlo
 from fracbits_jax.export.source import source_of
 from fracbits_jax.layers import QuantConfig
 
@@ -157,6 +157,9 @@ def test_an_nnx_model_is_exported(tmp_path):
   expected = nnx.jit(model)(IMAGES)
   outputs, _ = integer.inference(found.graph, integer_inputs=False)(IMAGES)
   assert np.abs(outputs - expected).mean() < 0.01 * np.abs(expected).mean()
+  stablehlo.write(source, tmp_path / 'net.stablehlo')
+  program = jax.export.deserialize((tmp_path / 'net.stablehlo').read_bytes())
+  np.testing.assert_array_equal(program.call(IMAGES), expected)
 
 
 class _Block(nnx.Module):

@@ -17,7 +17,6 @@ from onnx import numpy_helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 
-from fracbits_jax import models
 from fracbits_jax.export import graph, onnx_format, onnx_ops, qonnx_format
 from fracbits_jax.export.onnx_build import Builder
 from fracbits_jax.export.source import source_of
@@ -116,10 +115,7 @@ def test_weights_take_their_bits_in_the_file(tmp_path):
 
 def test_convolutions_are_not_transposed(tmp_path):
   for name in ('mobilenet_v2', 'resnet8'):
-    model = models.create(name, num_classes=5, quant=QuantConfig(init_bits=4), width=0.25, small_images=True)
-    variables = jax.eval_shape(model.init, jax.random.key(0), IMAGES[:1])
-    variables = jax.tree.map(lambda x: np.full(x.shape, 4, x.dtype), variables)
-    source = source_of(model, variables, IMAGES, input_range=(0, 255))
+    source = export_nets.shipped(name, width=0.25, small_images=True)
     for module, kwargs in ((onnx_format, {}), (qonnx_format, {'batch_size': 1})):
       module.write(source, tmp_path / 'net.onnx', **kwargs)
       found = onnx.load(tmp_path / 'net.onnx').graph

@@ -136,8 +136,8 @@ def kernel_codes(quant: QuantConfig, kernel: Any, bits: Any, alpha: Any = None) 
     alpha: its range with `lsq`.
   """
   bits = np.asarray(bits).astype(np.int32)
-  plain = dataclasses.replace(quant, sat=False)
-  value = layers.quantize_kernel(plain, jnp.asarray(kernel), bits, alpha, learned=False)
+  kernel, plain = jnp.asarray(kernel), dataclasses.replace(quant, sat=False)
+  value = _quantized(plain, kernel, bits, alpha)
   if quant.scheme == 'lsq':
     alpha = abs(float(alpha))
   else:
@@ -145,5 +145,11 @@ def kernel_codes(quant: QuantConfig, kernel: Any, bits: Any, alpha: Any = None) 
   scale, zero = spacing(quant.scheme, bits, alpha if quant.scheme == 'lsq' else 1.0)
   found = np.round(np.asarray(value, np.float64) / np.where(bits > 0, scale, 1) + zero)
   codes = np.where(bits > 0, found, 0).astype(np.int32)
-  exact = layers.quantize_kernel(quant, jnp.asarray(kernel), bits, alpha, learned=False)
+  exact = value if quant == plain else _quantized(quant, kernel, bits, None)
   return Kernel(codes=codes, bits=bits, scheme=quant.scheme, alpha=alpha, exact=np.asarray(exact, np.float32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _quantized(quant: QuantConfig, kernel: jax.Array, bits: jax.Array, alpha: jax.Array | None) -> jax.Array:
+  """A kernel on its grid, as the network computes it."""
+  return layers.quantize_kernel(quant, kernel, bits, alpha, learned=False)
