@@ -36,7 +36,8 @@ def _integer(x: jax.Array, bits: jax.Array, scheme: str, zero_point: float) -> j
   if scheme == 'original':
     q = jnp.round(n * x) / jnp.maximum(n, 1)
   else:
-    q = jnp.minimum(jnp.floor(levels * x), n) / levels
+    # Compiled, the least x of a kernel can be a rounding below 0.
+    q = jnp.maximum(jnp.minimum(jnp.floor(levels * x), n), 0) / levels
   return jnp.where(bits > 0, q, jnp.float32(zero_point))
 
 

@@ -138,6 +138,7 @@ def kernel_codes(quant: QuantConfig, kernel: Any, bits: Any, alpha: Any = None) 
   bits = np.asarray(bits).astype(np.int32)
   kernel, plain = jnp.asarray(kernel), dataclasses.replace(quant, sat=False)
   value = _quantized(plain, kernel, bits, alpha)
+  exact = value if quant == plain else _quantized(quant, kernel, bits, alpha)
   if quant.scheme == 'lsq':
     alpha = abs(float(alpha))
   else:
@@ -145,7 +146,6 @@ def kernel_codes(quant: QuantConfig, kernel: Any, bits: Any, alpha: Any = None) 
   scale, zero = spacing(quant.scheme, bits, alpha if quant.scheme == 'lsq' else 1.0)
   found = np.round(np.asarray(value, np.float64) / np.where(bits > 0, scale, 1) + zero)
   codes = np.where(bits > 0, found, 0).astype(np.int32)
-  exact = value if quant == plain else _quantized(quant, kernel, bits, None)
   return Kernel(codes=codes, bits=bits, scheme=quant.scheme, alpha=alpha, exact=np.asarray(exact, np.float32))
 
 
