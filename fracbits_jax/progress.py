@@ -1,5 +1,6 @@
 """What a person sees while a run goes on, and what stays of it: a line, `metrics.jsonl`, TensorBoard events."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -7,7 +8,9 @@ import sys
 import time
 from typing import Any
 
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
 
 from fracbits_jax.files import write_whole, writing
 
@@ -33,13 +36,41 @@ def duration(seconds: float) -> str:
   return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
+class _Events:
+  """TensorBoard events, a copy of what `metrics.jsonl` has: on a full disk they end, and the run says so itself.
+
+  They are written by the caller. The writer that tensorboardX offers has a thread and a queue of its own, which such a
+  disk stops at any moment, with a traceback.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self._writer = None
+    with contextlib.suppress(OSError):
+      folder.mkdir(parents=True, exist_ok=True)
+      self._writer = EventsWriter(str(folder / 'events'))
+
+  def write(self, scalars: dict[str, float], step: int) -> None:
+    """Writes a value for each name, to disk before it returns."""
+    with contextlib.suppress(OSError):
+      for name, value in scalars.items() if self._writer else ():
+        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value)))
+      if self._writer:
+        self._writer.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    with contextlib.suppress(OSError):
+      if self._writer:
+        self._writer.close()
+
+
 class Progress:
   """The rows of a run, shown as they come in."""
 
   def __init__(self, workdir: str | os.PathLike, phases: tuple[str, ...]):
     self._path = pathlib.Path(workdir) / 'metrics.jsonl'
     self._phases = phases
-    self._events = tensorboardX.SummaryWriter(str(pathlib.Path(workdir) / 'tensorboard'))
+    self._events = _Events(pathlib.Path(workdir) / 'tensorboard')
     self._shown_at = 0.0
     self._open_line = False
 
@@ -53,11 +84,9 @@ class Progress:
     """Keeps a row and shows it; `last` says that it ends its phase."""
     with writing(self._path), self._path.open('a') as file:
       file.write(json.dumps(row) + '\n')
-    for name, value in row.items():
-      if isinstance(value, float):
-        self._events.add_scalar(f'{row["phase"]}/{name}', value, global_step)
-    for name, value in row.get('bits', {}).items():
-      self._events.add_scalar(f'bits/{name}', value, global_step)
+    scalars = {f'{row["phase"]}/{name}': value for name, value in row.items() if isinstance(value, float)}
+    scalars |= {f'bits/{name}': value for name, value in row.get('bits', {}).items()}
+    self._events.write(scalars, global_step)
     self._show(_line(row), last)
 
   def _show(self, line: str, last: bool) -> None:
@@ -74,7 +103,7 @@ class Progress:
     self._open_line = False
 
   def close(self) -> None:
-    """Writes out what TensorBoard has not got yet."""
+    """Closes the file of the TensorBoard events."""
     self._events.close()
 
 
