@@ -66,8 +66,8 @@ SETTINGS = {
     finetune_epochs=10,
     rate=0.0125,
   ),
-  # With the strided stem an epoch costs a sixth of what it costs with the full-resolution one, at 6 points of the float
-  # network's accuracy.
+  # With the strided stem an epoch costs about a fifth of what it costs with the full-resolution one, so that there can
+  # be more of them and of cells.
   'glyphs': Setting(
     networks={'mobilenet_v1': 0.25, 'resnet18': 0.125, 'mobilenet_v2': 0.25},
     pretrain_epochs=8,

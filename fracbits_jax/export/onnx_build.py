@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fracbits_jax.export.graph import Graph
+from fracbits_jax.export.graph import Graph, Node
 from fracbits_jax.export.source import Source
 from fracbits_jax.files import write_whole
 
@@ -25,6 +25,7 @@ DTYPES = {
   'bool': TensorProto.BOOL,
   **{f'{sign}int{bits}': getattr(TensorProto, f'{sign}int{bits}'.upper()) for sign in ('', 'u') for bits in (2, 4, 8)},
 }
+END = np.iinfo(np.int64).max  # of a slice that goes to the end
 # The oldest version of the file format that has what an operator set needs.
 _IR_VERSIONS = {13: 8, 21: 10, 25: 13}
 
@@ -175,3 +176,15 @@ def _input_order(graph: Graph) -> tuple[int, ...]:
     if node.op == 'conv_general_dilated' and len(node.shape) == rank:
       return tuple(node.params['dimension_numbers']['lhs_spec'])
   return tuple(range(rank))
+
+
+def output_of(node: Node, order: Sequence[int] | None = None) -> Tensor:
+  """What a node gives, in an order of axes, the network's own by default."""
+  return Tensor('', node.shape, node.dtype, tuple(range(len(node.shape)) if order is None else order))
+
+
+def refused(node: Node, what: str) -> ValueError:
+  """The error that a node is none that ONNX has, with what is in the way."""
+  return ValueError(
+    f'{node.output} {what}, which is not written as ONNX: export with --format packed or --format stablehlo'
+  )
