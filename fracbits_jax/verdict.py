@@ -80,7 +80,7 @@ def tiles(result: Result) -> list[tuple[str, str, str]]:
     return found
   full = result['reference']['float']
   computation, memory = _times(full, result)
-  found.append(('BitOPs', f'{computation} fewer', f'than in float, {amount(full["bitops_g"])} G'))
+  found.append(('BitOPs', f'{computation} fewer', f'than {amount(full["bitops_g"])} GBitOPs in float'))
   found.append(('Memory', f'{memory} less', f'{amount(result["size_mb"])} of {amount(full["size_mb"])} MB in float'))
   return found
 
