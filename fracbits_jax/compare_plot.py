@@ -52,11 +52,17 @@ def accuracy_over_cost(groups: Sequence[Group], front: Sequence[int], unit: str,
 
 def _limits(axis, costs: np.ndarray, accuracies: np.ndarray, spreads: np.ndarray) -> None:
   """Room around the points for their numbers."""
-  width = np.ptp(costs) or abs(costs[0]) or 1.0
+  width = _width(costs)
   low, high = (accuracies - spreads).min(), (accuracies + spreads).max()
   height = max(high - low, 0.5)
-  axis.set_xlim(costs.min() - 0.08 * width, costs.max() + 0.08 * width)
+  middle = (costs.min() + costs.max()) / 2
+  axis.set_xlim(middle - 0.58 * width, middle + 0.58 * width)
   axis.set_ylim(low - 0.12 * height, high + 0.16 * height)
+
+
+def _width(costs: np.ndarray) -> float:
+  """What the axis spans: costs that are the same within a few per cent are to look so."""
+  return max(np.ptp(costs), 0.1 * np.abs(costs).max()) or 1.0
 
 
 def _side_by_side(costs: np.ndarray, part: float) -> np.ndarray:
@@ -69,7 +75,7 @@ def _side_by_side(costs: np.ndarray, part: float) -> np.ndarray:
   Returns:
     The places with this distance that are closest to the true ones, by least squares.
   """
-  gap = min(part, 0.5 / max(len(costs) - 1, 1)) * (np.ptp(costs) or abs(costs[0]) or 1.0)
+  gap = min(part, 0.5 / max(len(costs) - 1, 1)) * _width(costs)
   steps = gap * np.arange(len(costs))
   blocks: list[list[float]] = []  # pool adjacent violators: places without their steps do not fall
   for place in costs - steps:

@@ -44,23 +44,23 @@ class _Events:
   """
 
   def __init__(self, folder: pathlib.Path):
-    self._writer = None
-    with contextlib.suppress(OSError):
-      folder.mkdir(parents=True, exist_ok=True)
-      self._writer = EventsWriter(str(folder / 'events'))
+    self._folder = folder
+    self._writer: EventsWriter | None = None  # from the first event on
 
   def write(self, scalars: dict[str, float], step: int) -> None:
     """Writes a value for each name, to disk before it returns."""
     with contextlib.suppress(OSError):
-      for name, value in scalars.items() if self._writer else ():
+      if self._writer is None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(self._folder / 'events'))
+      for name, value in scalars.items():
         self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value)))
-      if self._writer:
-        self._writer.flush()
+      self._writer.flush()
 
   def close(self) -> None:
     """Closes the file."""
     with contextlib.suppress(OSError):
-      if self._writer:
+      if self._writer is not None:
         self._writer.close()
 
 
