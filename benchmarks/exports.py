@@ -25,7 +25,7 @@ from qonnx.core.onnx_exec import execute_onnx
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from fracbits_jax import cost, data, finished, models, platforms, policy
-from fracbits_jax.export import integer, onnx_format, packed, qonnx_format, stablehlo
+from fracbits_jax.export import comparison, integer, onnx_format, packed, qonnx_format, stablehlo
 from fracbits_jax.export.source import Source, source_of, source_of_run
 from fracbits_jax.layers import QuantConfig
 
@@ -82,7 +82,7 @@ def compare_run(workdir: str, folder: pathlib.Path) -> None:
     )
     if name == 'packed':
       graph = packed.read(folder / name).graph
-      print(integer.compare(graph, images, reference=source.graph))
+      print(comparison.compare(graph, images, reference=source.graph))
       print(f'operations in floating point: {len(integer.float_operations(graph))}')
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from export_nets import IMAGES
 
-from fracbits_jax.export import graph, integer, packed
+from fracbits_jax.export import comparison, graph, integer, packed
 from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.grid import Grid
 
@@ -19,7 +19,7 @@ from fracbits_jax.export.grid import Grid
 )  # fmt: skip
 def test_the_integers_are_those_of_the_network(scheme, granularity, mean):
   captured = export_nets.source(scheme, granularity, mean).graph
-  found = integer.compare(fold_affine(captured), IMAGES, reference=captured)
+  found = comparison.compare(fold_affine(captured), IMAGES, reference=captured)
   assert found.codes == 8 * (6 * 6 * 8 * 3 + 3 * 3 * 12 + 12)
   assert found.different <= 2
   assert found.farthest_from_tie < 1e-5
@@ -38,7 +38,7 @@ def test_a_wrong_weight_is_noticed():
   codes.flat[0] ^= 1 << (int(kernel.bits) - 1)
   changed = dataclasses.replace(kernel, codes=codes)
   nodes[at] = dataclasses.replace(nodes[at], params={**nodes[at].params, 'kernel': changed})
-  found = integer.compare(dataclasses.replace(source.graph, nodes=tuple(nodes)), IMAGES)
+  found = comparison.compare(dataclasses.replace(source.graph, nodes=tuple(nodes)), IMAGES)
   assert found.different > 0
   assert found.farthest_from_tie > 1e-3
 
@@ -63,7 +63,7 @@ def test_products_are_integers_in_32_bits():
 
 def test_a_transformer_multiplies_integers_between_its_float_operations():
   source, x = export_nets.transformer()
-  found = integer.compare(source.graph, x, integer_inputs=False)
+  found = comparison.compare(source.graph, x, integer_inputs=False)
   assert found.different <= 2
   assert found.farthest_from_tie < 1e-4
   in_float = integer.float_operations(source.graph, integer_inputs=False)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from benchmarks import own_networks
 from fracbits_jax import cost, from_float, nnx_adapter, optim, policy, quantize_model
-from fracbits_jax.export import integer, packed, stablehlo
+from fracbits_jax.export import comparison, integer, packed, stablehlo
 from fracbits_jax.export.source import source_of
 from fracbits_jax.layers import QuantConfig
 
@@ -151,7 +151,7 @@ def test_an_nnx_model_is_exported(tmp_path):
   packed.write(source, tmp_path / 'net')
   found = packed.read(tmp_path / 'net')
   assert [layer['name'] for layer in found.layers][:2] == ['conv', 'attention/query']
-  compared = integer.compare(found.graph, IMAGES, reference=source.graph, integer_inputs=False)
+  compared = comparison.compare(found.graph, IMAGES, reference=source.graph, integer_inputs=False)
   assert compared.different <= 2
   assert compared.farthest_from_tie < 1e-4
   expected = nnx.jit(model)(IMAGES)
