@@ -18,10 +18,13 @@ _STEPS_AHEAD = 2  # that may wait for the devices, each with its batch in their 
 
 
 def replicate(tree: Any, devices: int | None = None) -> Any:
-  """The tree with a leading axis of one copy for each device (by default those of all hosts), as `pmap` takes it."""
+  """The tree with a leading axis of one copy for each device (by default those of all hosts), as `pmap` takes it.
+
+  It lies on the devices as what a step returns does; otherwise the second step would be compiled anew.
+  """
   copies = devices or jax.local_device_count()
-  copied = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * copies), tree)
-  return _place(copied) if hosts.several() else copied
+  copied = jax.tree.map(lambda x: np.stack([np.asarray(x)] * copies), tree)
+  return jax.tree.map(jnp.asarray, copied) if devices else _place(copied)
 
 
 def unreplicate(tree: Any) -> Any:

@@ -224,6 +224,15 @@ def test_batches_are_on_their_devices_before_the_step_is_called():
       mapped(state, train.shard(batch()))
 
 
+def test_a_step_is_compiled_once():
+  _, _, step, state = setting()
+  mapped = steps_of.over_devices(step, donate_state=True)
+  state = train.replicate(state)
+  for i in range(3):
+    state, _ = mapped(state, train.to_devices(batch(seed=i)))
+  assert mapped._cache_size() == 1
+
+
 def loop(seen, start, pending=(), **changes):
   """Steps to 11 of a state that counts them, with a report every fourth step."""
 
