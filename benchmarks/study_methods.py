@@ -250,8 +250,6 @@ def float_config(dataset: str, network: str, seed: int) -> ConfigDict:
   config.model.name, config.model.width = network, setting.networks[network]
   config.data.dataset, config.data.image_size = dataset, setting.image_size
   config.data.batch_size = setting.batch_size
-  config.quant.choices, config.quant.sat = CHOICES, True
-  config.budget.kappa = setting.kappa
   config.eval_epochs = setting.eval_epochs
   config.pretrain = base.phase(setting.pretrain_epochs, setting.pretrain_rate, warmup_epochs=setting.warmup_epochs)
   config.update_from_flattened_dict(dict(setting.changes))
@@ -269,7 +267,8 @@ def config_of(cell: Cell) -> ConfigDict:
   epochs = setting.finetune_epochs + (0 if searches else setting.search_epochs)
   rest = dict(cosine=(0.8, 1.0)) if searches and setting.one_cosine else warmup
   config.finetune = base.phase(epochs, setting.rate, **rest)
-  config.quant.granularity = cell.granularity
+  config.quant.choices, config.quant.sat, config.quant.granularity = CHOICES, True, cell.granularity
+  config.budget.kappa = setting.kappa
   config.optimizer.bits_rate = setting.bits_rate[cell.granularity]
   changes = {**BUDGETS[cell.budget], **method.changes}
   if 'finetune.reestimate_batches' in changes:
