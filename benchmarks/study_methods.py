@@ -104,11 +104,13 @@ SETTINGS = {
 
 CHOICES = tuple(range(1, 9))  # allowed bit-widths of kernels and inputs, for every method alike
 
+_METRICS = {'bitops': {}, 'size': {'quant.weight_only': True}}
 BUDGETS = {
-  'bitops2': {'budget.metric': 'bitops', 'budget.equivalent_bits': 2.0},
-  'bitops3': {'budget.metric': 'bitops', 'budget.equivalent_bits': 3.0},
-  'size2': {'budget.metric': 'size', 'budget.equivalent_bits': 2.0, 'quant.weight_only': True},
+  f'{metric}{bits}': {'budget.metric': metric, 'budget.equivalent_bits': float(bits), **changes}
+  for metric, changes in _METRICS.items()
+  for bits in (2, 3, 4)
 }
+CORE_BUDGETS = ('bitops2', 'bitops3', 'size2')
 
 GRANULARITIES = ('layer', 'kernel')
 
@@ -235,7 +237,7 @@ def grid(
   setting, named = SETTINGS[dataset], methods is not None
   methods = list(methods or (name for name, method in METHODS.items() if full or not method.full))
   networks = list(networks or list(setting.networks)[: None if full else setting.core])
-  budgets = list(budgets or BUDGETS)
+  budgets = list(budgets or (BUDGETS if full else CORE_BUDGETS))
   granularities = GRANULARITIES if full else GRANULARITIES[:1]
   for seed, network, budget, granularity, method in itertools.product(seeds, networks, budgets, granularities, methods):
     if METHODS[method].less and not (full or named or (network, budget) == setting.ablation):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import study, study_methods, study_report
-from benchmarks.study_methods import BUDGETS, METHODS, SETTINGS, Cell
+from benchmarks.study_methods import CORE_BUDGETS, METHODS, SETTINGS, Cell
 from fracbits_jax import experiment
 
 
@@ -44,7 +44,7 @@ def test_the_core_grid_has_every_method_budget_and_seed_on_two_networks():
   methods = [name for name, method in METHODS.items() if not method.full]
   whole = [name for name in methods if not METHODS[name].less]
   parts = [cell for cell in cells if METHODS[cell.method].less]
-  assert len(cells) == len(set(cells)) == len(whole) * len(BUDGETS) * 2 * 3 + (len(methods) - len(whole)) * 3
+  assert len(cells) == len(set(cells)) == len(whole) * len(CORE_BUDGETS) * 2 * 3 + (len(methods) - len(whole)) * 3
   assert {(cell.network, cell.budget) for cell in parts} == {SETTINGS['glyphs'].ablation}
   assert {cell.granularity for cell in cells} == {'layer'}
   full = list(study_methods.grid('glyphs', full=True))
