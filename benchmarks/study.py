@@ -1,7 +1,7 @@
 """The evidence study: every method on every network under every budget, over several seeds.
 
     python benchmarks/study.py --dataset=glyphs --jobs=2             # the core grid; started again, it goes on
-    python benchmarks/study.py --dataset=glyphs --full               # kernel-wise bits, a third network, 4 bits and three sizes as well
+    python benchmarks/study.py --dataset=glyphs --full               # kernel-wise bits, all networks and budgets
     python benchmarks/study.py --dataset=glyphs --only ours paper    # some of it
     python benchmarks/study.py --dataset=glyphs --cell=ours,mobilenet_v1,bitops2,0
     python benchmarks/study.py --dataset=glyphs --report             # the table and the figures of what there is
@@ -70,7 +70,7 @@ def arguments() -> argparse.Namespace:
   parser.add_argument('--dataset', choices=tuple(SETTINGS), default='glyphs')
   size = parser.add_mutually_exclusive_group()
   size.add_argument('--core', action='store_true', help='two networks, bits per layer; the default')
-  size.add_argument('--full', action='store_true', help='all networks, budgets and methods, bits per layer and per kernel')
+  size.add_argument('--full', action='store_true', help='all networks, budgets and methods, per layer and per kernel')
   parser.add_argument('--only', nargs='+', choices=tuple(METHODS), metavar='METHOD', help=', '.join(METHODS))
   parser.add_argument('--networks', nargs='+', help="of the data set's")
   parser.add_argument('--budgets', nargs='+', choices=tuple(BUDGETS))

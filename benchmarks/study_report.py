@@ -1,7 +1,7 @@
 """The table and the figures of the study, from the lines of its results."""
 
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ Row = Mapping[str, Any]
 Place = tuple[str, str, str]  # network, granularity, budget
 Groups = dict[Place, dict[str, list[Row]]]  # by place, then by method: a row for each seed
 
+_UNIFORM = 'uniform_pact'
+_PARTS = ('policy', 'search', 'finetune')
 _MARKERS = 'osD^vP*XdpH<>8h'
 
 
@@ -55,13 +57,13 @@ def _span(values: Sequence[float], digits: int) -> str:
 
 
 def table(groups: Groups) -> str:
-  """Every method at every place, as markdown."""
+  """Every method at every place, as markdown; times and memory beside uniform PACT of the same place and seed."""
   header = ('network', 'bits per', 'budget', 'method', 'seeds', 'test, %', 'float, %', 'cost / target')
-  header += ('policy, search, finetune: s', 'peak memory, MB')
+  header += ('policy, search, finetune: s', 'time of uniform', 'peak memory, MB', 'memory of uniform')
   lines = []
   for (network, granularity, budget), methods in groups.items():
     for method, rows in methods.items():
-      times = [np.median([row[f'{part}_seconds'] for row in rows]) for part in ('policy', 'search', 'finetune')]
+      times = [np.median([row[f'{part}_seconds'] for row in rows]) for part in _PARTS]
       lines.append(
         (
           f'{network} x {rows[0]["width"]:g}',
@@ -73,10 +75,19 @@ def table(groups: Groups) -> str:
           with_deviation(rows, 'float_accuracy'),
           _span([row['cost'] / row['target'] for row in rows], 4),
           ', '.join(f'{seconds:.0f}' for seconds in times),
+          _multiple(rows, methods.get(_UNIFORM, ()), lambda row: sum(row[f'{part}_seconds'] for part in _PARTS)),
           f'{np.median([row["peak_memory_mb"] for row in rows]):.0f}',
+          _multiple(rows, methods.get(_UNIFORM, ()), lambda row: row['peak_memory_mb']),
         )
       )
   return markdown(header, lines)
+
+
+def _multiple(rows: Sequence[Row], uniform: Sequence[Row], amount: Callable[[Row], float]) -> str:
+  """The median over seeds of an amount, as a multiple of that of uniform bits; empty where no seed has both."""
+  beside = {row['seed']: amount(row) for row in uniform}
+  found = [amount(row) / beside[row['seed']] for row in rows if row['seed'] in beside]
+  return f'{np.median(found):.2f}' if found else ''
 
 
 def overview(groups: Groups) -> str:

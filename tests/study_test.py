@@ -136,7 +136,7 @@ def test_the_table_holds_means_deviations_floats_and_costs(rows):
   ours = next(line for line in table if '| bitops2 | ours |' in line and 'mobilenet_v1' in line)
   deviation = 100 * np.std([0.8, 0.82], ddof=1)
   assert f'| 2 | 81.00 ± {deviation:.2f} | 90.50 ± {100 * np.std([0.9, 0.91], ddof=1):.2f} | 0.9950 to 0.9960 |' in ours
-  assert '| 0, 10, 20 | 500 |' in ours
+  assert '| 0, 10, 20 |  | 500 |  |' in ours
   overview = study_report.overview(groups).splitlines()
   assert overview[2].startswith('| float | 90.50')
   assert [line.split(' | ')[0] for line in overview[3:]] == [
@@ -157,6 +157,21 @@ def test_the_report_is_written_with_its_figures(rows, tmp_path):
   changes = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
   np.testing.assert_allclose(sorted(set(np.round(changes, 6)))[:1], [-10.0])  # 70 and 72 beside 80 and 82
   assert study_report.write([], tmp_path) == 'no cell is finished'
+
+
+def test_times_and_memory_are_beside_those_of_uniform_bits_of_the_same_seed():
+  cells = study_methods.grid('digits', methods=['uniform_pact', 'ours'], networks=['resnet20'], budgets=['bitops2'])
+  rows = [
+    row(cell, 0.5, finetune_seconds=20.0 + 10 * cell.seed, peak_memory_mb=600.0 if cell.method == 'ours' else 400.0)
+    for cell in cells
+    if (cell.method, cell.seed) != ('uniform_pact', 2)
+  ]
+  for line in rows:
+    if line['method'] == 'ours':
+      line['search_seconds'] = 25.0  # 45 beside 30, 55 beside 40, and a seed without its like
+  uniform, ours = study_report.table(study_report.group(rows)).splitlines()[2:]
+  assert uniform.split(' | ')[-3:] == ['1.00', '400', '1.00 |']
+  assert ours.split(' | ')[-3:] == ['1.44', '600', '1.50 |']  # between 1.5 and 1.375
 
 
 def test_commands_run_side_by_side_and_those_that_fail_are_named(tmp_path, capsys):
