@@ -107,6 +107,18 @@ def _floats(methods: Mapping[str, Sequence[Row]]) -> list[Row]:
   return list({row['seed']: row for rows in methods.values() for row in rows}.values())
 
 
+def other_floats(rows: Iterable[Row]) -> str:
+  """A sentence where cells of a network and a seed began from different float networks; empty where none did.
+
+  That happens when their lines come from machines that sum in another order.
+  """
+  floats: dict[tuple[str, int], set[float]] = {}
+  for row in rows:
+    floats.setdefault((row['network'], row['seed']), set()).add(row['float_accuracy'])
+  named = [f'{network}, seed {seed}' for (network, seed), found in floats.items() if len(found) > 1]
+  return f'\nNot all from the same float network: {"; ".join(named)}.\n' if named else ''
+
+
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
   rows = [header, ['---'] * len(header), *lines]
   return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
@@ -198,7 +210,7 @@ def write(rows: Sequence[Row], folder: pathlib.Path) -> str:
   groups = group(rows)
   if not groups:
     return 'no cell is finished'
-  text = f'{overview(groups)}\n\n{table(groups)}\n'
+  text = f'{overview(groups)}\n\n{table(groups)}\n{other_floats(rows)}'
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'study.md').write_text(text)
   figures = {'study_accuracy': accuracy_over_bitops(groups), 'study_ablation': ablation(groups)}

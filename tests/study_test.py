@@ -174,6 +174,16 @@ def test_times_and_memory_are_beside_those_of_uniform_bits_of_the_same_seed():
   assert ours.split(' | ')[-3:] == ['1.44', '600', '1.50 |']  # between 1.5 and 1.375
 
 
+def test_cells_that_began_from_different_float_networks_are_named(rows, tmp_path):
+  assert 'Not all from' not in study_report.write(rows, tmp_path)
+  other = [
+    {**line, 'float_accuracy': 0.5} if (line['network'], line['seed']) == ('resnet20', 1) else line for line in rows
+  ]
+  assert study_report.other_floats(other) == ''
+  other[-1]['float_accuracy'] = 0.6
+  assert study_report.write(other, tmp_path).endswith('\nNot all from the same float network: resnet20, seed 1.\n')
+
+
 def test_commands_run_side_by_side_and_those_that_fail_are_named(tmp_path, capsys):
   command = lambda name: [sys.executable, '-c', f'import sys; print("{name}"); sys.exit({int(name == "b,1")})']
   assert study.run_all(['a,1', 'b,1', 'c,1'], command, 2, tmp_path) == ['b,1']
