@@ -105,7 +105,9 @@ def _qonnx(source: Source, path: pathlib.Path) -> tuple[str, Callable]:
 
 def _onnx(source: Source, path: pathlib.Path) -> tuple[str, Callable]:
   said = onnx_format.write(source, path)
-  session = onnxruntime.InferenceSession(str(path))
+  options = onnxruntime.SessionOptions()
+  options.add_session_config_entry(*onnx_format.EXACT_ON_X64)
+  session = onnxruntime.InferenceSession(str(path), options)
   return said, lambda x: session.run(None, {'input': x.transpose(0, 3, 1, 2)})[0]
 
 

@@ -28,6 +28,7 @@ CHANNELS_FIRST = IMAGES.transpose(0, 3, 1, 2)
 def run_onnx(path, inputs):
   options = onnxruntime.SessionOptions()
   options.intra_op_num_threads = 1
+  options.add_session_config_entry(*onnx_format.EXACT_ON_X64)
   return onnxruntime.InferenceSession(str(path), options).run(None, {'input': inputs})[0]
 
 
@@ -131,7 +132,8 @@ def test_a_transformer_gives_its_logits(tmp_path):
   expected = logits(source, x)
   np.testing.assert_allclose(run_qonnx(tmp_path / 'net.onnx', x.transpose(0, 3, 1, 2)), expected, atol=1e-5)
   standard = with_bits(source, lambda b: np.full_like(b, 8))
-  onnx_format.write(standard, tmp_path / 'net.onnx')
+  said = onnx_format.write(standard, tmp_path / 'net.onnx')
+  assert "'session.x64quantprecision', '1'" in said
   y = run_onnx(tmp_path / 'net.onnx', x.transpose(0, 3, 1, 2)[:5])
   np.testing.assert_allclose(y, logits(standard, x)[:5], atol=1e-5)
 

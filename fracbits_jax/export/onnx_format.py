@@ -21,6 +21,9 @@ from fracbits_jax.export.qonnx_format import by_bits
 from fracbits_jax.export.source import Source
 
 WIDTHS = (2, 4, 8)
+# A session option of onnxruntime. Without it, its products of uint8 and int8 saturate at 16 bits on x86 processors that
+# lack VNNI, and the answers are wrong.
+EXACT_ON_X64 = ('session.x64quantprecision', '1')
 
 
 def write(source: Source, path: str | os.PathLike) -> str:
@@ -37,10 +40,13 @@ def write(source: Source, path: str | os.PathLike) -> str:
   onnx_ops.convert(b, graph, Quantizers())
   b.finish(path)
   size, reported = pathlib.Path(path).stat().st_size, round(source.size_mb * 1e6)
-  return (
+  said = (
     f'{path}: {size:,} bytes, of which {reported:,} are kernels and biases, as reported; '
     f'opset {b.opset}, kernels and inputs of {", ".join(map(str, sorted(widths)))} bits'
   )
+  if 8 in widths:
+    said += f'\nonnxruntime on x86 without VNNI needs options.add_session_config_entry{EXACT_ON_X64}'
+  return said
 
 
 def _check_widths(graph: Graph) -> set[int]:
