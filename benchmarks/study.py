@@ -26,7 +26,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import study_methods, study_report  # noqa: E402
+from benchmarks import study_methods, study_plots, study_report  # noqa: E402
 from benchmarks.study_methods import BUDGETS, METHODS, SETTINGS, Cell  # noqa: E402
 
 
@@ -122,6 +122,17 @@ def run_all(names: Sequence[str], command: Callable[[str], list[str]], jobs: int
   return failed
 
 
+def write_report(rows: Sequence[dict[str, Any]], folder: pathlib.Path) -> str:
+  """Writes `study.md` and the figures; the text."""
+  if not rows:
+    return 'no cell is finished'
+  text = study_report.text(rows)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / 'study.md').write_text(text)
+  study_plots.save(study_report.group(rows), folder)
+  return text
+
+
 def main() -> None:
   args = arguments()
   if args.cell or args.float:
@@ -154,7 +165,7 @@ def main() -> None:
     names = [cell.name for cell in todo if f'{cell.network},{cell.seed}' not in failed]
     failed += run_all(names, lambda name: [*script, f'--cell={name}'], args.jobs, args.workdir / 'logs')
   keys = {key_of(cell) for cell in cells}
-  print(study_report.write([row for row in read_results(args.results) if _key(row) in keys], args.out))
+  print(write_report([row for row in read_results(args.results) if _key(row) in keys], args.out))
   if failed:
     sys.exit(f'error: {", ".join(failed)} failed; the same command tries again')
 

@@ -1,23 +1,19 @@
-"""The table and the figures of the study, from the lines of its results."""
+"""The tables of the study, from the lines of its results."""
 
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import BoundaryNorm, ListedColormap
-from matplotlib.figure import Figure
 
 from benchmarks.study_methods import BUDGETS, GRANULARITIES, METHODS, SETTINGS
-from fracbits_jax import plots
 
 Row = Mapping[str, Any]
 Place = tuple[str, str, str]  # network, granularity, budget
 Groups = dict[Place, dict[str, list[Row]]]  # by place, then by method: a row for each seed
 
-_UNIFORM = 'uniform_pact'
+_UNIFORM, _OURS = 'uniform_pact', 'ours'
+_METRICS = {'bitops': 'BitOPs', 'size': 'size'}
 _PARTS = ('policy', 'search', 'finetune')
-_MARKERS = 'osD^vP*XdpH<>8h'
 
 
 def group(rows: Iterable[Row]) -> Groups:
@@ -44,6 +40,12 @@ def mean(rows: Sequence[Row], field: str = 'test_accuracy') -> float:
 def deviation(rows: Sequence[Row], field: str = 'test_accuracy') -> float | None:
   """The sample standard deviation over seeds, in per cent; `None` for one seed."""
   return 100 * float(np.std([row[field] for row in rows], ddof=1)) if len(rows) > 1 else None
+
+
+def standard_error(rows: Sequence[Row]) -> float | None:
+  """Of the mean of the test accuracy over seeds, in per cent; `None` for one seed."""
+  spread = deviation(rows)
+  return None if spread is None else spread / len(rows) ** 0.5
 
 
 def with_deviation(rows: Sequence[Row], field: str = 'test_accuracy') -> str:
@@ -93,16 +95,44 @@ def _multiple(rows: Sequence[Row], uniform: Sequence[Row], amount: Callable[[Row
 def overview(groups: Groups) -> str:
   """Accuracy of each method, places side by side, as markdown."""
   present = [method for method in METHODS if any(method in methods for methods in groups.values())]
-  header = ['method', *(_title(place) for place in groups)]
-  floats = ['float', *(with_deviation(_floats(methods), 'float_accuracy') for methods in groups.values())]
-  lines = [floats]
+  header = ['method', *map(title, groups)]
+  lines = [['float', *(with_deviation(float_rows(methods), 'float_accuracy') for methods in groups.values())]]
   for method in present:
     found = [with_deviation(methods[method]) if method in methods else '' for methods in groups.values()]
     lines.append([METHODS[method].label, *found])
   return markdown(header, lines)
 
 
-def _floats(methods: Mapping[str, Sequence[Row]]) -> list[Row]:
+def comparison(groups: Groups) -> str:
+  """By how many points `ours` is above each method, as markdown; empty where there is no place with both.
+
+  In brackets is the sum of the standard errors of both means, where both have several seeds. The last columns are the
+  mean over places, and at how many of them the difference is at least that sum.
+  """
+  header = ['ours less', *map(title, groups), 'mean', 'by both errors']
+  lines = []
+  for method in METHODS:
+    if METHODS[method].less or method == _OURS:
+      continue
+    differences, clear, parts = [], [], []
+    for methods in groups.values():
+      rows, ours = methods.get(method), methods.get(_OURS)
+      parts.append('')
+      if not rows or not ours:
+        continue
+      differences.append(mean(ours) - mean(rows))
+      parts[-1] = f'{differences[-1]:+.2f}'
+      errors = [standard_error(ours), standard_error(rows)]
+      if None not in errors:
+        clear.append(differences[-1] >= sum(errors))
+        parts[-1] += f' ({sum(errors):.2f})'
+    if differences:
+      of = f'{sum(clear)} of {len(clear)}' if clear else ''
+      lines.append([METHODS[method].label, *parts, f'{np.mean(differences):+.2f}', of])
+  return markdown(header, lines) if lines else ''
+
+
+def float_rows(methods: Mapping[str, Sequence[Row]]) -> list[Row]:
   """One row for each seed: its float network is the same for all methods."""
   return list({row['seed']: row for rows in methods.values() for row in rows}.values())
 
@@ -116,7 +146,7 @@ def other_floats(rows: Iterable[Row]) -> str:
   for row in rows:
     floats.setdefault((row['network'], row['seed']), set()).add(row['float_accuracy'])
   named = [f'{network}, seed {seed}' for (network, seed), found in floats.items() if len(found) > 1]
-  return f'\nNot all from the same float network: {"; ".join(named)}.\n' if named else ''
+  return f'Not all from the same float network: {"; ".join(named)}.' if named else ''
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -124,98 +154,14 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
   return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
-def _title(place: Place) -> str:
+def title(place: Place) -> str:
   network, granularity, budget = place
-  return f'{network}, {budget}' + ('' if granularity == 'layer' else ', per kernel')
+  metric, bits = (BUDGETS[budget][f'budget.{name}'] for name in ('metric', 'equivalent_bits'))
+  return f'{network}, {_METRICS[metric]} of {bits:g} bits' + ('' if granularity == 'layer' else ', per kernel')
 
 
-def accuracy_over_bitops(groups: Groups) -> Figure | None:
-  """Accuracy over BitOPs, a panel a network: methods side by side at each budget, bars of one standard deviation."""
-  panels: dict[tuple[str, str], list[tuple[str, dict[str, list[Row]]]]] = {}
-  for (network, granularity, budget), methods in groups.items():
-    if BUDGETS[budget]['budget.metric'] == 'bitops':
-      panels.setdefault((network, granularity), []).append((budget, methods))
-  if not panels:
-    return None
-  shown = [m for m in METHODS if not METHODS[m].less and any(m in at for found in panels.values() for _, at in found)]
-  with plots.style():
-    figure, axes = plots.new_figure(4.6, columns=len(panels), squeeze=False)
-    for axis, ((network, granularity), found) in zip(axes[0], panels.items(), strict=True):
-      centres = [np.mean([row['bitops_g'] for rows in at.values() for row in rows]) for _, at in found]
-      step = 0.04 * (min(np.diff(centres)) if len(centres) > 1 else centres[0])
-      for i, method in enumerate(shown):
-        at = [k for k, (_, methods) in enumerate(found) if method in methods]
-        rows = [found[k][1][method] for k in at]
-        x = [centres[k] + step * (i - (len(shown) - 1) / 2) for k in at]
-        spreads = [deviation(r) or 0 for r in rows]
-        how = dict(color=plots.shade(i / max(len(shown) - 1, 1)), marker=_MARKERS[i % len(_MARKERS)], markersize=5)
-        label = METHODS[method].label if axis is axes[0][0] else None
-        axis.errorbar(x, [mean(r) for r in rows], spreads, linewidth=0.8, capsize=2, label=label, **how)
-      floats = [row for _, methods in found for row in _floats(methods)]
-      axis.axhline(mean(floats, 'float_accuracy'), color=plots.INPUT, linewidth=1, linestyle='--')
-      axis.set_xticks(centres, [f'{centre:.4g}' for centre in centres])
-      axis.set_title(network + ('' if granularity == 'layer' else ', per kernel'))
-      axis.set_xlabel('GBitOPs; methods side by side')
-    axes[0][0].set_ylabel('test accuracy, %; dashed: float')
-    figure.legend(loc='outside lower center', ncols=3, fontsize=8.5)
-  return figure
-
-
-def policies(groups: Groups, place: Place) -> Figure:
-  """Every layer's bit-widths at one place, a line a method, of the first seed; means where each kernel has its own."""
-  methods = groups[place]
-  names = list(next(iter(methods.values()))[0]['policy'])
-  most = 8
-  colors = ListedColormap(['#ffffff', *(plots.shade(i / (most - 1)) for i in range(most))])
-  with plots.style():
-    figure, axes = plots.new_figure(1.6 + 0.5 * len(methods), rows=2, sharex=True)
-    for axis, which in zip(axes, ('kernel', 'input'), strict=True):
-      column = 0 if which == 'kernel' else 1
-      bits = np.array([[np.mean(rows[0]['policy'][name][column]) for name in names] for rows in methods.values()])
-      image = axis.imshow(bits, aspect='auto', cmap=colors, norm=BoundaryNorm(np.arange(-0.5, most + 1), most + 1))
-      axis.set_yticks(range(len(methods)), [METHODS[method].label for method in methods], fontsize=7.5)
-      axis.set_title(f'{which} bits, {_title(place)}')
-      axis.grid(visible=False)
-    axes[-1].set_xticks(range(len(names)), [plots.short(name) for name in names], rotation=90, fontsize=7)
-    figure.colorbar(image, ax=axes, ticks=range(most + 1), label='bits; 8 or more', fraction=0.03)
-  return figure
-
-
-def ablation(groups: Groups) -> Figure | None:
-  """What taking each part away from `ours` does to test accuracy: mean and deviation over seeds, in points."""
-  less = [m for m in METHODS if METHODS[m].less and any(m in at and 'ours' in at for at in groups.values())]
-  places = [place for place, methods in groups.items() if 'ours' in methods and set(less) & methods.keys()]
-  if not places:
-    return None
-  with plots.style():
-    figure, axes = plots.new_figure(0.9 + 0.34 * len(less), columns=len(places), sharey=True, squeeze=False)
-    for axis, place in zip(axes[0], places, strict=True):
-      ours = {row['seed']: row['test_accuracy'] for row in groups[place]['ours']}
-      for y, method in enumerate(less):
-        pairs = [(row, ours[row['seed']]) for row in groups[place].get(method, ()) if row['seed'] in ours]
-        changes = [100 * (row['test_accuracy'] - other) for row, other in pairs]
-        if changes:
-          spread = np.std(changes, ddof=1) if len(changes) > 1 else 0
-          axis.errorbar(np.mean(changes), y, xerr=spread, color=plots.KERNEL, marker='o', capsize=2.5)
-      axis.axvline(0, color=plots.MUTED, linewidth=1)
-      axis.set_title(_title(place).replace(', ', '\n', 1), fontsize=9)
-    axes[0][0].set_yticks(range(len(less)), [f'without {METHODS[method].less}' for method in less])
-    axes[0][0].invert_yaxis()
-    figure.supxlabel('change of the test accuracy, points', fontsize=10)
-  return figure
-
-
-def write(rows: Sequence[Row], folder: pathlib.Path) -> str:
-  """Writes `study.md` and the figures; the text."""
+def text(rows: Sequence[Row]) -> str:
+  """All tables, and what has to be said of them."""
   groups = group(rows)
-  if not groups:
-    return 'no cell is finished'
-  text = f'{overview(groups)}\n\n{table(groups)}\n{other_floats(rows)}'
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / 'study.md').write_text(text)
-  figures = {'study_accuracy': accuracy_over_bitops(groups), 'study_ablation': ablation(groups)}
-  figures |= {f'study_policies_{"_".join(place)}': policies(groups, place) for place in groups}
-  for name, figure in figures.items():
-    if figure is not None:
-      plots.save(figure, folder, name)
-  return text
+  parts = (overview(groups), comparison(groups), table(groups), other_floats(rows))
+  return '\n\n'.join(part for part in parts if part) + '\n'

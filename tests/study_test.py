@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import study, study_methods, study_report
+from benchmarks import study, study_methods, study_plots, study_report
 from benchmarks.study_methods import CORE_BUDGETS, METHODS, SETTINGS, Cell
 from fracbits_jax import experiment
 
@@ -148,15 +148,41 @@ def test_the_report_is_written_with_its_figures(rows, tmp_path):
   kernel = row(
     Cell(dataset='digits', method='ours', network='resnet20', budget='bitops3', seed=0, granularity='kernel'), 0.5
   )
-  text = study_report.write([*rows, kernel], tmp_path)
+  text = study.write_report([*rows, kernel], tmp_path)
   assert (tmp_path / 'study.md').read_text() == text
   names = {path.stem for path in tmp_path.glob('*.png')}
-  assert {'study_accuracy', 'study_ablation', 'study_policies_resnet20_kernel_bitops3'} <= names
-  assert len(names) == 2 + 7
-  figure = study_report.ablation(study_report.group(rows))
+  assert {'study_accuracy', 'study_methods', 'study_ablation', 'study_policies_resnet20_kernel_bitops3'} <= names
+  assert len(names) == 3 + 7
+  figure = study_plots.ablation(study_report.group(rows))
   changes = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
   np.testing.assert_allclose(sorted(set(np.round(changes, 6)))[:1], [-10.0])  # 70 and 72 beside 80 and 82
-  assert study_report.write([], tmp_path) == 'no cell is finished'
+  assert study.write_report([], tmp_path) == 'no cell is finished'
+
+
+def test_ours_is_compared_with_each_method_by_both_standard_errors():
+  accuracies = {'uniform_pact': (0.5, 0.52), 'random': (0.61, 0.69), 'ours': (0.66, 0.68)}
+  cells = study_methods.grid(
+    'digits', methods=accuracies, networks=['resnet20'], budgets=['bitops2', 'size2'], seeds=(0, 1)
+  )
+  rows = [row(cell, accuracies[cell.method][cell.seed]) for cell in cells]
+  lines = study_report.comparison(study_report.group(rows)).splitlines()[2:]
+  clear, unclear = '+16.00 (2.00)', '+2.00 (5.00)'
+  assert lines[0] == f'| uniform bits, PACT | {clear} | {clear} | +16.00 | 2 of 2 |'
+  assert lines[1] == f'| random policy | {unclear} | {unclear} | +2.00 | 0 of 2 |'
+  assert len(lines) == 2
+  single = study_report.comparison(study_report.group([line for line in rows if line['seed'] == 0])).splitlines()
+  assert single[2] == '| uniform bits, PACT | +16.00 | +16.00 | +16.00 |  |'
+
+
+def test_a_policy_far_below_the_others_is_drawn_at_the_edge_with_its_accuracy():
+  accuracies = {'uniform_pact': 0.6, 'random': 0.015, 'ours': 0.7}
+  cells = study_methods.grid('digits', methods=accuracies, networks=['resnet20'], budgets=['bitops2', 'bitops3'])
+  groups = study_report.group([row(cell, accuracies[cell.method]) for cell in cells])
+  for figure in (study_plots.methods_side_by_side(groups), study_plots.accuracy_over_bitops(groups)):
+    texts = [text.get_text() for axis in figure.axes for text in axis.texts]
+    assert texts == ['1.5', '1.5']
+  low, high = study_plots.accuracy_over_bitops(groups).axes[0].get_ylim()
+  assert 50 < low < 60 < 90 < high  # the float network, at 90 and 91, is in sight
 
 
 def test_times_and_memory_are_beside_those_of_uniform_bits_of_the_same_seed():
@@ -175,13 +201,13 @@ def test_times_and_memory_are_beside_those_of_uniform_bits_of_the_same_seed():
 
 
 def test_cells_that_began_from_different_float_networks_are_named(rows, tmp_path):
-  assert 'Not all from' not in study_report.write(rows, tmp_path)
+  assert 'Not all from' not in study.write_report(rows, tmp_path)
   other = [
     {**line, 'float_accuracy': 0.5} if (line['network'], line['seed']) == ('resnet20', 1) else line for line in rows
   ]
   assert study_report.other_floats(other) == ''
   other[-1]['float_accuracy'] = 0.6
-  assert study_report.write(other, tmp_path).endswith('\nNot all from the same float network: resnet20, seed 1.\n')
+  assert study.write_report(other, tmp_path).endswith('\n\nNot all from the same float network: resnet20, seed 1.\n')
 
 
 def test_commands_run_side_by_side_and_those_that_fail_are_named(tmp_path, capsys):
