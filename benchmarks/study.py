@@ -10,7 +10,8 @@ All methods of a network and a seed start from the same float network, see the s
 for the same number of epochs. A finished cell is a line of `benchmarks/results/study_DATASET.jsonl` and is not run
 again, on whatever machine, as long as its configuration is the same (`study_methods.digest`). Choices are made on the
 validation split; the test split is read once, at the end of a cell. Each cell is a process of its own, so that its
-memory is its own, and with several at a time each has its share of the cores.
+memory is its own. On the small data sets it keeps to one core, so that its numbers do not depend on how many there are:
+`--jobs` takes as many as the machine has.
 """
 
 import argparse
@@ -93,11 +94,19 @@ def arguments() -> argparse.Namespace:
   return args
 
 
-def run_all(names: Sequence[str], command: Callable[[str], list[str]], jobs: int, logs: pathlib.Path) -> list[str]:
-  """Runs a command for each name, some at a time, each with its share of the cores; the names of those that failed."""
+def shares_of(cores: Sequence[int], jobs: int, one_core: bool) -> list[Sequence[int]]:
+  """The cores of each job, none where it is free to choose: one, or its share of all."""
+  if cores and one_core:
+    return [cores[job % len(cores) :][:1] for job in range(jobs)]
+  return [cores[job::jobs] if len(cores) >= jobs > 1 else [] for job in range(jobs)]
+
+
+def run_all(
+  names: Sequence[str], command: Callable[[str], list[str]], logs: pathlib.Path, shares: Sequence[Sequence[int]]
+) -> list[str]:
+  """Runs a command for each name, one at a time on each share of the cores; the names of those that failed."""
   logs.mkdir(parents=True, exist_ok=True)
-  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
-  shares = [cores[i::jobs] for i in range(jobs)] if len(cores) >= jobs > 1 else [None] * jobs
+  jobs = len(shares)
   waiting, running, failed, ended, began = list(names), {}, [], 0, time.monotonic()
   while waiting or running:
     while waiting and len(running) < jobs:
@@ -135,9 +144,12 @@ def write_report(rows: Sequence[dict[str, Any]], folder: pathlib.Path) -> str:
 
 def main() -> None:
   args = arguments()
+  one_core = SETTINGS[args.dataset].one_core
+  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
   if args.cell or args.float:
-    if args.cores:
-      os.sched_setaffinity(0, map(int, args.cores.split(',')))  # before JAX counts them
+    mine = list(map(int, args.cores.split(','))) if args.cores else shares_of(cores, 1, one_core)[0]
+    if mine and cores:
+      os.sched_setaffinity(0, mine)  # before JAX counts them
     from benchmarks import study_cell  # loads JAX, which the process that starts the others has no need of
 
     if args.float:
@@ -159,11 +171,12 @@ def main() -> None:
     script = [sys.executable, str(pathlib.Path(__file__).resolve()), f'--dataset={args.dataset}']
     script += [f'--workdir={args.workdir}', f'--results={args.results}']
     floats = list(dict.fromkeys(f'{cell.network},{cell.seed}' for cell in todo))
+    shares, logs = shares_of(cores, args.jobs, one_core), args.workdir / 'logs'
     # The first one alone, since it may have to prepare the data.
-    failed = run_all(floats[:1], lambda name: [*script, f'--float={name}'], 1, args.workdir / 'logs')
-    failed += run_all(floats[1:], lambda name: [*script, f'--float={name}'], args.jobs, args.workdir / 'logs')
+    failed = run_all(floats[:1], lambda name: [*script, f'--float={name}'], logs, shares_of(cores, 1, one_core))
+    failed += run_all(floats[1:], lambda name: [*script, f'--float={name}'], logs, shares)
     names = [cell.name for cell in todo if f'{cell.network},{cell.seed}' not in failed]
-    failed += run_all(names, lambda name: [*script, f'--cell={name}'], args.jobs, args.workdir / 'logs')
+    failed += run_all(names, lambda name: [*script, f'--cell={name}'], logs, shares)
   keys = {key_of(cell) for cell in cells}
   print(write_report([row for row in read_results(args.results) if _key(row) in keys], args.out))
   if failed:

@@ -35,6 +35,8 @@ class Setting:
     kappa: of the fixed penalty; `None` for the paper's 1 per GBitOP or MB.
     reestimate_batches: of the methods that compute batch norm statistics anew.
     eval_epochs: between two evaluations on the validation split.
+    one_core: whether a cell keeps to one core of the CPU. On several its sums have another order, and training ends
+      elsewhere: with one core each, cells give the same numbers however many run at a time.
     changes: further values, by their path in the configuration.
   """
 
@@ -54,6 +56,7 @@ class Setting:
   kappa: float | None = 1.0
   reestimate_batches: int = 16
   eval_epochs: float = 5.0
+  one_core: bool = True
   changes: Changes = dataclasses.field(default_factory=dict)
 
 
@@ -98,6 +101,7 @@ SETTINGS = {
     kappa=None,
     reestimate_batches=100,
     eval_epochs=1.0,
+    one_core=False,
     changes={'data.workers': 8},
   ),
 }

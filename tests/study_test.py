@@ -212,9 +212,23 @@ def test_cells_that_began_from_different_float_networks_are_named(rows, tmp_path
 
 def test_commands_run_side_by_side_and_those_that_fail_are_named(tmp_path, capsys):
   command = lambda name: [sys.executable, '-c', f'import sys; print("{name}"); sys.exit({int(name == "b,1")})']
-  assert study.run_all(['a,1', 'b,1', 'c,1'], command, 2, tmp_path) == ['b,1']
+  assert study.run_all(['a,1', 'b,1', 'c,1'], command, tmp_path, shares=[[], []]) == ['b,1']
   assert (tmp_path / 'c-1.log').read_text() == 'c,1\n'
   assert 'b,1: FAILED' in capsys.readouterr().out
+
+
+def test_a_job_has_one_core_or_its_share_of_them():
+  assert study.shares_of([4, 5, 6], 2, one_core=True) == [[4], [5]]
+  assert study.shares_of([4, 5], 3, one_core=True) == [[4], [5], [4]]
+  assert study.shares_of([4, 5, 6], 2, one_core=False) == [[4, 6], [5]]
+  assert study.shares_of([4], 2, one_core=False) == study.shares_of([], 2, one_core=True) == [[], []]
+  assert study.shares_of([4, 5], 1, one_core=False) == [[]]  # all of them
+
+
+def test_a_command_knows_its_core(tmp_path):
+  command = lambda name: [sys.executable, '-c', 'import sys; print(sys.argv[1:])']
+  assert study.run_all(['a'], command, tmp_path, shares=[[3]]) == []
+  assert (tmp_path / 'a.log').read_text() == "['--cores=3']\n"
 
 
 def test_the_report_alone_needs_no_jax(rows, tmp_path):
