@@ -1,10 +1,13 @@
-"""Test settings: several virtual CPU devices, strict ranks, a persistent compilation cache."""
+"""Test settings: several virtual CPU devices, strict ranks, a persistent compilation cache, programs compiled fast."""
 
 import os
 import pathlib
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=4'
+# Most of the time of the tests is compilation; without LLVM's optimizations it takes a quarter less.
+os.environ['XLA_FLAGS'] = (
+  f'--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 {os.environ.get("XLA_FLAGS", "")}'
+)
 
 import jax
 

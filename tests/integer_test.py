@@ -22,7 +22,7 @@ def test_the_integers_are_those_of_the_network(scheme, granularity, mean):
   found = comparison.compare(fold_affine(captured), IMAGES, reference=captured)
   assert found.codes == 8 * (6 * 6 * 8 * 3 + 3 * 3 * 12 + 12)
   assert found.different <= 2
-  assert found.farthest_from_tie < 1e-5
+  assert found.farthest_from_tie < 255 * 2**-22  # of a code of 8 bits, the rounding of its sum in float32
   if not found.different:
     assert found.predictions == 0
     assert found.largest_difference < 1e-4 * found.largest_output
