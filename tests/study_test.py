@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import study, study_methods, study_plots, study_report
 from benchmarks.study_methods import CORE_BUDGETS, METHODS, SETTINGS, Cell
+from configs import glyphs, glyphs_uniform
 from fracbits_jax import experiment
 
 
@@ -100,6 +101,21 @@ def test_each_part_of_ours_is_taken_away_by_one_ablation():
   assert differ('ours_without_search') == {'phases', 'finetune.epochs'}
   assert paper['budget.discretization'] == 'offset'
   assert ours['finetune.reestimate_batches'] == str(SETTINGS['digits'].reestimate_batches)
+
+
+@pytest.mark.parametrize('budget', ['bitops2', 'bitops3'])
+@pytest.mark.parametrize(
+  ('recipe', 'method'), [(glyphs, 'ours'), (glyphs_uniform, 'ours_without_search')], ids=['glyphs', 'glyphs_uniform']
+)
+def test_the_recipes_of_glyphs_are_cells_of_the_study(recipe, method, budget):
+  cell = Cell(dataset='glyphs', method=method, network='mobilenet_v1', budget=budget, seed=0)
+  ours = recipe.get_config(budget[-1])
+  studied = study_methods.config_of(cell)
+  assert ours.phases == ('pretrain', *studied.phases)
+  studied.phases, studied.budget.kappa = ours.phases, ours.budget.kappa  # which a controlled penalty does not read
+  for phase in {'search'} - set(ours.phases):
+    studied[phase] = ours[phase]
+  assert ours.to_dict() == studied.to_dict()
 
 
 def _flat(config, prefix=''):
