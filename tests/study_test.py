@@ -175,19 +175,19 @@ def test_the_report_is_written_with_its_figures(rows, tmp_path):
   assert study.write_report([], tmp_path) == 'no cell is finished'
 
 
-def test_ours_is_compared_with_each_method_by_both_standard_errors():
-  accuracies = {'uniform_pact': (0.5, 0.52), 'random': (0.61, 0.69), 'ours': (0.66, 0.68)}
+def test_ours_is_compared_with_each_method_seed_by_seed_and_by_both_standard_errors():
+  accuracies = {'uniform_pact': (0.5, 0.53), 'random': (0.61, 0.69), 'ours': (0.66, 0.68)}
   cells = study_methods.grid(
     'digits', methods=accuracies, networks=['resnet20'], budgets=['bitops2', 'size2'], seeds=(0, 1)
   )
   rows = [row(cell, accuracies[cell.method][cell.seed]) for cell in cells]
   lines = study_report.comparison(study_report.group(rows)).splitlines()[2:]
-  clear, unclear = '+16.00 (2.00)', '+2.00 (5.00)'
-  assert lines[0] == f'| uniform bits, PACT | {clear} | {clear} | +16.00 | 2 of 2 |'
-  assert lines[1] == f'| random policy | {unclear} | {unclear} | +2.00 | 0 of 2 |'
+  clear, unclear = '+15.50 (0.50)', '+2.00 (3.00)'
+  assert lines[0] == f'| uniform bits, PACT | {clear} | {clear} | +15.50 | +15.00 | 2 of 2 |'
+  assert lines[1] == f'| random policy | {unclear} | {unclear} | +2.00 | -1.00 | 0 of 2 |'
   assert len(lines) == 2
   single = study_report.comparison(study_report.group([line for line in rows if line['seed'] == 0])).splitlines()
-  assert single[2] == '| uniform bits, PACT | +16.00 | +16.00 | +16.00 |  |'
+  assert single[2] == '| uniform bits, PACT | +16.00 | +16.00 | +16.00 | +16.00 |  |'
 
 
 def test_a_policy_far_below_the_others_is_drawn_at_the_edge_with_its_accuracy():
