@@ -11,6 +11,8 @@ from fracbits_jax import data, finished, monitor, progress, run, train, wrap
 from fracbits_jax.experiment import PHASES
 from fracbits_jax.step import AXIS
 
+pytestmark = pytest.mark.usefixtures('no_reports')
+
 CHANGES = {
   'distill.weight': 0.5,
   'distill.temperature': 2.0,

@@ -21,6 +21,8 @@ from benchmarks import damage, kills
 from fracbits_jax import begin, cost, experiment, monitor, policy, preemption, progress, run
 from fracbits_jax.checkpoint import newest_step
 
+pytestmark = pytest.mark.usefixtures('no_reports')
+
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):

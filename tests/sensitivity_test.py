@@ -103,6 +103,7 @@ def test_a_quantized_kernel_has_the_scale_at_which_it_is_nearest():
     assert jnp.sum((factor * q - kernel) ** 2) > jnp.sum((q - kernel) ** 2)
 
 
+@pytest.mark.usefixtures('no_reports')
 def test_the_command_makes_a_policy_for_the_float_network_of_a_run(tmp_path, capsys):
   config = tiny(tmp_path, **{'pretrain.epochs': 1.0, 'phases': ('pretrain',)})
   run.run(config, tmp_path / 'run')

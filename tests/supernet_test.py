@@ -69,6 +69,7 @@ def test_the_bits_that_are_chosen_round_to_the_likeliest_and_lean_to_the_expecte
   assert policy.discretize(supernet.chosen_bits(logits, table), table, budget).layers[0].kernel == (2, 4, 8)
 
 
+@pytest.mark.usefixtures('no_reports')
 def test_a_run_goes_on_from_a_supernet(tmp_path):
   changes = {'quant.choices': (2, 4, 8), 'search.epochs': 2.0, 'finetune.epochs': 1.0, 'quant.stochastic': False}
   config = tiny(tmp_path, **changes, phases=('search', 'finetune'))

@@ -16,6 +16,8 @@ from tiny import tiny as tiny_run
 from fracbits_jax import data, experiment, models, monitor, run, torchvision, weights
 from fracbits_jax.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.usefixtures('no_reports')
+
 
 def tiny(folder, **changes):
   epochs = {'pretrain.epochs': 6.0, 'search.epochs': 1.0, 'finetune.epochs': 0.0}
