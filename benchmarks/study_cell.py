@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from benchmarks import cells, study_methods, supernet
 from benchmarks.study_methods import METHODS, Cell
-from fracbits_jax import assignment, policy, sensitivity
+from fracbits_jax import assignment, policy, progress, sensitivity
 from fracbits_jax import run as runs
 from fracbits_jax.checkpoint import Checkpoints
 from fracbits_jax.experiment import Experiment, prepare
@@ -61,6 +62,7 @@ def run(cell: Cell, workdir: pathlib.Path) -> dict[str, Any]:
     'policy_seconds': round(policy_seconds, 1) if how in POLICIES else 0.0,
     'search_seconds': seconds.get('search', 0.0),
     'finetune_seconds': seconds['finetune'],
+    'step_seconds': _step_seconds(folder, config),
     'peak_memory_mb': _peak_memory_mb(),
     'policy': {entry.name: [_bits(entry.kernel), _bits(entry.input)] for entry in found.layers},
     'versions': {**result['made_with'], 'numpy': np.__version__},
@@ -77,6 +79,17 @@ def _seconds(folder: pathlib.Path, phases: tuple[str, ...]) -> dict[str, float]:
     checkpoints.close()
     seconds[phase], before = round(meta['seconds'] - before, 1), meta['seconds']
   return seconds
+
+
+def _step_seconds(folder: pathlib.Path, config: ConfigDict) -> float:
+  """What the steps of all phases take by themselves, by the median speed of each phase once it has started."""
+  rows, seconds = progress.read_rows(folder), 0.0
+  for phase in config.phases:
+    found = [row for row in rows if row['phase'] == phase]
+    # The first has the compilation in it.
+    speed = np.median([row['images_per_second'] for row in found[1:] or found])
+    seconds += found[-1]['steps'] * config.data.batch_size / speed
+  return round(float(seconds), 1)
 
 
 def _peak_memory_mb() -> float:

@@ -59,9 +59,12 @@ def _span(values: Sequence[float], digits: int) -> str:
 
 
 def table(groups: Groups) -> str:
-  """Every method at every place, as markdown; times and memory beside uniform PACT of the same place and seed."""
+  """Every method at every place, as markdown; times and memory beside uniform PACT of the same place and seed.
+
+  `steps alone` leaves out policy, compilation and evaluation, as a longer training does.
+  """
   header = ('network', 'bits per', 'budget', 'method', 'seeds', 'test, %', 'float, %', 'cost / target')
-  header += ('policy, search, finetune: s', 'time of uniform', 'peak memory, MB', 'memory of uniform')
+  header += ('policy, search, finetune: s', 'time of uniform', 'steps alone', 'peak memory, MB', 'memory of uniform')
   lines = []
   for (network, granularity, budget), methods in groups.items():
     for method, rows in methods.items():
@@ -78,6 +81,7 @@ def table(groups: Groups) -> str:
           _span([row['cost'] / row['target'] for row in rows], 4),
           ', '.join(f'{seconds:.0f}' for seconds in times),
           _multiple(rows, methods.get(_UNIFORM, ()), lambda row: sum(row[f'{part}_seconds'] for part in _PARTS)),
+          _multiple(rows, methods.get(_UNIFORM, ()), lambda row: row.get('step_seconds', float('nan'))),
           f'{np.median([row["peak_memory_mb"] for row in rows]):.0f}',
           _multiple(rows, methods.get(_UNIFORM, ()), lambda row: row['peak_memory_mb']),
         )
@@ -89,6 +93,7 @@ def _multiple(rows: Sequence[Row], uniform: Sequence[Row], amount: Callable[[Row
   """The median over seeds of an amount, as a multiple of that of uniform bits; empty where no seed has both."""
   beside = {row['seed']: amount(row) for row in uniform}
   found = [amount(row) / beside[row['seed']] for row in rows if row['seed'] in beside]
+  found = [multiple for multiple in found if np.isfinite(multiple)]  # earlier lines have no time of the steps alone
   return f'{np.median(found):.2f}' if found else ''
 
 
