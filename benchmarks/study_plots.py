@@ -8,7 +8,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
 from benchmarks.study_methods import BUDGETS, METHODS
-from benchmarks.study_report import Groups, Place, Row, deviation, float_rows, mean, title
+from benchmarks.study_report import Groups, Place, Row, deviation, float_rows, mean, seed_by_seed, title
 from fracbits_jax import plots
 
 _MARKERS = 'osD^vP*XdpH<>8h'
@@ -126,11 +126,9 @@ def ablation(groups: Groups) -> Figure | None:
   with plots.style():
     figure, axes = plots.new_figure(0.9 + 0.34 * len(less), columns=len(places), sharey=True, squeeze=False)
     for axis, place in zip(axes[0], places, strict=True):
-      ours = {row['seed']: row['test_accuracy'] for row in groups[place]['ours']}
       for y, method in enumerate(less):
-        pairs = [(row, ours[row['seed']]) for row in groups[place].get(method, ()) if row['seed'] in ours]
-        changes = [100 * (row['test_accuracy'] - other) for row, other in pairs]
-        if changes:
+        changes = seed_by_seed(groups[place].get(method, ()), groups[place]['ours'])
+        if len(changes):
           spread = np.std(changes, ddof=1) if len(changes) > 1 else 0
           axis.errorbar(np.mean(changes), y, xerr=spread, color=plots.KERNEL, marker='o', capsize=2.5)
       axis.axvline(0, color=plots.MUTED, linewidth=1)

@@ -98,8 +98,9 @@ def _multiple(rows: Sequence[Row], uniform: Sequence[Row], amount: Callable[[Row
 
 
 def overview(groups: Groups) -> str:
-  """Accuracy of each method, places side by side, as markdown."""
-  present = [method for method in METHODS if any(method in methods for methods in groups.values())]
+  """Accuracy of each method, places side by side, as markdown; without the parts of `ours`, see `ablation`."""
+  whole = [method for method in METHODS if not METHODS[method].less]
+  present = [method for method in whole if any(method in methods for methods in groups.values())]
   header = ['method', *map(title, groups)]
   lines = [['float', *(with_deviation(float_rows(methods), 'float_accuracy') for methods in groups.values())]]
   for method in present:
@@ -123,14 +124,13 @@ def comparison(groups: Groups) -> str:
     parts, pairs, clear = [], [], []
     for methods in groups.values():
       rows, ours = methods.get(method, ()), methods.get(_OURS, ())
-      found = _seed_by_seed(ours, rows)
+      found = seed_by_seed(ours, rows)
       parts.append('')
       if not len(found):
         continue
       pairs.append(found)
-      parts[-1] = f'{found.mean():+.2f}'
+      parts[-1] = with_standard_error(found)
       if len(found) > 1:
-        parts[-1] += f' ({found.std(ddof=1) / len(found) ** 0.5:.2f})'
         clear.append(mean(ours) - mean(rows) >= standard_error(ours) + standard_error(rows))
     if pairs:
       of = f'{sum(clear)} of {len(clear)}' if clear else ''
@@ -139,10 +139,30 @@ def comparison(groups: Groups) -> str:
   return markdown(header, lines) if lines else ''
 
 
-def _seed_by_seed(ours: Sequence[Row], others: Sequence[Row]) -> np.ndarray:
-  """The differences of the test accuracy in points, for the seeds that both have."""
+def seed_by_seed(rows: Sequence[Row], others: Sequence[Row]) -> np.ndarray:
+  """How far the test accuracy is above that of the others, in points, for the seeds that both have."""
   theirs = {row['seed']: row['test_accuracy'] for row in others}
-  return 100 * np.array([row['test_accuracy'] - theirs[row['seed']] for row in ours if row['seed'] in theirs])
+  return 100 * np.array([row['test_accuracy'] - theirs[row['seed']] for row in rows if row['seed'] in theirs])
+
+
+def with_standard_error(differences: np.ndarray) -> str:
+  """The mean of at least one difference, and in brackets its standard error, if there are several."""
+  error = f' ({differences.std(ddof=1) / len(differences) ** 0.5:.2f})' if len(differences) > 1 else ''
+  return f'{differences.mean():+.2f}{error}'
+
+
+def ablation(groups: Groups) -> str:
+  """Accuracy without each part of `ours`, and how far that is from all of it, seed by seed; empty where there is none."""
+  less = [method for method in METHODS if METHODS[method].less]
+  header, lines = ['ours without'], [[METHODS[method].less] for method in less]
+  for place, methods in groups.items():
+    found = {method: seed_by_seed(methods.get(method, ()), methods.get(_OURS, ())) for method in less}
+    if not any(map(len, found.values())):
+      continue
+    header += [f'{title(place)}: %', 'change']
+    for line, (method, differences) in zip(lines, found.items(), strict=True):
+      line += [with_deviation(methods[method]), with_standard_error(differences)] if len(differences) else ['', '']
+  return markdown(header, [line for line in lines if any(line[1:])]) if len(header) > 1 else ''
 
 
 def float_rows(methods: Mapping[str, Sequence[Row]]) -> list[Row]:
@@ -176,5 +196,5 @@ def title(place: Place) -> str:
 def text(rows: Sequence[Row]) -> str:
   """All tables, and what has to be said of them."""
   groups = group(rows)
-  parts = (overview(groups), comparison(groups), table(groups), other_floats(rows))
+  parts = (overview(groups), comparison(groups), ablation(groups), table(groups), other_floats(rows))
   return '\n\n'.join(part for part in parts if part) + '\n'

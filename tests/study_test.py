@@ -156,8 +156,19 @@ def test_the_table_holds_means_deviations_floats_and_costs(rows):
   overview = study_report.overview(groups).splitlines()
   assert overview[2].startswith('| float | 90.50')
   assert [line.split(' | ')[0] for line in overview[3:]] == [
-    f'| {METHODS[name].label}' for name in ('uniform_lsq', 'ours', 'ours_without_lsq')
+    f'| {METHODS[name].label}' for name in ('uniform_lsq', 'ours')
   ]
+
+
+def test_what_each_part_gives_is_told_seed_by_seed(rows):
+  for line in rows:
+    if (line['method'], line['seed']) == ('ours_without_lsq', 1):
+      line['test_accuracy'] = 0.74  # beside 82, and 70 beside 80
+  header, _, *lines = study_report.ablation(study_report.group(rows)).splitlines()
+  assert header.startswith('| ours without | mobilenet_v1, BitOPs of 2 bits: % | change |')
+  assert len(lines) == 1
+  assert lines[0].startswith('| learned steps | 72.00 ± 2.83 | -9.00 (1.00) |')
+  assert study_report.ablation(study_report.group([line for line in rows if line['method'] == 'ours'])) == ''
 
 
 def test_the_report_is_written_with_its_figures(rows, tmp_path):
