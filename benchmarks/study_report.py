@@ -152,7 +152,7 @@ def with_standard_error(differences: np.ndarray) -> str:
 
 
 def ablation(groups: Groups) -> str:
-  """Accuracy without each part of `ours`, and how far that is from all of it, seed by seed; empty where there is none."""
+  """Accuracy without each part of `ours`, and how far it is from all of it, seed by seed; empty where there is none."""
   less = [method for method in METHODS if METHODS[method].less]
   header, lines = ['ours without'], [[METHODS[method].less] for method in less]
   for place, methods in groups.items():
