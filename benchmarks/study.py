@@ -3,7 +3,7 @@
     python benchmarks/study.py --dataset=glyphs --jobs=2             # the core grid; started again, it goes on
     python benchmarks/study.py --dataset=glyphs --full               # kernel-wise bits, all networks and budgets
     python benchmarks/study.py --dataset=glyphs --only ours paper    # some of it
-    python benchmarks/study.py --dataset=glyphs --cell=ours,mobilenet_v1,bitops2,0
+    python benchmarks/study.py --dataset=glyphs --cell=ours,mobilenet_v1,bitops2,0 --results=again.jsonl  # once more
     python benchmarks/study.py --dataset=glyphs --report             # the table and the figures of what there is
 
 All methods of a network and a seed start from the same float network, see the same images in the same order, and train
