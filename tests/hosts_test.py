@@ -20,7 +20,7 @@ from fracbits_jax.checkpoint import Checkpoints
 ROOT = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = {
   **os.environ,
-  'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+  'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=2',
   'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.cache' / 'jax'),
   'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
 }
