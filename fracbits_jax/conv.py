@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fracbits_jax.inlined import inlined
 from fracbits_jax.sums import sums
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -210,6 +211,7 @@ def _shifted_sum(padded: jax.Array, kernel: jax.Array, strides: tuple[int, ...])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@inlined(2)
 def _convolution(x, kernel, how):
   return lax.platform_dependent(x, kernel, cpu=how.product, default=how.plain)
 
@@ -218,6 +220,7 @@ def _convolution_fwd(x, kernel, how):
   return _convolution(x, kernel, how), (x, kernel)
 
 
+@inlined(0)
 def _convolution_bwd(how, residuals, g):
   plain_vjp = lambda x, kernel, g: jax.vjp(how.plain, x, kernel)[1](g)
   return lax.platform_dependent(*residuals, g, cpu=how.product_vjp, default=plain_vjp)

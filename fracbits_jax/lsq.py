@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from fracbits_jax import quantize
+from fracbits_jax.inlined import inlined
 
 _TINY = 1e-12
 
@@ -73,15 +74,18 @@ def _ratio(x, alpha):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@inlined(4)
 def _twos_complement(x, bits, alpha, noise, choices):
   q, _ = quantize.interpolate(functools.partial(_level, _ratio(x, alpha)), bits, choices, noise)
   return (jnp.abs(alpha) * q).astype(x.dtype)
 
 
+@inlined(4)
 def _twos_complement_fwd(x, bits, alpha, noise, choices):
   return _twos_complement(x, bits, alpha, noise, choices), (x, bits, alpha, noise)
 
 
+@inlined(0)
 def _twos_complement_bwd(choices, residuals, g):
   x, bits, alpha, noise = residuals
   ratio, g32 = _ratio(x, alpha), g.astype(jnp.float32)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fracbits_jax.bitwidths import MAX_BITS, check_choices, mixture, neighbours
+from fracbits_jax.inlined import inlined
 from fracbits_jax.sums import sums
 
 SCHEMES = ('original', 'modified')
@@ -132,14 +133,17 @@ def _on_unit(x, bits, noise, scheme, zero_point, choices):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@inlined(3, 4, 5)
 def _fractional(x, bits, noise, scheme, zero_point, choices):
   return _on_unit(x, bits, noise, scheme, zero_point, choices)[0].astype(x.dtype)
 
 
+@inlined(3, 4, 5)
 def _fractional_fwd(x, bits, noise, scheme, zero_point, choices):
   return _fractional(x, bits, noise, scheme, zero_point, choices), (x, bits, noise)
 
 
+@inlined(0, 1, 2)
 def _fractional_bwd(scheme, zero_point, choices, residuals, g):
   x, bits, noise = residuals
   _, slope = _on_unit(x, bits, noise, scheme, zero_point, choices)
@@ -257,16 +261,19 @@ def _normalised(w, kept, largest):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@inlined(4, 5)
 def _kernel(w, bits, noise, kept, scheme, choices):
   return _kernel_fwd(w, bits, noise, kept, scheme, choices)[0]
 
 
+@inlined(4, 5)
 def _kernel_fwd(w, bits, noise, kept, scheme, choices):
   ratio, largest = _normalised(w, kept, None)
   quantized = 2 * _on_unit((ratio + 1) / 2, bits, noise, scheme, 0.5, choices)[0] - 1
   return quantized.astype(w.dtype), (w, bits, noise, kept, largest)
 
 
+@inlined(0, 1)
 def _kernel_bwd(scheme, choices, residuals, g):
   w, bits, noise, kept, largest = residuals
   ratio, _ = _normalised(w, kept, largest)
@@ -297,15 +304,18 @@ def _clipped(x, bits, alpha, noise, signed, choices):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@inlined(4, 5)
 def _activation(x, bits, alpha, noise, signed, choices):
   q, _, _ = _clipped(x, bits, alpha, noise, signed, choices)
   return (jnp.abs(alpha) * q).astype(x.dtype)
 
 
+@inlined(4, 5)
 def _activation_fwd(x, bits, alpha, noise, signed, choices):
   return _activation(x, bits, alpha, noise, signed, choices), (x, bits, alpha, noise)
 
 
+@inlined(0, 1)
 def _activation_bwd(signed, choices, residuals, g):
   x, bits, alpha, noise = residuals
   q, slope, ratio = _clipped(x, bits, alpha, noise, signed, choices)
