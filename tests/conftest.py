@@ -11,6 +11,7 @@ os.environ['XLA_FLAGS'] = (
   '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 '
   f'--xla_force_host_platform_device_count=4 {os.environ.get("XLA_FLAGS", "")}'
 )
+
 import jax
 import pytest
 
