@@ -80,7 +80,6 @@ def _twos_complement(x, bits, alpha, noise, choices):
   return (jnp.abs(alpha) * q).astype(x.dtype)
 
 
-@inlined(4)
 def _twos_complement_fwd(x, bits, alpha, noise, choices):
   return _twos_complement(x, bits, alpha, noise, choices), (x, bits, alpha, noise)
 

@@ -138,7 +138,6 @@ def _fractional(x, bits, noise, scheme, zero_point, choices):
   return _on_unit(x, bits, noise, scheme, zero_point, choices)[0].astype(x.dtype)
 
 
-@inlined(3, 4, 5)
 def _fractional_fwd(x, bits, noise, scheme, zero_point, choices):
   return _fractional(x, bits, noise, scheme, zero_point, choices), (x, bits, noise)
 
@@ -260,17 +259,21 @@ def _normalised(w, kept, largest):
   return t / largest, largest
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 @inlined(4, 5)
-def _kernel(w, bits, noise, kept, scheme, choices):
-  return _kernel_fwd(w, bits, noise, kept, scheme, choices)[0]
-
-
-@inlined(4, 5)
-def _kernel_fwd(w, bits, noise, kept, scheme, choices):
+def _kernel_and_largest(w, bits, noise, kept, scheme, choices):
   ratio, largest = _normalised(w, kept, None)
   quantized = 2 * _on_unit((ratio + 1) / 2, bits, noise, scheme, 0.5, choices)[0] - 1
-  return quantized.astype(w.dtype), (w, bits, noise, kept, largest)
+  return quantized.astype(w.dtype), largest
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _kernel(w, bits, noise, kept, scheme, choices):
+  return _kernel_and_largest(w, bits, noise, kept, scheme, choices)[0]
+
+
+def _kernel_fwd(w, bits, noise, kept, scheme, choices):
+  quantized, largest = _kernel_and_largest(w, bits, noise, kept, scheme, choices)
+  return quantized, (w, bits, noise, kept, largest)
 
 
 @inlined(0, 1)
@@ -310,7 +313,6 @@ def _activation(x, bits, alpha, noise, signed, choices):
   return (jnp.abs(alpha) * q).astype(x.dtype)
 
 
-@inlined(4, 5)
 def _activation_fwd(x, bits, alpha, noise, signed, choices):
   return _activation(x, bits, alpha, noise, signed, choices), (x, bits, alpha, noise)
 
