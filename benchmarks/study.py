@@ -76,6 +76,7 @@ def arguments() -> argparse.Namespace:
   parser.add_argument('--networks', nargs='+', help="of the data set's")
   parser.add_argument('--budgets', nargs='+', choices=tuple(BUDGETS))
   parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+  parser.add_argument('--epochs', type=float, help="of search and of finetuning each, instead of the data set's own")
   parser.add_argument('--cell', help='this one alone, in this process: METHOD,NETWORK,BUDGET,SEED[,kernel]')
   parser.add_argument('--float', help='the float network alone, in this process: NETWORK,SEED')
   parser.add_argument('--report', action='store_true', help='run nothing')
@@ -85,6 +86,8 @@ def arguments() -> argparse.Namespace:
   parser.add_argument('--results', type=pathlib.Path, help='benchmarks/results/study_DATASET.jsonl unless given')
   parser.add_argument('--out', type=pathlib.Path, help='of the table and the figures; the workdir unless given')
   args = parser.parse_args()
+  if args.epochs is not None and args.epochs <= 0:
+    parser.error(f'--epochs: {args.epochs:g} given: it has to be above 0')
   args.workdir = args.workdir or ROOT / 'runs' / f'study_{args.dataset}'
   args.results = args.results or ROOT / 'benchmarks' / 'results' / f'study_{args.dataset}.jsonl'
   args.out = args.out or args.workdir
@@ -144,6 +147,8 @@ def write_report(rows: Sequence[dict[str, Any]], folder: pathlib.Path) -> str:
 
 def main() -> None:
   args = arguments()
+  if args.epochs:
+    study_methods.set_epochs(args.dataset, args.epochs)
   one_core = SETTINGS[args.dataset].one_core
   cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
   if args.cell or args.float:
@@ -170,6 +175,7 @@ def main() -> None:
     print(f'{len(cells)} cells, {len(todo)} of them to run', flush=True)
     script = [sys.executable, str(pathlib.Path(__file__).resolve()), f'--dataset={args.dataset}']
     script += [f'--workdir={args.workdir}', f'--results={args.results}']
+    script += [f'--epochs={args.epochs}'] if args.epochs else []
     floats = list(dict.fromkeys(f'{cell.network},{cell.seed}' for cell in todo))
     shares, logs = shares_of(cores, args.jobs, one_core), args.workdir / 'logs'
     # The first one alone, since it may have to prepare the data.

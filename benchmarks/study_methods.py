@@ -283,6 +283,11 @@ def config_of(cell: Cell) -> ConfigDict:
   return config
 
 
+def set_epochs(dataset: str, epochs: float) -> None:
+  """Has every search and every finetuning of a data set last so long: another study, whose cells have other digests."""
+  SETTINGS[dataset] = dataclasses.replace(SETTINGS[dataset], search_epochs=epochs, finetune_epochs=epochs)
+
+
 def digest(cell: Cell) -> str:
   """Of everything that a cell's result depends on but the code: results with another one are of another study."""
   config = json.loads(config_of(cell).to_json())

@@ -1,5 +1,6 @@
 """The study's grid, its results file and its report, without training anything."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -140,9 +141,29 @@ def test_a_cell_is_done_once_its_line_is_there_and_again_when_its_configuration_
   assert [r['test_accuracy'] for r in study.read_results(path)] == [0.7, 0.6]
   assert len(path.read_text().splitlines()) == 3
   assert study.left_to_do(cells, study.read_results(path)) == cells[2:]
-  longer = {'digits': study_methods.dataclasses.replace(SETTINGS['digits'], finetune_epochs=11)}
+  longer = {'digits': dataclasses.replace(SETTINGS['digits'], finetune_epochs=11)}
   monkeypatch.setattr(study_methods, 'SETTINGS', longer)
   assert study.left_to_do(cells, study.read_results(path)) == cells
+
+
+def test_a_study_of_other_epochs_has_cells_of_its_own(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(study_methods, 'SETTINGS', dict(SETTINGS))
+  results, cell = tmp_path / 'r.jsonl', next(study_methods.grid('digits', methods=['ours'], networks=['resnet20']))
+  study.append(results, row(cell, 0.625))
+  command = ['study.py', '--dataset=digits', '--report', f'--results={results}', f'--out={tmp_path}', '--only', 'ours']
+  monkeypatch.setattr(sys, 'argv', [*command, '--networks', 'resnet20'])
+  study.main()
+  assert '62.50' in capsys.readouterr().out
+  monkeypatch.setattr(sys, 'argv', [*sys.argv, '--epochs=3'])
+  study.main()
+  assert capsys.readouterr().out == 'no cell is finished\n'
+  config = study_methods.config_of(cell)
+  assert (config.search.epochs, config.finetune.epochs) == (3, 3)
+  assert study_methods.config_of(dataclasses.replace(cell, method='uniform_pact')).finetune.epochs == 6
+  monkeypatch.setattr(sys, 'argv', ['study.py', '--epochs=0'])
+  with pytest.raises(SystemExit):
+    study.main()
+  assert 'has to be above 0' in capsys.readouterr().err
 
 
 def test_the_table_holds_means_deviations_floats_and_costs(rows):
