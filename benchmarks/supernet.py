@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from fracbits_jax import begin, cost, data, layers, quantize, step, train
@@ -131,9 +132,10 @@ def search(config: ConfigDict, workdir: str | os.PathLike) -> None:
       _search(run)
 
 
-def _search(run: Run) -> None:
-  experiment, steps, table = run.experiment, run.steps['search'], run.experiment.layers
-  rate = begin.schedule(experiment, 'search', steps=steps, steps_per_epoch=run.steps_per_epoch)
+def start(run: Run) -> tuple[optax.GradientTransformation, TrainState, Callable]:
+  """The optimizer of a run's search by a supernet, its first state and its step, both for all devices."""
+  experiment = run.experiment
+  rate = begin.schedule(experiment, 'search', steps=run.steps['search'], steps_per_epoch=run.steps_per_epoch)
   optimizer = begin.optimizer(experiment, 'search', rate)
   penalty = begin.budget_penalty(experiment, rate)
   penalty = ExpectedPenalty(**{name: getattr(penalty, name) for name in ('budget', 'layers', 'kappa', 'controller')})
@@ -143,8 +145,14 @@ def _search(run: Run) -> None:
     with mixtures(lambda logits, choices: jax.nn.softmax(logits)):
       return one_device(state, batch)
 
-  start = {**run.start('search', {}), 'bits': first_logits(table)}
-  state = train.replicate(begin.state(start, optimizer))
+  variables = {**run.start('search', {}), 'bits': first_logits(experiment.layers)}
+  state = train.replicate(begin.state(variables, optimizer))
+  return optimizer, state, step.over_devices(supernet_step, donate_state=True)
+
+
+def _search(run: Run) -> None:
+  experiment, steps, table = run.experiment, run.steps['search'], run.experiment.layers
+  optimizer, state, train_step = start(run)
   run.progress.rewind('search', 0)
   monitor = Monitor(
     experiment,
@@ -183,7 +191,7 @@ def _search(run: Run) -> None:
   with contextlib.closing(batches), contextlib.closing(checkpoints):
     train.run_phase(
       state,
-      step.over_devices(supernet_step, donate_state=True),
+      train_step,
       batches,
       start=0,
       steps=steps,

@@ -1,0 +1,133 @@
+"""What a training step of each method of the study costs, in time and in memory, beside one with uniform bits.
+
+    python benchmarks/study_times.py --dataset=glyphs                   # mobilenet_v1 at the BitOPs of 2 bits
+
+The steps are those of the study's cells, each with the reading of its batch, and begin from their float network. All
+of them take turns within a round, some steps each, in one process, since a shared machine's speed changes from minute
+to minute; ratios are taken within a round, and their median, least and largest value over the rounds are given. A
+method that searches counts its two phases by their epochs. Policies that are given are trained as uniform bits are, so
+that random, Hessian's and the loss's stand for `uniform_sat`, and need what finding the policy takes beside it.
+
+Memory is what XLA plans for a step: its temporaries and all that it takes in.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import study_methods  # noqa: E402
+from benchmarks.study_methods import BUDGETS, METHODS, SETTINGS, Cell  # noqa: E402
+
+TIMED = ('uniform_pact', 'uniform_sat', 'uniform_lsq', 'supernet', 'paper', 'ours')
+STEPS, WARM_UP = 10, 3  # steps of a method in a round; rounds that do not count
+
+
+def arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--dataset', choices=tuple(SETTINGS), default='glyphs')
+  parser.add_argument('--network', default='mobilenet_v1', help="of the data set's")
+  parser.add_argument('--budget', choices=tuple(BUDGETS), default='bitops2')
+  parser.add_argument('--rounds', type=int, default=20)
+  parser.add_argument('--workdir', type=pathlib.Path, help='with the float network; runs/study_DATASET unless given')
+  args = parser.parse_args()
+  args.workdir = args.workdir or ROOT / 'runs' / f'study_{args.dataset}'
+  if args.network not in SETTINGS[args.dataset].networks:
+    parser.error(f'--network: {args.network} unknown: choose from {", ".join(SETTINGS[args.dataset].networks)}')
+  return args
+
+
+def make_steps(
+  cell: Cell, float_folder: pathlib.Path, folder: pathlib.Path
+) -> dict[str, tuple[Callable, float, float]]:
+  """For each phase of a cell: a function that makes so many steps, its epochs, and the megabytes planned for a step."""
+  import jax
+
+  from benchmarks import supernet
+  from benchmarks.speed import plan
+  from fracbits_jax import begin, data, policy, train
+  from fracbits_jax.experiment import prepare
+  from fracbits_jax.run import Run
+
+  config = study_methods.config_of(cell)
+  config.init_from = str(float_folder)
+  experiment = prepare(config)
+  run = Run(experiment, folder)
+  # A step costs the same whatever the bits are.
+  run.policy = policy.discretize(begin.initial_bits(experiment), experiment.layers, experiment.budget)
+  made = {}
+  for phase in run.phases:
+    if phase == 'search' and METHODS[cell.method].how == 'supernet':
+      _, state, train_step = supernet.start(run)
+    else:
+      rate = begin.schedule(experiment, phase, steps=run.steps[phase], steps_per_epoch=run.steps_per_epoch)
+      optimizer = begin.optimizer(experiment, phase, rate)
+      distilled = config.distill.weight and phase in config.distill.phases
+      teacher = begin.float_variables(experiment) if distilled else None
+      train_step = begin.train_step(experiment, phase, optimizer, rate, teacher)
+      state = train.replicate(begin.state(run.start(phase, {}), optimizer))
+    batches = data.train_batches(experiment.dataset, batch_size=config.data.batch_size, seed=0)
+    memory = plan(train_step.lower(state, train.to_devices(next(batches))).compile())['peak_bytes'] / 1e6
+    held = [state]
+
+    def steps(count: int, held=held, train_step=train_step, batches=batches) -> None:
+      for _ in range(count):
+        held[0], metrics = train_step(held[0], train.to_devices(next(batches)))
+      jax.block_until_ready((held[0], metrics))
+
+    made[phase] = (steps, float(config[phase].epochs), memory)
+  run.progress.close()
+  return made
+
+
+def table(seconds: dict[str, dict[str, list[float]]], epochs: dict[str, dict[str, float]], memory: dict) -> str:
+  """The rows, as markdown, from the seconds of a step by method, phase and round."""
+  share = {method: {phase: e / sum(of.values()) for phase, e in of.items()} for method, of in epochs.items()}
+  rounds = range(len(seconds['uniform_pact']['finetune']))
+  beside = lambda method, phase: [
+    seconds[method][phase][i] / seconds['uniform_pact']['finetune'][i] for i in rounds
+  ]  # fmt: skip
+  lines = ['| method | step of the search | of the finetuning | all epochs | memory |', '|---|---|---|---|---|']
+  for method, phases in seconds.items():
+    each = {phase: beside(method, phase) for phase in phases}
+    whole = [sum(share[method][phase] * each[phase][i] for phase in phases) for i in rounds]
+    median = lambda phase, each=each: f'{statistics.median(each[phase]):.2f}' if phase in each else ''
+    spread = f'{statistics.median(whole):.2f} ({min(whole):.2f} to {max(whole):.2f})'
+    most = max(memory[method].values()) / memory['uniform_pact']['finetune']
+    lines.append(f'| {METHODS[method].label} | {median("search")} | {median("finetune")} | {spread} | {most:.2f} |')
+  return '\n'.join(lines)
+
+
+def main() -> None:
+  args = arguments()
+  if SETTINGS[args.dataset].one_core and hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # before JAX counts them
+  from benchmarks.speed import timed
+  from benchmarks.study_cell import float_network
+
+  float_folder = float_network(args.dataset, args.network, 0, args.workdir)
+  made = {}
+  with tempfile.TemporaryDirectory() as folder:
+    for method in TIMED:
+      cell = Cell(dataset=args.dataset, method=method, network=args.network, budget=args.budget, seed=0)
+      made[method] = make_steps(cell, float_folder, pathlib.Path(folder) / method)
+      print(f'{method} is compiled', file=sys.stderr, flush=True)
+    order = [(method, phase) for method, phases in made.items() for phase in phases]
+    seconds = {method: {phase: [] for phase in phases} for method, phases in made.items()}
+    for i in range(-WARM_UP, args.rounds):
+      for method, phase in order[:: 1 if i % 2 == 0 else -1]:
+        taken = timed(made[method][phase][0], STEPS)
+        if i >= 0:
+          seconds[method][phase].append(taken)
+  part = lambda index: {m: {phase: what[index] for phase, what in phases.items()} for m, phases in made.items()}
+  print(table(seconds, epochs=part(1), memory=part(2)))
+
+
+if __name__ == '__main__':
+  main()
