@@ -89,14 +89,11 @@ def make_steps(
 def table(seconds: dict[str, dict[str, list[float]]], epochs: dict[str, dict[str, float]], memory: dict) -> str:
   """The rows, as markdown, from the seconds of a step by method, phase and round."""
   share = {method: {phase: e / sum(of.values()) for phase, e in of.items()} for method, of in epochs.items()}
-  rounds = range(len(seconds['uniform_pact']['finetune']))
-  beside = lambda method, phase: [
-    seconds[method][phase][i] / seconds['uniform_pact']['finetune'][i] for i in rounds
-  ]  # fmt: skip
+  uniform = seconds['uniform_pact']['finetune']
   lines = ['| method | step of the search | of the finetuning | all epochs | memory |', '|---|---|---|---|---|']
   for method, phases in seconds.items():
-    each = {phase: beside(method, phase) for phase in phases}
-    whole = [sum(share[method][phase] * each[phase][i] for phase in phases) for i in rounds]
+    each = {phase: [s / u for s, u in zip(phases[phase], uniform, strict=True)] for phase in phases}
+    whole = [sum(share[method][phase] * each[phase][i] for phase in phases) for i in range(len(uniform))]
     median = lambda phase, each=each: f'{statistics.median(each[phase]):.2f}' if phase in each else ''
     spread = f'{statistics.median(whole):.2f} ({min(whole):.2f} to {max(whole):.2f})'
     most = max(memory[method].values()) / memory['uniform_pact']['finetune']

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import study, study_methods, study_plots, study_report
+from benchmarks import study, study_methods, study_plots, study_report, study_times
 from benchmarks.study_methods import CORE_BUDGETS, METHODS, SETTINGS, Cell
 from configs import glyphs, glyphs_uniform
 from fracbits_jax import experiment
@@ -248,6 +248,18 @@ def test_times_and_memory_are_beside_those_of_uniform_bits_of_the_same_seed():
   uniform, ours = study_report.table(study_report.group(rows)).splitlines()[2:]
   assert uniform.split(' | ')[-4:] == ['1.00', '1.00', '400', '1.00 |']
   assert ours.split(' | ')[-4:] == ['1.44', '1.20', '600', '1.50 |']  # between 1.5 and 1.375
+
+
+def test_a_step_is_timed_beside_one_with_uniform_bits_of_the_same_round():
+  seconds = {
+    'uniform_pact': {'finetune': [1.0, 2.0, 1.0]},
+    'ours': {'search': [1.5, 3.0, 1.7], 'finetune': [1.1, 2.2, 1.1]},
+  }
+  epochs = {'uniform_pact': {'finetune': 4.0}, 'ours': {'search': 1.0, 'finetune': 3.0}}
+  memory = {'uniform_pact': {'finetune': 200.0}, 'ours': {'search': 250.0, 'finetune': 220.0}}
+  uniform, ours = study_times.table(seconds, epochs, memory).splitlines()[2:]
+  assert uniform == '| uniform bits, PACT |  | 1.00 | 1.00 (1.00 to 1.00) | 1.00 |'
+  assert ours == '| ours | 1.50 | 1.10 | 1.20 (1.20 to 1.25) | 1.25 |'
 
 
 def test_cells_that_began_from_different_float_networks_are_named(rows, tmp_path):
