@@ -1,4 +1,4 @@
-"""What a training step of each method of the study costs, in time and in memory, beside one with uniform bits.
+"""How long a training step of each method of the study takes, beside one with uniform bits.
 
     python benchmarks/study_times.py --dataset=glyphs                   # mobilenet_v1 at the BitOPs of 2 bits
 
@@ -7,8 +7,6 @@ of them take turns within a round, some steps each, in one process, since a shar
 to minute; ratios are taken within a round, and their median, least and largest value over the rounds are given. A
 method that searches counts its two phases by their epochs. Policies that are given are trained as uniform bits are, so
 that random, Hessian's and the loss's stand for `uniform_sat`, and need what finding the policy takes beside it.
-
-Memory is what XLA plans for a step: its temporaries and all that it takes in.
 """
 
 import argparse
@@ -50,7 +48,6 @@ def make_steps(
   import jax
 
   from benchmarks import supernet
-  from benchmarks.speed import plan
   from fracbits_jax import begin, data, policy, train
   from fracbits_jax.experiment import prepare
   from fracbits_jax.run import Run
@@ -73,7 +70,6 @@ def make_steps(
       train_step = begin.train_step(experiment, phase, optimizer, rate, teacher)
       state = train.replicate(begin.state(run.start(phase, {}), optimizer))
     batches = data.train_batches(experiment.dataset, batch_size=config.data.batch_size, seed=0)
-    memory = plan(train_step.lower(state, train.to_devices(next(batches))).compile())['peak_bytes'] / 1e6
     held = [state]
 
     def steps(count: int, held=held, train_step=train_step, batches=batches) -> None:
@@ -81,23 +77,23 @@ def make_steps(
         held[0], metrics = train_step(held[0], train.to_devices(next(batches)))
       jax.block_until_ready((held[0], metrics))
 
-    made[phase] = (steps, float(config[phase].epochs), memory)
+    steps(1)  # compiles it
+    made[phase] = (steps, float(config[phase].epochs))
   run.progress.close()
   return made
 
 
-def table(seconds: dict[str, dict[str, list[float]]], epochs: dict[str, dict[str, float]], memory: dict) -> str:
+def table(seconds: dict[str, dict[str, list[float]]], epochs: dict[str, dict[str, float]]) -> str:
   """The rows, as markdown, from the seconds of a step by method, phase and round."""
   share = {method: {phase: e / sum(of.values()) for phase, e in of.items()} for method, of in epochs.items()}
   uniform = seconds['uniform_pact']['finetune']
-  lines = ['| method | step of the search | of the finetuning | all epochs | memory |', '|---|---|---|---|---|']
+  lines = ['| method | step of the search | of the finetuning | all epochs |', '|---|---|---|---|']
   for method, phases in seconds.items():
     each = {phase: [s / u for s, u in zip(phases[phase], uniform, strict=True)] for phase in phases}
     whole = [sum(share[method][phase] * each[phase][i] for phase in phases) for i in range(len(uniform))]
     median = lambda phase, each=each: f'{statistics.median(each[phase]):.2f}' if phase in each else ''
     spread = f'{statistics.median(whole):.2f} ({min(whole):.2f} to {max(whole):.2f})'
-    most = max(memory[method].values()) / memory['uniform_pact']['finetune']
-    lines.append(f'| {METHODS[method].label} | {median("search")} | {median("finetune")} | {spread} | {most:.2f} |')
+    lines.append(f'| {METHODS[method].label} | {median("search")} | {median("finetune")} | {spread} |')
   return '\n'.join(lines)
 
 
@@ -122,8 +118,8 @@ def main() -> None:
         taken = timed(made[method][phase][0], STEPS)
         if i >= 0:
           seconds[method][phase].append(taken)
-  part = lambda index: {m: {phase: what[index] for phase, what in phases.items()} for m, phases in made.items()}
-  print(table(seconds, epochs=part(1), memory=part(2)))
+  epochs = {method: {phase: count for phase, (_, count) in phases.items()} for method, phases in made.items()}
+  print(table(seconds, epochs))
 
 
 if __name__ == '__main__':
