@@ -33,7 +33,7 @@ def test_it_runs_bit_for_bit_without_the_networks_code(scheme, granularity, tmp_
   files = [str(tmp_path / name) for name in ('net.stablehlo', 'images.npy', 'logits.npz')]
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
   subprocess.run([sys.executable, '-c', RUN, *files], check=True, cwd=tmp_path, env=environment)
-  found = np.load(tmp_path / 'logits.npz')
   network = jax.jit(source.model.apply)
-  np.testing.assert_array_equal(found['all'], network(source.variables, IMAGES))
-  np.testing.assert_array_equal(found['some'], network(source.variables, IMAGES[:3]))
+  with np.load(tmp_path / 'logits.npz') as found:
+    np.testing.assert_array_equal(found['all'], network(source.variables, IMAGES))
+    np.testing.assert_array_equal(found['some'], network(source.variables, IMAGES[:3]))
