@@ -148,6 +148,7 @@ def test_a_cell_is_done_once_its_line_is_there_and_again_when_its_configuration_
 
 def test_a_study_of_other_epochs_has_cells_of_its_own(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(study_methods, 'SETTINGS', dict(SETTINGS))
+  monkeypatch.setattr(study_plots, 'save', lambda groups, folder: None)
   results, cell = tmp_path / 'r.jsonl', next(study_methods.grid('digits', methods=['ours'], networks=['resnet20']))
   study.append(results, row(cell, 0.625))
   command = ['study.py', '--dataset=digits', '--report', f'--results={results}', f'--out={tmp_path}', '--only', 'ours']
@@ -261,14 +262,14 @@ def test_a_step_is_timed_beside_one_with_uniform_bits_of_the_same_round():
   assert ours == '| ours | 1.50 | 1.10 | 1.20 (1.20 to 1.25) |'
 
 
-def test_cells_that_began_from_different_float_networks_are_named(rows, tmp_path):
-  assert 'Not all from' not in study.write_report(rows, tmp_path)
+def test_cells_that_began_from_different_float_networks_are_named(rows):
+  assert 'Not all from' not in study_report.text(rows)
   other = [
     {**line, 'float_accuracy': 0.5} if (line['network'], line['seed']) == ('resnet20', 1) else line for line in rows
   ]
   assert study_report.other_floats(other) == ''
   other[-1]['float_accuracy'] = 0.6
-  assert study.write_report(other, tmp_path).endswith('\n\nNot all from the same float network: resnet20, seed 1.\n')
+  assert study_report.text(other).endswith('\n\nNot all from the same float network: resnet20, seed 1.\n')
 
 
 def test_commands_run_side_by_side_and_those_that_fail_are_named(tmp_path, capsys):
