@@ -41,10 +41,8 @@ def arguments() -> argparse.Namespace:
   return args
 
 
-def make_steps(
-  cell: Cell, float_folder: pathlib.Path, folder: pathlib.Path
-) -> dict[str, tuple[Callable, float, float]]:
-  """For each phase of a cell: a function that makes so many steps, its epochs, and the megabytes planned for a step."""
+def make_steps(cell: Cell, float_folder: pathlib.Path, folder: pathlib.Path) -> dict[str, tuple[Callable, float]]:
+  """For each phase of a cell: a function that makes so many steps, and the epochs of the phase."""
   import jax
 
   from benchmarks import supernet
