@@ -138,7 +138,9 @@ class _Depthwise(_Settings):
   """A depthwise convolution as shifted multiply-adds."""
 
   def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _shifted_sum(jnp.pad(x, ((0, 0), *self.padding, (0, 0))), kernel, self.strides)
+    padded = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
+    # In a loop with what made the kernel, every output would make its part of the kernel again.
+    return _stored(lambda: _shifted_sum(padded, kernel, self.strides), kernel)
 
   def product_vjp(self, x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     size = kernel.shape[:2]
