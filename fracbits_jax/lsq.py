@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from fracbits_jax import quantize
+from fracbits_jax.bitwidths import power_of_two
 from fracbits_jax.inlined import inlined
 
 _TINY = 1e-12
@@ -53,20 +54,20 @@ def gradient_scale(bits: jax.Array, count: int, *, signed: bool) -> jax.Array:
 
 def _level(ratio: jax.Array, bits: jax.Array) -> jax.Array:
   """Two's complement levels in units of the range, `[-1, 1 - 2^(1 - b)]`; -1/2 and 1/2 at 1 bit, 0 at 0 bits."""
-  half = jnp.ldexp(jnp.float32(0.5), bits.astype(jnp.int32))
-  many = jnp.clip(jnp.round(ratio * half), -half, half - 1) / half
+  half = power_of_two(bits - 1)
+  many = jnp.minimum(jnp.maximum(jnp.round(ratio * half), -half), half - 1) / half
   return jnp.where(bits > 1, many, jnp.where(bits > 0, jnp.where(ratio < 0, -0.5, 0.5), 0))
 
 
-def _inside(ratio: jax.Array, bits: jax.Array) -> jax.Array:
-  """1 where a value is rounded and 0 where it is clipped; at 0 bits 1 on [-1, 1], so that a weight can return."""
-  half = jnp.ldexp(jnp.float32(0.5), bits.astype(jnp.int32))
-  return ((ratio >= -1) & (ratio <= jnp.where(bits > 1, (half - 1) / half, 1))).astype(jnp.float32)
+def _level_and_slopes(ratio: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The level, and the derivatives of the quantized value with respect to what is quantized and to the range.
 
-
-def _range_slope(ratio: jax.Array, bits: jax.Array) -> jax.Array:
-  """The derivative of the quantized value with respect to the range: q - x / alpha where rounded, q where clipped."""
-  return jnp.where(bits > 0, _level(ratio, bits) - ratio * _inside(ratio, bits), 0)
+  The first of them is 1 where a value is rounded and 0 where it is clipped; at 0 bits 1 on [-1, 1], so that a weight
+  can return. The second is q - x / alpha where it is rounded, and q where it is clipped.
+  """
+  level, half = _level(ratio, bits), power_of_two(bits - 1)
+  inside = ((ratio >= -1) & (ratio <= jnp.where(bits > 1, (half - 1) / half, 1))).astype(jnp.float32)
+  return level, inside, jnp.where(bits > 0, level - ratio * inside, 0)
 
 
 def _ratio(x, alpha):
@@ -87,12 +88,11 @@ def _twos_complement_fwd(x, bits, alpha, noise, choices):
 @inlined(0)
 def _twos_complement_bwd(choices, residuals, g):
   x, bits, alpha, noise = residuals
-  ratio, g32 = _ratio(x, alpha), g.astype(jnp.float32)
-  between = lambda function: quantize.interpolate(functools.partial(function, ratio), bits, choices, noise)
-  g_x = g32 * between(_inside)[0]
-  g_alpha = jnp.sum(g32 * between(_range_slope)[0]) * jnp.sign(alpha)
-  g_bits = quantize.sum_to(g32 * between(_level)[1] * jnp.abs(alpha), bits.shape)
-  return g_x.astype(x.dtype), g_bits, g_alpha, None
+  g32, quantizer = g.astype(jnp.float32), functools.partial(_level_and_slopes, _ratio(x, alpha))
+  (_, inside, range_slope), (bits_slope, _, _) = quantize.interpolate(quantizer, bits, choices, noise)
+  g_alpha = jnp.sum(g32 * range_slope) * jnp.sign(alpha)
+  g_bits = quantize.sum_to(g32 * bits_slope * jnp.abs(alpha), bits.shape)
+  return (g32 * inside).astype(x.dtype), g_bits, g_alpha, None
 
 
 _twos_complement.defvjp(_twos_complement_fwd, _twos_complement_bwd)

@@ -9,11 +9,12 @@ For real bits, l and h are the neighbouring allowed bit-widths below and above, 
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fracbits_jax.bitwidths import MAX_BITS, check_choices, mixture, neighbours
+from fracbits_jax.bitwidths import MAX_BITS, check_choices, mixture, neighbours, power_of_two
 from fracbits_jax.inlined import inlined
 from fracbits_jax.sums import sums
 
@@ -31,8 +32,7 @@ def check_scheme(scheme: str) -> str:
 
 def _integer(x: jax.Array, bits: jax.Array, scheme: str, zero_point: float) -> jax.Array:
   """The plain quantizer, without its gradient; `bits` holds integers, of any dtype."""
-  # ldexp, because exp2 is off by an ulp at some integers.
-  levels = jnp.ldexp(jnp.float32(1), jnp.asarray(bits).astype(jnp.int32))
+  levels = power_of_two(jnp.asarray(bits))
   n = levels - 1
   if scheme == 'original':
     q = jnp.round(n * x) / jnp.maximum(n, 1)
@@ -43,28 +43,29 @@ def _integer(x: jax.Array, bits: jax.Array, scheme: str, zero_point: float) -> j
 
 
 def interpolate(
-  quantizer: Callable[[jax.Array], jax.Array], bits: jax.Array, choices: tuple[int, ...], noise: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
+  quantizer: Callable[[jax.Array], Any], bits: jax.Array, choices: tuple[int, ...], noise: jax.Array | None
+) -> tuple[Any, Any]:
   """What `quantizer` gives between integers, and the derivative of that with respect to the bits.
 
   Args:
-    quantizer: a function of integer bit-widths, in the shape of `bits`, as float32.
+    quantizer: a function of integer bit-widths, in the shape of `bits`, as float32; gives an array or a tree of arrays.
     bits: real bit-widths, of the rank of what the quantizer returns.
     choices: allowed bit-widths; empty where the bits are integers already, which leaves a plain quantizer.
     noise: `None`, or the logistic noise by which one of the two neighbours is drawn, in the shape of `bits`.
   """
   if not choices:
     quantized = quantizer(bits)
-    return quantized, jnp.zeros_like(quantized)
+    return quantized, jax.tree.map(jnp.zeros_like, quantized)
   low, high, fraction = neighbours(bits, choices)
   q_low = quantizer(low)
   if len(choices) == 1:
-    return q_low, jnp.zeros_like(q_low)
+    return q_low, jax.tree.map(jnp.zeros_like, q_low)
   q_high = quantizer(high)
   share, share_slope = mixture(fraction, noise)
   in_range = (bits >= choices[0]) & (bits <= choices[-1])
-  slope = (q_high - q_low) * jnp.where(in_range, share_slope / (high - low), 0)
-  return (1 - share) * q_low + share * q_high, slope
+  by_step = jnp.where(in_range, share_slope / (high - low), 0)
+  between = jax.tree.map(lambda at_low, at_high: (1 - share) * at_low + share * at_high, q_low, q_high)
+  return between, jax.tree.map(lambda at_low, at_high: (at_high - at_low) * by_step, q_low, q_high)
 
 
 def allowed(choices: Sequence[int] | None, learned: bool) -> tuple[int, ...]:
