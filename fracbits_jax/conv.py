@@ -10,7 +10,7 @@ import contextvars
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fracbits_jax.inlined import inlined
+from fracbits_jax.stored import stored
 from fracbits_jax.sums import sums
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -140,7 +141,7 @@ class _Depthwise(_Settings):
   def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     padded = jnp.pad(x, ((0, 0), *self.padding, (0, 0)))
     # In a loop with what made the kernel, every output would make its part of the kernel again.
-    return _stored(lambda: _shifted_sum(padded, kernel, self.strides), kernel)
+    return stored(lambda: _shifted_sum(padded, kernel, self.strides), kernel)
 
   def product_vjp(self, x: jax.Array, kernel: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     size = kernel.shape[:2]
@@ -151,8 +152,8 @@ class _Depthwise(_Settings):
       low = size[d] - 1 - self.padding[d][0]
       gaps.append((low, x.shape[1 + d] + size[d] - 1 - low - spread, self.strides[d] - 1))
     spread_g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *gaps, (0, 0, 0)))
-    g_x = _stored(lambda: _shifted_sum(spread_g, kernel[::-1, ::-1], (1, 1)), kernel)
-    padded = _stored(lambda: jnp.pad(x, ((0, 0), *self.padding, (0, 0))), kernel)
+    g_x = stored(lambda: _shifted_sum(spread_g, kernel[::-1, ::-1], (1, 1)), kernel)
+    padded = stored(lambda: jnp.pad(x, ((0, 0), *self.padding, (0, 0))), kernel)
     windows = _windows(padded, size, self.strides).values()
     g_kernel = sums([(under * g).astype(jnp.float32) for under in windows], by_channel=True)
     return g_x, jnp.stack(g_kernel).reshape(kernel.shape).astype(kernel.dtype)
@@ -181,7 +182,7 @@ class _Spatial(_Settings):
     g_x = conv(g, turned, (1, 1), around_g, lhs_dilation=self.strides)
     # XLA transposes x to [C, H, W, N], in a loop that also computes x again. Stored as [H, W, C, N], which is read and
     # written in order, the rest moves whole rows of N.
-    x_last = _stored(lambda: jnp.transpose(x, (1, 2, 3, 0)), kernel)
+    x_last = stored(lambda: jnp.transpose(x, (1, 2, 3, 0)), kernel)
     channels_first, windows = jnp.transpose(x_last, (2, 0, 1, 3)), jnp.transpose(g, (1, 2, 0, 3))
     g_kernel = conv(channels_first, windows, (1, 1), around_x, rhs_dilation=self.strides)
     return g_x, jnp.transpose(g_kernel, (1, 2, 0, 3))
@@ -194,16 +195,6 @@ def _windows(padded: jax.Array, size: tuple[int, ...], strides: tuple[int, ...])
     (i, j): padded[:, i : i + stops[0] : strides[0], j : j + stops[1] : strides[1]]
     for i, j in itertools.product(*map(range, size))
   }
-
-
-def _stored(compute: Callable[[], jax.Array], witness: jax.Array) -> jax.Array:
-  """What `compute` gives, stored once: fused with its consumers, it would be computed again in each of them.
-
-  Compilers fuse nothing with a branch. The one not taken is that of a `witness` which is not a number.
-  """
-  result = jax.eval_shape(compute)
-  number = witness.ravel()[0] == witness.ravel()[0]
-  return lax.cond(number, compute, lambda: jnp.full(result.shape, jnp.nan, result.dtype))
 
 
 def _shifted_sum(padded: jax.Array, kernel: jax.Array, strides: tuple[int, ...]) -> jax.Array:

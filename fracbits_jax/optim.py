@@ -10,6 +10,7 @@ import optax
 from flax import traverse_util
 
 from fracbits_jax.cost import Layer
+from fracbits_jax.stored import stored_on_cpu
 
 
 def cosine_part(
@@ -62,6 +63,7 @@ def sgd(
     mask: tree of booleans like `params`.
     bits_rate: the bits' learning rate as a multiple of the schedule; `None` keeps the bits as they are.
   """
+  schedule = _computed_once(schedule)
   decay = optax.add_decayed_weights(weight_decay, {'params': mask, 'bits': False})
   weights = optax.chain(decay, optax.sgd(schedule, momentum, nesterov=True))
   return with_bits(weights, _bits_sgd(schedule, momentum, bits_rate))
@@ -74,11 +76,17 @@ def adamw(
 
   The decay is decoupled: of each step's learning rate, `weight_decay` times the parameters where `mask` is true.
   """
+  schedule = _computed_once(schedule)
   weights = optax.adamw(schedule, momentum, weight_decay=weight_decay, mask={'params': mask, 'bits': False})
   return with_bits(weights, _bits_sgd(schedule, momentum, bits_rate))
 
 
 OPTIMIZERS = {'sgd': sgd, 'adamw': adamw}
+
+
+def _computed_once(schedule: optax.Schedule) -> optax.Schedule:
+  """A schedule that is not computed again in the update of each parameter."""
+  return lambda step: stored_on_cpu(lambda step: jnp.asarray(schedule(step), jnp.float32), step)
 
 
 def _bits_sgd(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fracbits_jax.cost import Budget, Layer
+from fracbits_jax.stored import stored_on_cpu
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,8 @@ class Penalty:
       bits: the collection `bits`.
       multiplier: mu, `()`; without a controller it plays no part.
     """
-    ratio = jnp.asarray(self.budget.ratio(bits, self.layers))
+    # A sum over all layers, of which the gradient of each bit-width would have a copy.
+    ratio = stored_on_cpu(lambda bits: jnp.asarray(self.budget.ratio(bits, self.layers)), bits)
     if self.controller is None:
       return self.kappa * jnp.abs(ratio - 1), ratio
     return multiplier * (ratio - 1) + self.controller.damping / 2 * (ratio - 1) ** 2, ratio
