@@ -52,16 +52,20 @@ def neighbours(bits: jax.Array, choices: tuple[int, ...]) -> tuple[jax.Array, ja
   bits = jnp.clip(jnp.asarray(bits, jnp.float32), choices[0], choices[-1])
   if len(choices) == 1:
     return bits, bits, jnp.zeros_like(bits)
-  if choices[-1] - choices[0] == len(choices) - 1:  # all integers of a range
+  if consecutive(choices):
     low = jnp.minimum(jnp.floor(bits), choices[-2])
-    high = low + 1
-  else:
-    # Comparisons, since a look-up would be an array for each layer.
-    low, high = jnp.full_like(bits, choices[0]), jnp.full_like(bits, choices[1])
-    for choice, following in itertools.pairwise(choices[1:]):
-      above = bits >= choice
-      low, high = jnp.where(above, choice, low), jnp.where(above, following, high)
+    return low, low + 1, bits - low
+  # Comparisons, since a look-up would be an array for each layer.
+  low, high = jnp.full_like(bits, choices[0]), jnp.full_like(bits, choices[1])
+  for choice, following in itertools.pairwise(choices[1:]):
+    above = bits >= choice
+    low, high = jnp.where(above, choice, low), jnp.where(above, following, high)
   return low, high, (bits - low) / (high - low)
+
+
+def consecutive(choices: tuple[int, ...]) -> bool:
+  """Whether the allowed bit-widths are all integers of a range, each one above the one before."""
+  return choices[-1] - choices[0] == len(choices) - 1
 
 
 def power_of_two(exponent: jax.Array) -> jax.Array:

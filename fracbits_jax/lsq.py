@@ -54,8 +54,8 @@ def gradient_scale(bits: jax.Array, count: int, *, signed: bool) -> jax.Array:
 
 def _level(ratio: jax.Array, bits: jax.Array) -> jax.Array:
   """Two's complement levels in units of the range, `[-1, 1 - 2^(1 - b)]`; -1/2 and 1/2 at 1 bit, 0 at 0 bits."""
-  half = power_of_two(bits - 1)
-  many = jnp.minimum(jnp.maximum(jnp.round(ratio * half), -half), half - 1) / half
+  half, step = power_of_two(bits - 1), power_of_two(1 - bits)
+  many = jnp.minimum(jnp.maximum(jnp.round(ratio * half), -half), half - 1) * step
   return jnp.where(bits > 1, many, jnp.where(bits > 0, jnp.where(ratio < 0, -0.5, 0.5), 0))
 
 
@@ -65,8 +65,8 @@ def _level_and_slopes(ratio: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax
   The first of them is 1 where a value is rounded and 0 where it is clipped; at 0 bits 1 on [-1, 1], so that a weight
   can return. The second is q - x / alpha where it is rounded, and q where it is clipped.
   """
-  level, half = _level(ratio, bits), power_of_two(bits - 1)
-  inside = ((ratio >= -1) & (ratio <= jnp.where(bits > 1, (half - 1) / half, 1))).astype(jnp.float32)
+  level, largest = _level(ratio, bits), jnp.where(bits > 1, 1 - power_of_two(1 - bits), 1)
+  inside = ((ratio >= -1) & (ratio <= largest)).astype(jnp.float32)
   return level, inside, jnp.where(bits > 0, level - ratio * inside, 0)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fracbits_jax.bitwidths import MAX_BITS, check_choices, mixture, neighbours, power_of_two
+from fracbits_jax.bitwidths import MAX_BITS, check_choices, consecutive, mixture, neighbours, power_of_two
 from fracbits_jax.inlined import inlined
 from fracbits_jax.sums import sums
 
@@ -63,7 +63,7 @@ def interpolate(
   q_high = quantizer(high)
   share, share_slope = mixture(fraction, noise)
   in_range = (bits >= choices[0]) & (bits <= choices[-1])
-  by_step = jnp.where(in_range, share_slope / (high - low), 0)
+  by_step = jnp.where(in_range, share_slope if consecutive(choices) else share_slope / (high - low), 0)
   between = jax.tree.map(lambda at_low, at_high: (1 - share) * at_low + share * at_high, q_low, q_high)
   return between, jax.tree.map(lambda at_low, at_high: (at_high - at_low) * by_step, q_low, q_high)
 
