@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     sys.exit(f'error: unexpected arguments {" ".join(argv[1:])}: every setting is a --flag')
   platforms.keep_memory()
+  platforms.collect_garbage_rarely()
   platforms.cache_compilations()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.FATAL)  # what goes wrong ends in a sentence; libraries log it as tracebacks before

@@ -1,7 +1,8 @@
-"""The platform at hand: what it is, and settings of compiler and memory with which a step is fastest on it."""
+"""The platform at hand: what it is, and settings of compiler, memory and Python with which a run is fastest on it."""
 
 import ctypes
 import functools
+import gc
 import os
 import pathlib
 import platform
@@ -70,6 +71,17 @@ def keep_memory() -> bool:
     return False
   jax.config.update('jax_cpu_enable_async_dispatch', False)
   return all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1)])
+
+
+def collect_garbage_rarely() -> None:
+  """Has Python look for garbage less often; for a program to call once it has imported what it needs.
+
+  Tracing a network makes objects by the million, nearly all of which stay, and each collection goes through them again:
+  a quarter of the time that it takes to trace a step. What is there already is not looked at any more.
+  """
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(100_000, 20, 20)
 
 
 def cache_compilations(folder: str | os.PathLike | None = None) -> None:
