@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from fracbits_jax import quantize
 from fracbits_jax.bitwidths import power_of_two
 from fracbits_jax.inlined import inlined
+from fracbits_jax.sums import sums
 
 _TINY = 1e-12
 
@@ -90,9 +91,12 @@ def _twos_complement_bwd(choices, residuals, g):
   x, bits, alpha, noise = residuals
   g32, quantizer = g.astype(jnp.float32), functools.partial(_level_and_slopes, _ratio(x, alpha))
   (_, inside, range_slope), (bits_slope, _, _) = quantize.interpolate(quantizer, bits, choices, noise)
-  g_alpha = jnp.sum(g32 * range_slope) * jnp.sign(alpha)
-  g_bits = quantize.sum_to(g32 * bits_slope * jnp.abs(alpha), bits.shape)
-  return (g32 * inside).astype(x.dtype), g_bits, g_alpha, None
+  if len(choices) > 1:
+    towards_alpha, towards_bits = sums((g32 * range_slope, g32 * bits_slope), by_channel=True)
+    g_bits = quantize.sum_to(quantize.with_rank(towards_bits, x), bits.shape) * jnp.abs(alpha)
+  else:
+    (towards_alpha,), g_bits = sums((g32 * range_slope,), by_channel=True), jnp.zeros_like(bits)
+  return (g32 * inside).astype(x.dtype), g_bits, jnp.sum(towards_alpha) * jnp.sign(alpha), None
 
 
 _twos_complement.defvjp(_twos_complement_fwd, _twos_complement_bwd)
