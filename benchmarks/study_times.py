@@ -61,11 +61,7 @@ def make_steps(cell: Cell, float_folder: pathlib.Path, folder: pathlib.Path) -> 
     if phase == 'search' and METHODS[cell.method].how == 'supernet':
       _, state, train_step = supernet.start(run)
     else:
-      rate = begin.schedule(experiment, phase, steps=run.steps[phase], steps_per_epoch=run.steps_per_epoch)
-      optimizer = begin.optimizer(experiment, phase, rate)
-      distilled = config.distill.weight and phase in config.distill.phases
-      teacher = begin.float_variables(experiment) if distilled else None
-      train_step = begin.train_step(experiment, phase, optimizer, rate, teacher)
+      optimizer, train_step = run.step(phase, {})
       state = train.replicate(begin.state(run.start(phase, {}), optimizer))
     batches = data.train_batches(experiment.dataset, batch_size=config.data.batch_size, seed=0)
     held = [state]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from fracbits_jax import begin, cost, data, hosts, nonfinite, platforms, policy, reference, report, train, weights
@@ -105,14 +106,18 @@ class Run:
     earlier = states['pretrain'].variables if 'pretrain' in states else begin.float_variables(self.experiment)
     return begin.quantized_variables(self.experiment, earlier, bits)
 
+  def step(self, phase: str, states: dict[str, TrainState]) -> tuple[optax.GradientTransformation, Callable]:
+    """The optimizer of a phase and its mapped step, a distilled one where the configuration says so."""
+    rate = begin.schedule(self.experiment, phase, steps=self.steps[phase], steps_per_epoch=self.steps_per_epoch)
+    optimizer = begin.optimizer(self.experiment, phase, rate)
+    return optimizer, begin.train_step(self.experiment, phase, optimizer, rate, self._teacher(phase, states))
+
   def phase(self, phase: str, states: dict[str, TrainState]) -> TrainState:
     """Runs a phase, or what is left of it; its last state, in host memory."""
     if phase == 'finetune':
       self.policy = hosts.primary(lambda: self._fixed_policy(states))
     experiment, config, steps = self.experiment, self.config, self.steps[phase]
-    rate = begin.schedule(experiment, phase, steps=steps, steps_per_epoch=self.steps_per_epoch)
-    optimizer = begin.optimizer(experiment, phase, rate)
-    train_step = begin.train_step(experiment, phase, optimizer, rate, self._teacher(phase, states))
+    optimizer, train_step = self.step(phase, states)
     start, state, meta = self._load(phase, states, optimizer)
     self.seconds = meta['seconds']
     if start:

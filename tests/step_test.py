@@ -1,6 +1,7 @@
 """What a step compiles to, and for which platforms."""
 
 import functools
+import gc
 
 import chex
 import jax
@@ -164,3 +165,15 @@ def test_a_given_folder_of_compiled_programs_is_left_alone(tmp_path):
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
+
+
+def test_a_program_looks_for_garbage_rarely_but_does():
+  before = gc.get_threshold()
+  try:
+    platforms.collect_garbage_rarely()
+    assert gc.isenabled()
+    assert gc.get_threshold() > before
+    assert gc.get_freeze_count() > 0
+  finally:
+    gc.unfreeze()
+    gc.set_threshold(*before)
