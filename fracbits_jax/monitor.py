@@ -61,6 +61,10 @@ class Monitor:
     """Seconds that the run has taken so far, over all its starts."""
     return self._earlier_seconds + time.monotonic() - self._began
 
+  def leave_out(self, seconds: float) -> None:
+    """Says that so many of the seconds since the last row went into something else than steps."""
+    self._at += seconds
+
   def check(self, step: int, state: TrainState, pending: Sequence[dict[str, jax.Array]]) -> list[dict[str, float]]:
     """Makes sure that a state can be saved.
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -153,7 +154,13 @@ class Run:
       meta = {'seconds': monitor.seconds(), 'pending': fetched, 'best': monitor.best, 'steps': steps}
       checkpoints.save(step, state, {'data': batches.get_state(), **meta})
 
-    finish = lambda state: begin.with_statistics(experiment, phase, state)
+    def finish(state: TrainState) -> TrainState:
+      jax.block_until_ready(state)
+      began = time.monotonic()
+      state = jax.block_until_ready(begin.with_statistics(experiment, phase, state))
+      monitor.leave_out(time.monotonic() - began)
+      return state
+
     batches = self._batches(phase, meta)
     checkpoints, best = self._checkpoints(phase), self._checkpoints('best', keep=1)
     try:
