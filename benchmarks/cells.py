@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def set_up() -> None:
-  """What a study begins with, before anything else: compiled programs stay in the project's folder, memory is kept,
+  """What a study begins with, before JAX does anything: compiled programs stay in the project's folder, memory is kept,
   and garbage is looked for rarely."""
   platforms.keep_memory()
   platforms.collect_garbage_rarely()

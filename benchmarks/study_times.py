@@ -61,7 +61,7 @@ def make_steps(cell: Cell, float_folder: pathlib.Path, folder: pathlib.Path) -> 
     if phase == 'search' and METHODS[cell.method].how == 'supernet':
       _, state, train_step = supernet.start(run)
     else:
-      optimizer, train_step = run.step(phase, {})
+      optimizer, train_step = run.make_step(phase, {})
       state = train.replicate(begin.state(run.start(phase, {}), optimizer))
     batches = data.train_batches(experiment.dataset, batch_size=config.data.batch_size, seed=0)
     held = [state]

@@ -55,7 +55,7 @@ def neighbours(bits: jax.Array, choices: tuple[int, ...]) -> tuple[jax.Array, ja
   if consecutive(choices):
     low = jnp.minimum(jnp.floor(bits), choices[-2])
     return low, low + 1, bits - low
-  # Comparisons, since a look-up would be an array for each layer.
+  # Comparisons, since a look-up would be a constant array for each layer in the program.
   low, high = jnp.full_like(bits, choices[0]), jnp.full_like(bits, choices[1])
   for choice, following in itertools.pairwise(choices[1:]):
     above = bits >= choice

@@ -74,7 +74,7 @@ def keep_memory() -> bool:
 
 
 def collect_garbage_rarely() -> None:
-  """Has Python look for garbage less often; for a program to call once it has imported what it needs.
+  """Has Python look for garbage less often; for a program to call once, when it has imported what it needs.
 
   Tracing a network makes objects by the million, nearly all of which stay, and each collection goes through them again:
   a quarter of the time that it takes to trace a step. What is there already is not looked at any more.

@@ -107,7 +107,7 @@ class Run:
     earlier = states['pretrain'].variables if 'pretrain' in states else begin.float_variables(self.experiment)
     return begin.quantized_variables(self.experiment, earlier, bits)
 
-  def step(self, phase: str, states: dict[str, TrainState]) -> tuple[optax.GradientTransformation, Callable]:
+  def make_step(self, phase: str, states: dict[str, TrainState]) -> tuple[optax.GradientTransformation, Callable]:
     """The optimizer of a phase and its mapped step, a distilled one where the configuration says so."""
     rate = begin.schedule(self.experiment, phase, steps=self.steps[phase], steps_per_epoch=self.steps_per_epoch)
     optimizer = begin.optimizer(self.experiment, phase, rate)
@@ -118,7 +118,7 @@ class Run:
     if phase == 'finetune':
       self.policy = hosts.primary(lambda: self._fixed_policy(states))
     experiment, config, steps = self.experiment, self.config, self.steps[phase]
-    optimizer, train_step = self.step(phase, states)
+    optimizer, train_step = self.make_step(phase, states)
     start, state, meta = self._load(phase, states, optimizer)
     self.seconds = meta['seconds']
     if start:

@@ -12,29 +12,42 @@ def stored(compute: Callable[[], jax.Array], witness: jax.Array) -> jax.Array:
   """What `compute` gives, kept apart from what is made of it.
 
   XLA's CPU backend fuses what is cheap with all of its consumers, whatever barriers say, and evaluates it for each of
-  their elements. Compilers fuse nothing with a branch. The one not taken is that of a `witness` which is not a number.
+  their elements. Compilers fuse nothing with a branch. The one not taken is that of a `witness` whose first entry is
+  not a number; then nothing of the result is, or all of it 0 where it holds integers.
   """
   result = jax.eval_shape(compute)
   first = witness.ravel()[0].astype(jnp.float32)  # of an integer a compiler knows that it equals itself
-  number = first == first
-  return lax.cond(number, compute, lambda: jnp.full(result.shape, jnp.nan, result.dtype))
+  return lax.cond(first == first, compute, lambda: _nothing(result))
+
+
+def _nothing(like: jax.ShapeDtypeStruct) -> jax.Array:
+  nothing = jnp.full(like.shape, jnp.nan if jnp.issubdtype(like.dtype, jnp.inexact) else 0, like.dtype)
+  kind = getattr(like, 'manual_axis_type', None)  # within `shard_map`, which differs from device to device
+  varying = tuple(kind.varying) if kind else ()
+  return lax.pcast(nothing, varying, to='varying') if varying else nothing
 
 
 def stored_on_cpu(function: Callable[[Any], jax.Array], tree: Any) -> jax.Array:
   """`function(tree)`, stored where a branch costs nothing; its derivative is made where it is needed.
 
   Args:
-    function: of one argument, and of no other traced value.
+    function: of one argument.
     tree: an array or a tree of arrays.
   """
+  if not any(isinstance(x, jax.core.Tracer) and x.size for x in jax.tree.leaves(tree)):
+    return function(tree)  # no program is being made
+  function, closed_over = jax.closure_convert(function, tree)
 
   @jax.custom_jvp
-  def value(tree):
-    on_cpu = lambda tree: stored(lambda: function(tree), jax.tree.leaves(tree)[0])
-    return lax.platform_dependent(tree, cpu=on_cpu, default=function)
+  def stored_value(tree, *closed_over):
+    def on_cpu(tree, *closed_over):
+      witness = next(x for x in jax.tree.leaves(tree) if jnp.size(x))
+      return stored(lambda: function(tree, *closed_over), jnp.asarray(witness))
 
-  @value.defjvp
+    return lax.platform_dependent(tree, *closed_over, cpu=on_cpu, default=function)
+
+  @stored_value.defjvp
   def _(primals, tangents):
-    return value(*primals), jax.jvp(function, primals, tangents)[1]
+    return stored_value(*primals), jax.jvp(function, primals, tangents)[1]
 
-  return value(tree)
+  return stored_value(tree, *closed_over)

@@ -21,6 +21,38 @@ def test_value_and_derivative_are_those_of_the_function(tree):
     jax.tree.map(np.testing.assert_array_equal, given, expected)
 
 
+def test_what_the_function_closes_over_has_its_derivative():
+  given = jax.grad(lambda a, x: stored_on_cpu(lambda x: a * x**2, x))(jnp.float32(3), jnp.float32(2))
+  compiled = jax.jit(jax.grad(lambda a, x: stored_on_cpu(lambda x: a * x**2, x)))(jnp.float32(3), jnp.float32(2))
+  assert given == compiled == 4
+
+
+@pytest.mark.parametrize('tree', [{}, {'a': jnp.zeros(0)}, {'a': 3.0}, {'a': np.float64(0.1)}])
+def test_trees_without_anything_traced_are_left_to_the_function(tree):
+  function = lambda tree: jnp.float32(2) + sum(np.sum(x) for x in jax.tree.leaves(tree))
+  assert stored_on_cpu(function, tree) == function(tree)
+  assert jax.jit(lambda tree: stored_on_cpu(function, tree))({}) == 2
+
+
+def test_the_learning_rate_is_computed_once_for_all_parameters():
+  learned = {'params': {str(i): jnp.ones(3) for i in range(12)}, 'bits': {}}
+  mask = dict.fromkeys(learned['params'], True)
+  optimizer = optim.sgd(optim.cosine_part(0.1, 100), momentum=0.9, weight_decay=0.1, mask=mask, bits_rate=None)
+  update = jax.jit(optimizer.update)
+  text = update.lower(learned, optimizer.init(learned), learned).compile().as_text()
+  assert 1 <= len(re.findall(r' cosine\(', text)) <= 2
+
+
+def test_a_depthwise_convolution_runs_under_shard_map():
+  mesh = jax.make_mesh((4,), ('b',), axis_types=(jax.sharding.AxisType.Auto,))
+  layer = QuantConv(8, (3, 3), feature_group_count=8, use_bias=False, quant=QuantConfig(scheme='lsq'))
+  x = jax.random.normal(jax.random.key(0), (4, 6, 6, 8))
+  variables = layer.init(jax.random.key(1), x)
+  spec = jax.sharding.PartitionSpec
+  mapped = jax.shard_map(layer.apply, mesh=mesh, in_specs=(spec(), spec('b')), out_specs=spec('b'))
+  np.testing.assert_allclose(jax.jit(mapped)(variables, x), layer.apply(variables, x), rtol=1e-5, atol=1e-5)
+
+
 def test_the_program_of_a_search_grows_with_its_layers_and_not_with_their_square():
   def length(count):
     layers = tuple(
