@@ -11,7 +11,7 @@ from benchmarks.study_methods import BUDGETS, METHODS
 from benchmarks.study_report import Groups, Place, Row, deviation, float_rows, mean, seed_by_seed, title
 from fracbits_jax import plots
 
-_MARKERS = 'osD^vP*XdpH<>8h'
+_MARKERS = 'osD^>P*XdpH<8h'  # not `v`, which says that a point lies below the axis
 _FAR_BELOW = 'random'  # where it would squeeze all others, it is drawn at the edge, with its value
 _COLORS = {'ours': plots.KERNEL, 'paper': plots.COST}  # of the others: muted
 
