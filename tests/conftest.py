@@ -2,22 +2,18 @@
 
 import gc
 import os
-import pathlib
+
+import xla_flags
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Most of the time of the tests is compilation: without LLVM's optimizations, without XLA's fusion emitters and in one
-# piece it takes half as long.
-os.environ['XLA_FLAGS'] = (
-  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 '
-  f'--xla_force_host_platform_device_count=4 {os.environ.get("XLA_FLAGS", "")}'
-)
+os.environ['XLA_FLAGS'] = ' '.join([*xla_flags.of_tests(), os.environ.get('XLA_FLAGS', '')])
 
 import jax
 import pytest
 
 gc.set_threshold(50_000, 20, 50)  # tracing makes many objects, and each collection reads those that live
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(__file__).parents[1] / '.cache' / 'jax'))
+jax.config.update('jax_compilation_cache_dir', str(xla_flags.CACHE / 'jax'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
