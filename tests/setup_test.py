@@ -1,5 +1,4 @@
 import configparser
-import importlib.metadata
 import pathlib
 import re
 
@@ -38,12 +37,3 @@ def test_the_oldest_and_the_newest_declared_python_are_those_of_the_continuous_i
   assert {job['python-version'] for job in jobs} == {declared[0], declared[-1]}
   assert {job['releases'] for job in jobs if job['python-version'] == declared[0]} == {'minima', 'newest'}
   assert SETUP['options']['python_requires'] == f'>={declared[0]}'
-
-
-def test_no_installed_release_is_older_than_declared():
-  release = lambda version: tuple(int(part) for part in re.findall(r'\d+', version)[:3])
-  for name, oldest in _requirements(SETUP['options']['install_requires'], *EXTRAS.values()).items():
-    try:
-      assert release(importlib.metadata.version(name)) >= release(oldest), name
-    except importlib.metadata.PackageNotFoundError:
-      assert name in EXTRAS['docs'], name
