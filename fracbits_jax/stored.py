@@ -15,8 +15,8 @@ def stored(compute: Callable[[], jax.Array], witness: jax.Array) -> jax.Array:
   """What `compute` gives, kept apart from what is made of it.
 
   XLA's CPU backend fuses what is cheap with all of its consumers, whatever barriers say, and evaluates it for each of
-  their elements. Compilers fuse nothing with a branch. The one not taken is that of a `witness` whose first entry is one
-  certain NaN among millions, which no arithmetic gives; what is not a number in any other way passes as it is.
+  their elements. Compilers fuse nothing with a branch. The one not taken is that of a `witness` whose first entry is
+  one NaN among millions, which no arithmetic gives. What is not a number in any other way passes as it is.
   """
   result = jax.eval_shape(compute)
   first = lax.bitcast_convert_type(witness.ravel()[0].astype(jnp.float32), jnp.int32)
