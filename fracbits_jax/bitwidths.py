@@ -62,6 +62,29 @@ def neighbours(bits: jax.Array, choices: tuple[int, ...]) -> tuple[jax.Array, ja
   return low, high, (bits - low) / (high - low)
 
 
+def as_bits(bits: Any, learned: bool = True) -> jax.Array:
+  """Bit-widths as an array of float32, in which those that are not learned are integers.
+
+  Args:
+    bits: any shape.
+    learned: false for integers that are fixed. One that is none is not a number within a program, where its value is
+      not known, and nor is anything that is quantized with it: nothing is rounded without a word.
+
+  Raises:
+    ValueError: bits that are not learned, and that are known and no integers from 0 to 16.
+  """
+  bits = jnp.asarray(bits, jnp.float32)
+  if learned:
+    return bits
+  fits = (jnp.round(bits) == bits) & (bits >= 0) & (bits <= MAX_BITS)
+  if not isinstance(bits, jax.core.Tracer) and not fits.all():
+    raise ValueError(
+      f'bits={float(bits[~fits][0]):g} is not an integer from 0 to {MAX_BITS}, as fixed bits have to be: discretize '
+      'them first, or let them be learned'
+    )
+  return jnp.where(fits, bits, jnp.nan)
+
+
 def consecutive(choices: tuple[int, ...]) -> bool:
   """Whether the allowed bit-widths are all integers of a range, each one above the one before."""
   return choices[-1] - choices[0] == len(choices) - 1
@@ -73,7 +96,8 @@ def power_of_two(exponent: jax.Array) -> jax.Array:
   The exponent is written where a float32 has it: `exp2` is off by an ulp at some integers, and `ldexp` is thirty
   operations for every quantizer of a network.
   """
-  return lax.bitcast_convert_type((exponent.astype(jnp.int32) + 127) << 23, jnp.float32)
+  power = lax.bitcast_convert_type((exponent.astype(jnp.int32) + 127) << 23, jnp.float32)
+  return jnp.where(exponent == exponent, power, jnp.nan)  # by which what is not a number stays that
 
 
 def gate(bits: Any) -> Any:
@@ -82,7 +106,7 @@ def gate(bits: Any) -> Any:
   The derivative is 1 below 1 bit and 0 from there on.
   """
   xp = jnp if isinstance(bits, jax.Array) else np
-  return xp.where(bits < 1, bits, 1.0)
+  return xp.where(bits >= 1, 1.0, bits)
 
 
 def draw_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

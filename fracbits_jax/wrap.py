@@ -186,7 +186,11 @@ def without_quantization(net: nn.Module) -> nn.Module:
 
 
 def with_fixed_bits(net: nn.Module) -> nn.Module:
-  """The network whose collection `bits` holds integers, fixed after a search: as fast as one without learned bits."""
+  """The network whose collection `bits` holds integers, fixed after a search: as fast as one without learned bits.
+
+  Bits that are no integers from 0 to 16 are refused when the network is called; within a program, where their values
+  are not known, all that they quantize is not a number.
+  """
   fixed = lambda quant: quant and dataclasses.replace(quant, learned=False)
   if isinstance(net, QuantizedModel):
     return net.clone(configs=FrozenDict({path: fixed(quant) for path, quant in net.configs.items()}))
