@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
-from fracbits_jax import calibrate as calibration
 from fracbits_jax import bitwidths, layer_table, layers, lsq, wrap
+from fracbits_jax import calibrate as calibration
 from fracbits_jax.layers import QuantConfig
 
 _LAYERS = (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.LinearGeneral, nnx.Einsum)

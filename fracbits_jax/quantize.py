@@ -24,6 +24,13 @@ SCHEMES = ('original', 'modified')
 
 SMALLEST = float(np.finfo(np.float32).tiny)  # below it processors that flush to zero divide by 0
 
+# A kernel is divided by its largest value, and so is its gradient. Where that value is next to nothing, the gradient is
+# divided by a usual one: the first step is as long as that of a usual kernel. Where there are only zeros, what a step
+# makes of them is its direction alone, however short it is. It is so short that next to nothing remains, also behind a
+# batch norm, by which the gradients of zeros are hundreds of times as large. A kernel that is left at rate x gradient
+# would next be divided by that, and go to where tanh has no gradient any more.
+_NEXT_TO_NOTHING, _USUAL, _OF_ZEROS = 2.0**-10, 2.0**-4, 2.0**14
+
 
 def check_scheme(scheme: str) -> str:
   """Returns `scheme`; raises `ValueError` unless it is one of `SCHEMES`."""
@@ -231,7 +238,9 @@ def kernel(
       t = tanh(w) / max |tanh(w)|                   (the maximum over the whole kernel)
       kernel(w) = 2 q_bits((t + 1) / 2) - 1         (z = 1/2, so 0 bits give exactly 0)
 
-  The gradient is straight-through at the rounding and flows through the normalisation.
+  The gradient is straight-through at the rounding and flows through the normalisation, by which it is divided by
+  max |tanh(w)|. Where that is below 2^-10 the gradient is divided by 2^-4 instead, and that of a kernel of zeros, with
+  t = 0, by 2^14: the first step of such a kernel gives it a direction, the second a usual size.
 
   Args:
     w: kernel `[..., C_out]`.
@@ -262,10 +271,13 @@ def _normalised(w, kept, largest):
   # of the forward pass for so long.
   t = jnp.tanh(w.astype(jnp.float32)) if largest is None else -jnp.tanh(-w.astype(jnp.float32))
   t = t if kept is None else t * kept
-  if largest is None:
-    largest = jnp.max(jnp.abs(t), initial=0)
-    largest = jnp.where(largest < SMALLEST, 1, largest)
-  return t / largest, largest
+  largest = jnp.max(jnp.abs(t), initial=0) if largest is None else largest
+  return t / jnp.where(largest < SMALLEST, 1, largest), largest
+
+
+def _divisor(largest):
+  """What the gradient of a kernel is divided by: its largest |tanh(w)|, unless that is next to nothing."""
+  return jnp.where(largest < SMALLEST, _OF_ZEROS, jnp.where(largest < _NEXT_TO_NOTHING, _USUAL, largest))
 
 
 @inlined(4, 5)
@@ -297,7 +309,7 @@ def _kernel_bwd(scheme, choices, residuals, g):
   # What moves the maximum moves all other ratios the other way; equal maxima share this.
   share = jnp.sum(towards_largest) / jnp.maximum(jnp.sum(ties), 1)
   g_ratio = g - share * at_largest * jnp.sign(ratio)
-  g_w = g_ratio / largest * (1 - jnp.square(ratio * largest))
+  g_w = g_ratio / _divisor(largest) * (1 - jnp.square(ratio * largest))
   g_w = g_w if kept is None else g_w * kept
   g_bits = sum_to(with_rank(g_bits, w), bits.shape)
   return g_w.astype(w.dtype), g_bits.astype(bits.dtype), None, None

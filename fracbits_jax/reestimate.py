@@ -3,9 +3,9 @@
 What training leaves is a moving average over its last steps, of networks that were each a little different. With few
 bits the difference matters, since a kernel's quantized values jump.
 
-The mean is that of the means of all batches. The variance is by the law of total variance the mean of their variances and
-the variance of their means, as if all had been one batch: what is left out without the second is 1/n of it for n values
-of a channel in each batch.
+The mean is that of the means of all batches. The variance is by the law of total variance the mean of their variances
+and the variance of their means, as if all had been one batch. Without the second, 1/n of it is missing where each batch
+has n values of a channel.
 """
 
 from collections.abc import Callable, Iterable

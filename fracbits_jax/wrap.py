@@ -151,7 +151,8 @@ def from_float(net: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwar
     net: of `quantize_model`, or a network with a field `quant`.
     variables: the float network's: `params`, and further collections, which are taken as they are.
     inputs: real examples of what it is called with, as for `quantize_model`: the clips, and with `lsq` the ranges of
-      the kernels, are those that quantize these inputs and these kernels with the least squared error.
+      the kernels, are those that quantize these inputs and these kernels best, by the layer's
+      `QuantConfig.calibration`.
     **kwargs: for the call, such as `train=False`.
 
   Raises:
