@@ -72,7 +72,7 @@ def test_a_branch_that_starts_at_0_trains_as_well_as_one_that_starts_small(schem
     small = trained(w * 0.1, rate, momentum)
     for scale in (0, 1e-10):
       assert trained(w * scale, rate, momentum) < small + 0.35, (rate, momentum, scale)
-  assert small < 1.2
+  assert small < 1.6  # 2.2 before
 
 
 def test_the_factor_of_a_constant_kernel_is_1_whatever_its_mean_is_rounded_to():
