@@ -68,14 +68,15 @@ def test_the_clip_follows_the_scale_of_its_values(criterion):
     np.testing.assert_allclose(clip(scale), clip(np.float32(1)), rtol=0.02)
 
 
-@pytest.mark.parametrize('bits', [3, 4])
+@pytest.mark.parametrize('bits', [2, 4])
 @pytest.mark.parametrize('outlier', [100, 1e6])
-def test_one_value_among_thousands_moves_the_clip_of_squares_alone(bits, outlier):
-  x = np.random.default_rng(0).normal(size=4096).astype(np.float32)
-  for criterion in CALIBRATIONS:
-    clip = functools.partial(calibrate.best_clip, signed=True, choices=CHOICES, criterion=criterion)
+def test_one_value_among_thousands_moves_the_clip_of_squares_and_not_of_the_others(bits, outlier):
+  x = np.maximum(np.random.default_rng(0).normal(size=4096), 0).astype(np.float32)
+  # A million times the others, it is more than the absolute error of all of them.
+  for criterion in CALIBRATIONS if outlier == 100 else ('squares', 'trimmed'):
+    clip = functools.partial(calibrate.best_clip, signed=False, choices=CHOICES, criterion=criterion)
     alone, beside = clip(x, bits), clip(np.append(x[1:], np.float32(outlier)), bits)
-    assert (beside > 3 * alone) if criterion == 'squares' else abs(beside - alone) < 0.1 * alone
+    assert (beside > 10 * alone) if criterion == 'squares' else abs(beside - alone) < 0.1 * alone
 
 
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
