@@ -74,6 +74,7 @@ def get_config() -> ConfigDict:
   config.quant.sat = True
   config.quant.alpha_init = 8.0
   config.quant.calibration_batches = 8  # 0 leaves every clip at alpha_init
+  config.quant.calibration = 'squares'  # or absolute, trimmed: where activations have outliers
 
   config.budget = ConfigDict()
   config.budget.metric = 'bitops'  # or size, lookup

@@ -138,7 +138,7 @@ def train_step(
 
 
 def with_statistics(experiment: Experiment, phase: str, state: TrainState) -> TrainState:
-  """A replicated state with its batch norm statistics as means over `reestimate_batches` training batches.
+  """A replicated state with the batch norm statistics of `reestimate_batches` training batches together.
 
   The batches are the first of the phase's own order, wherever the training is, so that a run which was interrupted ends
   with the same statistics.

@@ -12,7 +12,6 @@ from jax import lax
 MAX_BITS = 16
 
 _ALL_CHOICES = tuple(range(MAX_BITS + 1))
-_EDGE = 0.01  # the drawn mixture's derivative is taken no nearer than this to an allowed bit-width
 
 
 def check_choices(choices: Sequence[int] | None) -> tuple[int, ...]:
@@ -63,6 +62,29 @@ def neighbours(bits: jax.Array, choices: tuple[int, ...]) -> tuple[jax.Array, ja
   return low, high, (bits - low) / (high - low)
 
 
+def as_bits(bits: Any, learned: bool = True) -> jax.Array:
+  """Bit-widths as an array of float32, in which those that are not learned are integers.
+
+  Args:
+    bits: any shape.
+    learned: false for integers that are fixed. One that is none is not a number within a program, where its value is
+      not known, and nor is anything that is quantized with it: nothing is rounded without a word.
+
+  Raises:
+    ValueError: bits that are not learned, and that are known and no integers from 0 to 16.
+  """
+  bits = jnp.asarray(bits, jnp.float32)
+  if learned:
+    return bits
+  fits = (jnp.round(bits) == bits) & (bits >= 0) & (bits <= MAX_BITS)
+  if not isinstance(bits, jax.core.Tracer) and not fits.all():
+    raise ValueError(
+      f'bits={float(bits[~fits][0]):g} is not an integer from 0 to {MAX_BITS}, as fixed bits have to be: discretize '
+      'them first, or let them be learned'
+    )
+  return jnp.where(fits, bits, jnp.nan)
+
+
 def consecutive(choices: tuple[int, ...]) -> bool:
   """Whether the allowed bit-widths are all integers of a range, each one above the one before."""
   return choices[-1] - choices[0] == len(choices) - 1
@@ -74,7 +96,8 @@ def power_of_two(exponent: jax.Array) -> jax.Array:
   The exponent is written where a float32 has it: `exp2` is off by an ulp at some integers, and `ldexp` is thirty
   operations for every quantizer of a network.
   """
-  return lax.bitcast_convert_type((exponent.astype(jnp.int32) + 127) << 23, jnp.float32)
+  power = lax.bitcast_convert_type((exponent.astype(jnp.int32) + 127) << 23, jnp.float32)
+  return jnp.where(exponent == exponent, power, jnp.nan)  # by which what is not a number stays that
 
 
 def gate(bits: Any) -> Any:
@@ -83,7 +106,7 @@ def gate(bits: Any) -> Any:
   The derivative is 1 below 1 bit and 0 from there on.
   """
   xp = jnp if isinstance(bits, jax.Array) else np
-  return xp.where(bits < 1, bits, 1.0)
+  return xp.where(bits >= 1, 1.0, bits)
 
 
 def draw_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -95,20 +118,22 @@ def mixture(fraction: jax.Array, noise: jax.Array | None) -> tuple[jax.Array, ja
   """How much of the upper neighbour a bit-width takes, and the derivative of that with respect to its fraction.
 
   Without noise the two neighbours are interpolated: the share is the fraction f itself. With logistic noise n one of
-  them is drawn, the upper one with probability f, and the derivative is that of the relaxed draw, s = sigmoid(log
-  f/(1 - f) + n), at temperature 1 (straight-through Gumbel: Jang et al. 2017, arXiv 1611.01144):
+  them is drawn, the upper one with probability f:
 
-      share = 1 where s > 1/2, else 0,    d share / df = s (1 - s) / (f (1 - f))
+      share = 1 where f > sigmoid(-n), else 0,    E[share] = f,    d share / df = 1
 
-  The derivative is taken at f clipped to [0.01, 0.99], where it is bounded; at f = 0 nothing is left to chance.
+  The derivative of a draw is that of its mean, which is 1 at every f (straight-through: Bengio et al. 2013, arXiv
+  1308.3432). So the derivative of a quantized value with respect to the bits has no variance of its own, and is that of
+  the value's mean over the draws. The derivative of a relaxed draw is another one: with sigmoid(log f/(1 - f) + n) its
+  mean is 2/3 at f = 1/2, and grows without limit towards f = 0 and f = 1. At f = 0 nothing is left to chance.
 
   Args:
     fraction: f from 0 to 1, any shape.
     noise: logistic noise of the same shape, or `None`.
   """
+  slope = jnp.ones_like(fraction)
   if noise is None:
-    return fraction, jnp.ones_like(fraction)
-  share = (fraction > jax.nn.sigmoid(-noise)).astype(jnp.float32)
-  f = jnp.clip(fraction, _EDGE, 1 - _EDGE)
-  soft = jax.nn.sigmoid(jnp.log(f) - jnp.log1p(-f) + noise)
-  return share, soft * (1 - soft) / (f * (1 - f))
+    return fraction, slope
+  threshold = jax.nn.sigmoid(-noise)
+  # What is neither above nor below is not a number, and stays that.
+  return jnp.where(fraction > threshold, 1, jnp.where(fraction <= threshold, 0, fraction)), slope

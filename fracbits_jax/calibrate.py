@@ -1,4 +1,9 @@
-"""Where the clips start: the values that quantize the float network's activations, and for LSQ its kernels, best."""
+"""Where the clips start: the values that quantize the float network's activations, and for LSQ its kernels, best.
+
+What best means is a criterion of `quant_config.CALIBRATIONS`, a mean over all values. The squared error follows one
+value among thousands that is large enough, and gives up all others for it. In the absolute error such a value weighs
+little, and `trimmed` leaves it out: the squared error without the thousandth of the values that is largest.
+"""
 
 import functools
 from collections.abc import Iterable
@@ -10,16 +15,20 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import lsq, quantize
+from fracbits_jax import bitwidths, lsq, quantize
 from fracbits_jax.layer_table import example_of
 from fracbits_jax.layers import watch_layers
+from fracbits_jax.quant_config import check_calibration
 
 _SAMPLES = 4096  # values of a layer's inputs, of each batch
-_CANDIDATES = 100
+_CANDIDATES = 100  # up to the largest value, and as many beyond it
+_EXACT = 128  # candidates of which levels are the largest value
 
 
 def sample(x: jax.Array) -> jax.Array:
-  """4096 values of an array, with repetitions; the same positions for the same shape."""
+  """4096 values of an array, with repetitions; the same positions for the same shape. Of nothing it is 0 throughout."""
+  if not x.size:
+    return jnp.zeros(_SAMPLES, x.dtype)
   # At random, since evenly spaced positions would all lie in the same few channels.
   positions = np.random.default_rng(0).integers(x.size, size=_SAMPLES)
   return x[np.unravel_index(positions, x.shape)]
@@ -56,41 +65,93 @@ def sample_inputs(
   return {name: np.stack(values) for name, values in found.items()}
 
 
-@functools.partial(jax.jit, static_argnames=('signed', 'choices', 'scheme'))
 def best_clip(
-  x: jax.Array, bits: jax.Array, *, signed: bool, choices: tuple[int, ...], scheme: str = 'original'
+  x: jax.Array,
+  bits: jax.Array,
+  *,
+  signed: bool,
+  choices: tuple[int, ...],
+  scheme: str = 'original',
+  criterion: str = 'squares',
 ) -> jax.Array:
-  """The clip that quantizes `x` with the least squared error.
+  """The clip that quantizes `x` with the least error.
 
   Args:
-    x: sample of a layer's inputs, or of a kernel, any shape.
+    x: sample of a layer's inputs, or of a kernel, any shape and scale.
     bits: their bit-width, `()`, fractional or not.
     signed: whether the range is two-sided.
     choices: allowed bit-widths.
     scheme: `lsq` for two's complement levels where the range is two-sided.
+    criterion: of `quant_config.CALIBRATIONS`: the mean of the squared errors, of the absolute ones, or of the squared
+      ones without the thousandth of x that is largest.
 
   Returns:
-    The best of 100 candidates, evenly spaced up to max |x|; 1 where x is 0 throughout.
+    The best of the candidates: 100 evenly spaced up to max |x|, as many beyond it, and those of which a level is
+    max |x| itself, so that a grid on which all of x lies is found. With other criteria than squares 200 more, up to
+    twice what 99 in 100 values are below, since an outlier spreads the others. 1 where x is 0 throughout.
+
+  Raises:
+    ValueError: values that are not finite, or an unknown criterion.
   """
-  x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
+  x = jnp.asarray(x)
+  if not isinstance(x, jax.core.Tracer) and not jnp.isfinite(x).all():
+    raise ValueError('there are values that are not finite: no clip quantizes them; mend the network or its inputs')
+  how = dict(signed=signed, choices=choices, scheme=scheme, criterion=check_calibration(criterion))
+  return _best_clip(x, jnp.float32(bits), **how) if x.size else jnp.float32(1)
+
+
+@functools.partial(jax.jit, static_argnames=('signed', 'choices', 'scheme', 'criterion'))
+def _best_clip(
+  x: jax.Array, bits: jax.Array, *, signed: bool, choices: tuple[int, ...], scheme: str, criterion: str
+) -> jax.Array:
+  x = x.astype(jnp.float32)
   largest = jnp.max(jnp.abs(x))
+  found = largest >= quantize.SMALLEST
+  x = x / jnp.where(found, largest, 1)  # or squares of very large and very small values would not be there
   quantizer = lsq.activation if scheme == 'lsq' else quantize.activation
-  candidates = largest * jnp.arange(1, _CANDIDATES + 1) / _CANDIDATES
+  distance = jnp.abs if criterion == 'absolute' else jnp.square
+  bulk, most = jnp.quantile(jnp.abs(x), jnp.array([0.99, 0.999]))
+  counts = jnp.abs(x) <= most if criterion == 'trimmed' else jnp.ones_like(x, bool)
 
   def error(alpha):
-    return jnp.mean((quantizer(x, bits, alpha, signed=signed, choices=choices) - x) ** 2)
+    return jnp.mean(distance(quantizer(x, bits, alpha, signed=signed, choices=choices) - x), where=counts)
 
-  return jnp.where(largest > 0, candidates[jnp.argmin(jax.lax.map(error, candidates))], 1.0)
+  evenly = jnp.arange(1, 2 * _CANDIDATES + 1) / _CANDIDATES
+  candidates = [evenly, _exact(bits, signed=signed, choices=choices, scheme=scheme)]
+  if criterion != 'squares':
+    candidates.append(jnp.where(bulk > 0, bulk, 1) * evenly)
+  candidates = jnp.concatenate(candidates)
+  best = candidates[jnp.argmin(jax.lax.map(error, candidates))]
+  return jnp.where(found, jnp.minimum(best * largest, jnp.finfo(jnp.float32).max), 1.0)
+
+
+def _exact(bits: jax.Array, *, signed: bool, choices: tuple[int, ...], scheme: str) -> jax.Array:
+  """Clips of which a level is 1, those of the lower neighbour of `bits`: `[128]`, the last ones repeated.
+
+  With n steps up to the clip they are n / k for a level of k steps. Below n / 2, or n / 3 where the levels are odd, a
+  finer grid has the same levels, so that they go up to 2, or 3.
+  """
+  low, high, fraction = bitwidths.neighbours(bits, choices)
+  low = jnp.where(fraction == 1, high, low)
+  power, step = bitwidths.power_of_two(low), 1
+  if scheme == 'lsq' and signed:
+    steps = jnp.where(low <= 1, 2, power / 2)  # at 1 bit the levels are half the clip and its negative
+  else:
+    steps, step = jnp.maximum(power - 1, 1), 2 if signed else 1
+  return steps / jnp.maximum(steps - step * jnp.arange(_EXACT), jnp.ceil(steps / (step + 1)))
 
 
 def clips(params: Any, bits: Any, samples: dict[str, np.ndarray], configs: dict[str, Any]) -> Any:
-  """`params` with every `alpha` replaced by the best clip for its layer's samples.
+  """`params` with every `alpha` replaced by the best clip for its layer's samples, by the layer's own criterion.
 
   Args:
     params: parameters of the quantized network.
     bits: its collection `bits`.
     samples: inputs of each layer of the float network, by path.
     configs: `QuantConfig` of each layer, by path.
+
+  Raises:
+    ValueError: samples, or kernels, that are not finite; names the layer.
   """
   flat, flat_bits = (traverse_util.flatten_dict(tree, sep='/') for tree in (params, bits))
   for name, x in samples.items():
@@ -98,8 +159,8 @@ def clips(params: Any, bits: Any, samples: dict[str, np.ndarray], configs: dict[
       quant = configs[name]
       width = quant.input_bits if quant.input_bits is not None else flat_bits[f'{name}/input']
       choices = quant.allowed_input_bits if quant.input_bits is None else (quant.input_bits,)
-      how = dict(signed=quant.signed_input, choices=choices, scheme=quant.scheme)
-      flat[f'{name}/alpha'] = best_clip(x, jnp.float32(width), **how)
+      how = dict(signed=quant.signed_input, choices=choices, scheme=quant.scheme, criterion=quant.calibration)
+      flat[f'{name}/alpha'] = _of_layer(f'inputs of {name}', x, width, **how)
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
@@ -109,12 +170,27 @@ def kernel_ranges(params: Any, bits: Any, configs: dict[str, Any]) -> Any:
   for name, quant in configs.items():
     if f'{name}/kernel_alpha' in flat:
       fixed = quant.kernel_bits
-      width = flat_bits[f'{name}/kernel'].mean() if fixed is None else fixed
-      kernel = np.asarray(flat[f'{name}/kernel']).reshape(-1)
-      x = kernel[np.random.default_rng(0).integers(kernel.size, size=_SAMPLES)]
-      choices = quant.choices if fixed is None else (fixed,)
-      flat[f'{name}/kernel_alpha'] = best_clip(x, jnp.float32(width), signed=True, choices=choices, scheme='lsq')
+      width = np.mean(flat_bits[f'{name}/kernel']) if fixed is None else fixed
+      how = dict(signed=True, choices=quant.choices if fixed is None else (fixed,), scheme='lsq')
+      x = _of_kernel(np.asarray(flat[f'{name}/kernel']))
+      flat[f'{name}/kernel_alpha'] = _of_layer(f'kernel of {name}', x, width, **how, criterion=quant.calibration)
   return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _of_layer(what: str, x: np.ndarray, bits: Any, **how: Any) -> jax.Array:
+  """`best_clip`, whose errors say of what."""
+  try:
+    return best_clip(x, bits, **how)
+  except ValueError as error:
+    raise ValueError(f'{what}: {error}') from None
+
+
+def _of_kernel(kernel: np.ndarray) -> np.ndarray:
+  """4096 of its entries, all of them as often as one another where there are fewer; none of a kernel without any."""
+  flat, rng = kernel.reshape(-1), np.random.default_rng(0)
+  if flat.size > _SAMPLES or not flat.size:
+    return flat[rng.integers(flat.size, size=_SAMPLES)] if flat.size else flat
+  return np.resize(flat[rng.permutation(flat.size)], _SAMPLES)
 
 
 def quant_configs(model: nn.Module, inputs: Any, **kwargs: Any) -> dict[str, Any]:

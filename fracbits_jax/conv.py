@@ -76,11 +76,13 @@ def conv_general_dilated(
     and dimension_numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
     and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
   )
-  if not plain or _always_general.get():
+  if not (plain and lhs.size and rhs.size) or _always_general.get():
     return general(lhs, rhs)
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
   strides, pads = tuple(window_strides), tuple((int(low), int(high)) for low, high in padding)
+  if any(size + sum(pad) < window for size, pad, window in zip(lhs.shape[1:3], pads, rhs.shape[:2], strict=True)):
+    return general(lhs, rhs)  # nothing comes out
   if rhs.shape[:2] == (1, 1) and feature_group_count == 1 and not any(map(any, pads)):
     return _convolution(lhs, rhs, _Pointwise(strides, pads, precision))
   if rhs.shape[2] == 1 and rhs.shape[3] == lhs.shape[3] == feature_group_count and min(min(pads)) >= 0:

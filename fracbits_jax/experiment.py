@@ -216,6 +216,7 @@ def quant_config(config: ConfigDict) -> QuantConfig:
     stochastic=q.stochastic,
     sat=q.sat,
     alpha_init=q.alpha_init,
+    calibration=q.calibration,
   )
 
 

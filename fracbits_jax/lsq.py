@@ -20,11 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from fracbits_jax import quantize
-from fracbits_jax.bitwidths import power_of_two
+from fracbits_jax.bitwidths import as_bits, power_of_two
 from fracbits_jax.inlined import inlined
 from fracbits_jax.sums import sums
-
-_TINY = 1e-12
 
 
 @jax.custom_jvp
@@ -40,13 +38,15 @@ def _scale_gradient_jvp(primals, tangents):
 
 
 def gradient_scale(bits: jax.Array, count: int, *, signed: bool) -> jax.Array:
-  """g Q^2, by which the gradient of a range is multiplied; the mean over bit-widths where there are several.
+  """g Q^2, by which the gradient of a range is multiplied; the mean over bit-widths where there are several, 1 of none.
 
   Args:
     bits: real bit-widths, any shape.
     count: N, the weights of a kernel or the features of an input.
     signed: two's complement levels rather than levels from 0.
   """
+  if not (count and bits.size):
+    return jnp.float32(1)
   bits = jax.lax.stop_gradient(bits)
   q = jnp.exp2(bits - 1) if signed else jnp.exp2(bits) - 1
   positive = jnp.maximum(q - 1 if signed else q, 1)
@@ -57,7 +57,8 @@ def _level(ratio: jax.Array, bits: jax.Array) -> jax.Array:
   """Two's complement levels in units of the range, `[-1, 1 - 2^(1 - b)]`; -1/2 and 1/2 at 1 bit, 0 at 0 bits."""
   half, step = power_of_two(bits - 1), power_of_two(1 - bits)
   many = jnp.minimum(jnp.maximum(jnp.round(ratio * half), -half), half - 1) * step
-  return jnp.where(bits > 1, many, jnp.where(bits > 0, jnp.where(ratio < 0, -0.5, 0.5), 0))
+  one = jnp.where(ratio < 0, -0.5, jnp.where(ratio >= 0, 0.5, ratio))
+  return jnp.where(bits <= 0, 0, jnp.where(bits <= 1, one, many))
 
 
 def _level_and_slopes(ratio: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -67,12 +68,13 @@ def _level_and_slopes(ratio: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax
   can return. The second is q - x / alpha where it is rounded, and q where it is clipped.
   """
   level, largest = _level(ratio, bits), jnp.where(bits > 1, 1 - power_of_two(1 - bits), 1)
-  inside = ((ratio >= -1) & (ratio <= largest)).astype(jnp.float32)
-  return level, inside, jnp.where(bits > 0, level - ratio * inside, 0)
+  inside = (ratio >= -1) & (ratio <= largest)
+  range_slope = jnp.where(bits <= 0, 0, level - jnp.where(inside, ratio, 0))  # a ratio that is clipped may be infinite
+  return level, inside.astype(jnp.float32), range_slope
 
 
 def _ratio(x, alpha):
-  return x.astype(jnp.float32) / jnp.maximum(jnp.abs(alpha), _TINY)
+  return x.astype(jnp.float32) / jnp.maximum(jnp.abs(alpha), quantize.SMALLEST)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -96,7 +98,7 @@ def _twos_complement_bwd(choices, residuals, g):
     g_bits = quantize.sum_to(quantize.with_rank(towards_bits, x), bits.shape) * jnp.abs(alpha)
   else:
     (towards_alpha,), g_bits = sums((g32 * range_slope,), by_channel=True), jnp.zeros_like(bits)
-  return (g32 * inside).astype(x.dtype), g_bits, jnp.sum(towards_alpha) * jnp.sign(alpha), None
+  return (g32 * inside).astype(x.dtype), g_bits, jnp.sum(towards_alpha) * quantize.side(alpha), None
 
 
 _twos_complement.defvjp(_twos_complement_fwd, _twos_complement_bwd)
@@ -133,7 +135,7 @@ def kernel(
   Raises:
     ValueError: bad choices, bits of another shape, or alpha that is not a scalar.
   """
-  w, bits, alpha = jnp.asarray(w), jnp.asarray(bits, jnp.float32), jnp.asarray(alpha, jnp.float32)
+  w, bits, alpha = jnp.asarray(w), as_bits(bits, learned), jnp.asarray(alpha, jnp.float32)
   quantize.check_kernel_bits(w, bits)
   quantize.check_scalars(alpha=alpha)
   alpha = _scale_gradient(alpha, gradient_scale(bits, w.size, signed=True))
@@ -157,7 +159,7 @@ def activation(
   added. Signed inputs are rounded to two's complement levels, as kernels are. `x` is `[N, ...]`: a feature is counted
   once, not for each of the N examples.
   """
-  x, bits, alpha = jnp.asarray(x), jnp.asarray(bits, jnp.float32), jnp.asarray(alpha, jnp.float32)
+  x, bits, alpha = jnp.asarray(x), as_bits(bits, learned), jnp.asarray(alpha, jnp.float32)
   quantize.check_scalars(bits=bits, alpha=alpha)
   alpha = _scale_gradient(alpha, gradient_scale(bits, math.prod(x.shape[1:]), signed=signed))
   if not signed:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
+from fracbits_jax import bitwidths, layer_table, layers, lsq, wrap
 from fracbits_jax import calibrate as calibration
-from fracbits_jax import layer_table, layers, lsq, wrap
 from fracbits_jax.layers import QuantConfig
 
 _LAYERS = (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.LinearGeneral, nnx.Einsum)
@@ -200,13 +200,22 @@ def set_bits(model: nnx.Module, bits: Mapping[str, Any], *, fixed: bool = False)
     model: of `quantize_model`.
     bits: a collection `bits`.
     fixed: they are integers that stay as they are, so that the model is as fast as one without learned bits.
+
+  Raises:
+    ValueError: fixed bits that are not integers from 0 to 16; names the layer.
   """
   flat = traverse_util.flatten_dict(dict(bits))
+  values = {}
+  for path, value in flat.items():
+    try:
+      values[path] = bitwidths.as_bits(value, learned=not fixed)
+    except ValueError as error:
+      raise ValueError(f'{"/".join(path)}: {error}') from None
   for layer in quantized_layers(model):
     if layer.quant is not None:
       for which in ('kernel', 'input'):
         if (*layer.path, which) in flat:
-          getattr(layer, f'bits_{which}')[...] = jnp.asarray(flat[(*layer.path, which)], jnp.float32)
+          getattr(layer, f'bits_{which}')[...] = values[(*layer.path, which)]
       layer.quant = dataclasses.replace(layer.quant, learned=not fixed)
 
 

@@ -18,8 +18,9 @@ _MAX_PROBLEMS = 800  # characters, so that what strangers wrote does not fill a 
 
 def _integers(value: Any) -> int | tuple[int, ...]:
   array = np.asarray(value)
-  if not np.array_equal(array, np.round(array)):
-    odd = array[array != np.round(array)].reshape(-1)[0]
+  odd = ~np.isfinite(array) | (array != np.round(array))
+  if odd.any():
+    odd = array[odd].reshape(-1)[0]
     raise ValueError(f'bits {odd:g} are not integers: a policy holds discretized bits')
   return tuple(int(b) for b in array) if array.ndim else int(array)
 

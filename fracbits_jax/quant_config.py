@@ -10,6 +10,14 @@ from fracbits_jax import bitwidths, quantize
 GRANULARITIES = ('layer', 'kernel')
 SCHEMES = (*quantize.SCHEMES, 'lsq')
 FLOAT_BITS = 32
+CALIBRATIONS = ('squares', 'absolute', 'trimmed')
+
+
+def check_calibration(criterion: str) -> str:
+  """Returns the criterion of calibration; raises `ValueError` unless it is one of `CALIBRATIONS`."""
+  if criterion not in CALIBRATIONS:
+    raise ValueError(f'calibration={criterion!r} is unknown: choose one of {", ".join(map(repr, CALIBRATIONS))}')
+  return criterion
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +42,9 @@ class QuantConfig:
     sat: rescale the quantized kernel as SAT does where no batch norm follows the layer; not with `lsq`, whose ranges
       are learned.
     alpha_init: where the clip of the inputs starts.
+    calibration: the criterion by which `calibrate` chooses where clips and ranges start: `squares`, the mean squared
+      error; `absolute`, the mean absolute error, or `trimmed`, squares without the thousandth of the values that is
+      largest, for inputs with outliers.
   """
 
   granularity: str = 'layer'
@@ -49,12 +60,14 @@ class QuantConfig:
   stochastic: bool = False
   sat: bool = False
   alpha_init: float = 8.0
+  calibration: str = 'squares'
 
   def __post_init__(self):
     if self.granularity not in GRANULARITIES:
       raise ValueError(f'granularity={self.granularity!r} is unknown: choose one of {", ".join(GRANULARITIES)}')
     if self.scheme not in SCHEMES:
       raise ValueError(f'scheme={self.scheme!r} is unknown: choose one of {", ".join(map(repr, SCHEMES))}')
+    check_calibration(self.calibration)
     object.__setattr__(self, 'choices', bitwidths.check_choices(self.choices))
     if self.choices == (0,):
       raise ValueError('choices=(0,) would leave nothing of a kernel: allow at least one bit-width above 0')

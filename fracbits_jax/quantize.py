@@ -8,19 +8,28 @@ For real bits, l and h are the neighbouring allowed bit-widths below and above, 
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fracbits_jax.bitwidths import MAX_BITS, check_choices, consecutive, mixture, neighbours, power_of_two
+from fracbits_jax.bitwidths import as_bits, check_choices, consecutive, mixture, neighbours, power_of_two
 from fracbits_jax.inlined import inlined
 from fracbits_jax.sums import sums
 
 SCHEMES = ('original', 'modified')
 
-_TINY = 1e-12
+SMALLEST = float(np.finfo(np.float32).tiny)  # below it processors that flush to zero divide by 0
+
+# A kernel is divided by its largest value, and so is its gradient. Where that value is next to nothing, the gradient is
+# divided by a usual one: the first step is as long as that of a usual kernel. Where there are only zeros, what a step
+# makes of them is its direction alone, however short it is. It is so short that next to nothing remains, also behind a
+# batch norm, by which the gradients of zeros are hundreds of times as large. A kernel that is left at rate x gradient
+# would next be divided by that, and go to where tanh has no gradient any more.
+_NEXT_TO_NOTHING, _USUAL, _OF_ZEROS = 2.0**-10, 2.0**-4, 2.0**14
 
 
 def check_scheme(scheme: str) -> str:
@@ -39,7 +48,7 @@ def _integer(x: jax.Array, bits: jax.Array, scheme: str, zero_point: float) -> j
   else:
     # Compiled, the least x of a kernel can be a rounding below 0.
     q = jnp.maximum(jnp.minimum(jnp.floor(levels * x), n), 0) / levels
-  return jnp.where(bits > 0, q, jnp.float32(zero_point))
+  return jnp.where(bits <= 0, jnp.float32(zero_point), q)
 
 
 def interpolate(
@@ -118,13 +127,16 @@ def uniform(x: jax.Array, bits: jax.Array | int, *, scheme: str = 'original', ze
     An array of the shape and dtype of `x`.
 
   Raises:
-    ValueError: unknown scheme, or a Python number of bits that is not an integer from 0 to 16.
+    ValueError: unknown scheme, or bits that are not integers from 0 to 16. Within a program, where their values are not
+      known, such bits give what is not a number.
   """
   check_scheme(scheme)
-  if isinstance(bits, int | float) and not (bits == int(bits) and 0 <= bits <= MAX_BITS):
-    raise ValueError(f'bits={bits!r} is not an integer from 0 to {MAX_BITS}; fractional bits need quantize.fractional')
   x = jnp.asarray(x)
-  quantized = _integer(x.astype(jnp.float32), with_rank(jnp.asarray(bits), x), scheme, zero_point)
+  try:
+    bits = as_bits(bits, learned=False)
+  except ValueError as error:
+    raise ValueError(f'{error}; fractional bits need quantize.fractional') from None
+  quantized = _integer(x.astype(jnp.float32), with_rank(bits, x), scheme, zero_point)
   return _straight_through(x, quantized.astype(x.dtype))
 
 
@@ -182,18 +194,19 @@ def fractional(
     noise: of `bitwidths.draw_noise`, in the shape of `bits`: draws one of the two neighbours, the upper one with
       probability f, instead of interpolating; `bitwidths.mixture` gives the derivative.
     learned: false says that the bits are integers, fixed after a search: a plain quantizer, at its price, with no
-      gradient for them. They are taken as they are, whatever the choices.
+      gradient for them. They are taken as they are, whatever the choices; any that are no integers from 0 to 16 are
+      refused, or within a program, where their values are not known, give what is not a number.
 
   Returns:
     An array of the shape and dtype of `x`.
 
   Raises:
-    ValueError: unknown scheme, or choices that are empty, unsorted or outside 0 to 16.
+    ValueError: unknown scheme, choices that are empty, unsorted or outside 0 to 16, or fixed bits that are no integers.
   """
   check_scheme(scheme)
   choices = allowed(choices, learned)
   x = jnp.asarray(x)
-  bits, noise = (None if b is None else with_rank(jnp.asarray(b, jnp.float32), x) for b in (bits, noise))
+  bits, noise = (None if b is None else with_rank(b, x) for b in (as_bits(bits, learned), noise))
   return _fractional(x, bits, noise, scheme, float(zero_point), choices)
 
 
@@ -225,7 +238,9 @@ def kernel(
       t = tanh(w) / max |tanh(w)|                   (the maximum over the whole kernel)
       kernel(w) = 2 q_bits((t + 1) / 2) - 1         (z = 1/2, so 0 bits give exactly 0)
 
-  The gradient is straight-through at the rounding and flows through the normalisation.
+  The gradient is straight-through at the rounding and flows through the normalisation, by which it is divided by
+  max |tanh(w)|. Where that is below 2^-10 the gradient is divided by 2^-4 instead, and that of a kernel of zeros, with
+  t = 0, by 2^14: the first step of such a kernel gives it a direction, the second a usual size.
 
   Args:
     w: kernel `[..., C_out]`.
@@ -244,7 +259,7 @@ def kernel(
     ValueError: as `fractional`, or bits of another shape.
   """
   check_scheme(scheme)
-  w, bits = jnp.asarray(w), jnp.asarray(bits, jnp.float32)
+  w, bits = jnp.asarray(w), as_bits(bits, learned)
   check_kernel_bits(w, bits)
   bits, noise = (None if b is None else with_rank(b, w) for b in (bits, noise))
   return _kernel(w, bits, noise, kept, scheme, allowed(choices, learned))
@@ -256,8 +271,13 @@ def _normalised(w, kept, largest):
   # of the forward pass for so long.
   t = jnp.tanh(w.astype(jnp.float32)) if largest is None else -jnp.tanh(-w.astype(jnp.float32))
   t = t if kept is None else t * kept
-  largest = jnp.maximum(jnp.max(jnp.abs(t)), _TINY) if largest is None else largest
-  return t / largest, largest
+  largest = jnp.max(jnp.abs(t), initial=0) if largest is None else largest
+  return t / jnp.where(largest < SMALLEST, 1, largest), largest
+
+
+def _divisor(largest):
+  """What the gradient of a kernel is divided by: its largest |tanh(w)|, unless that is next to nothing."""
+  return jnp.where(largest < SMALLEST, _OF_ZEROS, jnp.where(largest < _NEXT_TO_NOTHING, _USUAL, largest))
 
 
 @inlined(4, 5)
@@ -289,7 +309,7 @@ def _kernel_bwd(scheme, choices, residuals, g):
   # What moves the maximum moves all other ratios the other way; equal maxima share this.
   share = jnp.sum(towards_largest) / jnp.maximum(jnp.sum(ties), 1)
   g_ratio = g - share * at_largest * jnp.sign(ratio)
-  g_w = g_ratio / largest * (1 - jnp.square(ratio * largest))
+  g_w = g_ratio / _divisor(largest) * (1 - jnp.square(ratio * largest))
   g_w = g_w if kept is None else g_w * kept
   g_bits = sum_to(with_rank(g_bits, w), bits.shape)
   return g_w.astype(w.dtype), g_bits.astype(bits.dtype), None, None
@@ -298,9 +318,14 @@ def _kernel_bwd(scheme, choices, residuals, g):
 _kernel.defvjp(_kernel_fwd, _kernel_bwd)
 
 
+def side(alpha: jax.Array) -> jax.Array:
+  """The derivative of |alpha|: 1 or -1, and 1 at 0, where that of `sign` would keep a clip for ever."""
+  return jnp.where(alpha < 0, -1, 1)
+
+
 def _clipped(x, bits, alpha, noise, signed, choices):
   """q, its derivative with respect to the bits, and x / |alpha|; q is in units of |alpha|."""
-  ratio = x.astype(jnp.float32) / jnp.maximum(jnp.abs(alpha), _TINY)
+  ratio = x.astype(jnp.float32) / jnp.maximum(jnp.abs(alpha), SMALLEST)
   if not signed:
     return *_on_unit(jnp.clip(ratio, 0, 1), bits, noise, 'original', 0.0, choices), ratio
   q, slope = _on_unit((jnp.clip(ratio, -1, 1) + 1) / 2, bits, noise, 'original', 0.5, choices)
@@ -332,7 +357,7 @@ def _activation_bwd(signed, choices, residuals, g):
     g_alpha, g_bits = sums((towards_alpha, g * slope))
   else:
     g_alpha, g_bits = *sums((towards_alpha,)), jnp.zeros_like(bits)
-  g_alpha, g_bits = g_alpha * jnp.sign(alpha), g_bits * jnp.abs(alpha)
+  g_alpha, g_bits = g_alpha * side(alpha), g_bits * jnp.abs(alpha)
   return g_x, g_bits.astype(bits.dtype), g_alpha.astype(alpha.dtype), None
 
 
@@ -373,7 +398,7 @@ def activation(
   Raises:
     ValueError: bits or alpha that are not scalars, or bad choices.
   """
-  x, bits, alpha = jnp.asarray(x), jnp.asarray(bits, jnp.float32), jnp.asarray(alpha, jnp.float32)
+  x, bits, alpha = jnp.asarray(x), as_bits(bits, learned), jnp.asarray(alpha, jnp.float32)
   check_scalars(bits=bits, alpha=alpha)
   return _activation(x, bits, alpha, noise, bool(signed), allowed(choices, learned))
 
@@ -397,7 +422,13 @@ def rescale(quantized: jax.Array, kept: jax.Array | None = None) -> jax.Array:
 
 def rescale_factor(quantized: jax.Array, kept: jax.Array | None = None) -> jax.Array:
   """What `rescale` multiplies a kernel by, `()`; 1 where the kernel is constant. Arguments as there."""
-  fan = quantized.size // quantized.shape[-2]
-  where = None if kept is None else jnp.broadcast_to(kept, quantized.shape)
-  std = jnp.std(quantized.astype(jnp.float32), ddof=1, where=where)
-  return jnp.where(std > 0, 1 / (jnp.sqrt(jnp.float32(fan)) * jnp.where(std > 0, std, 1)), 1)
+  fan = math.prod(quantized.shape[:-2]) * quantized.shape[-1]
+  if not quantized.size:
+    return jnp.float32(1)
+  q = quantized.astype(jnp.float32)
+  where = None if kept is None else jnp.broadcast_to(kept, q.shape)
+  # The deviation of equal values need not be 0, as their mean is rounded.
+  std = jnp.std(q, ddof=1, where=where)
+  varies = jnp.max(q, initial=-jnp.inf, where=where) > jnp.min(q, initial=jnp.inf, where=where)
+  varies &= std > 0
+  return jnp.where(varies, 1 / (jnp.sqrt(jnp.float32(fan)) * jnp.where(varies, std, 1)), 1)

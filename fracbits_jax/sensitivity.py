@@ -186,7 +186,8 @@ class Sensitivity:
       for bits in choices:
         clip = 1.0  # of kernels that have none
         if which == 'input' or quant.scheme == 'lsq':
-          clip = calibrate.best_clip(x, jnp.float32(bits), signed=signed, choices=(bits,), scheme=quant.scheme)
+          how = dict(signed=signed, choices=(bits,), scheme=quant.scheme, criterion=quant.calibration)
+          clip = calibrate.best_clip(x, jnp.float32(bits), **how)
         yield slot, x, bits, jnp.float32(clip)
 
   def _quantized(self, slot: Slot, x: jax.Array, bits: jax.Array, alpha: jax.Array) -> jax.Array:

@@ -7,17 +7,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+# A signalling NaN, as bits of a float32: every operation quiets those, so that no result is one.
+_NEVER = 0x7FA5C3D1
+
 
 def stored(compute: Callable[[], jax.Array], witness: jax.Array) -> jax.Array:
   """What `compute` gives, kept apart from what is made of it.
 
   XLA's CPU backend fuses what is cheap with all of its consumers, whatever barriers say, and evaluates it for each of
   their elements. Compilers fuse nothing with a branch. The one not taken is that of a `witness` whose first entry is
-  not a number; then nothing of the result is, or all of it 0 where it holds integers.
+  one NaN among millions, which no arithmetic gives. What is not a number in any other way passes as it is.
   """
   result = jax.eval_shape(compute)
-  first = witness.ravel()[0].astype(jnp.float32)  # of an integer a compiler knows that it equals itself
-  return lax.cond(first == first, compute, lambda: _nothing(result))
+  first = lax.bitcast_convert_type(witness.ravel()[0].astype(jnp.float32), jnp.int32)
+  return lax.cond(first != _NEVER, compute, lambda: _nothing(result))
 
 
 def _nothing(like: jax.ShapeDtypeStruct) -> jax.Array:

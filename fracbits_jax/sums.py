@@ -31,7 +31,7 @@ def sums(terms: Sequence[jax.Array], *, by_channel: bool = False) -> tuple[jax.A
 
   def grouped(*terms):
     groups = math.gcd(math.prod(terms[0].shape[:-1]), _GROUPS)
-    if groups == 1:
+    if groups == 1 or not terms[0].size:
       return plain(*terms)
     # The channels stay an axis, or whatever is broadcast along them would be looked up element by element.
     rows = [term.reshape(groups, -1, term.shape[-1]) for term in terms]

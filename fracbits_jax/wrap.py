@@ -151,7 +151,8 @@ def from_float(net: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwar
     net: of `quantize_model`, or a network with a field `quant`.
     variables: the float network's: `params`, and further collections, which are taken as they are.
     inputs: real examples of what it is called with, as for `quantize_model`: the clips, and with `lsq` the ranges of
-      the kernels, are those that quantize these inputs and these kernels with the least squared error.
+      the kernels, are those that quantize these inputs and these kernels best, by the layer's
+      `QuantConfig.calibration`.
     **kwargs: for the call, such as `train=False`.
 
   Raises:
@@ -186,7 +187,11 @@ def without_quantization(net: nn.Module) -> nn.Module:
 
 
 def with_fixed_bits(net: nn.Module) -> nn.Module:
-  """The network whose collection `bits` holds integers, fixed after a search: as fast as one without learned bits."""
+  """The network whose collection `bits` holds integers, fixed after a search: as fast as one without learned bits.
+
+  Bits that are no integers from 0 to 16 are refused when the network is called; within a program, where their values
+  are not known, all that they quantize is not a number.
+  """
   fixed = lambda quant: quant and dataclasses.replace(quant, learned=False)
   if isinstance(net, QuantizedModel):
     return net.clone(configs=FrozenDict({path: fixed(quant) for path, quant in net.configs.items()}))

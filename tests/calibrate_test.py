@@ -1,3 +1,6 @@
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +9,7 @@ from flax import linen as nn
 
 from fracbits_jax import calibrate, cost, lsq, models, quantize
 from fracbits_jax.layers import QuantConfig, QuantDense
+from fracbits_jax.quant_config import CALIBRATIONS
 
 CHOICES = tuple(range(1, 9))
 
@@ -25,6 +29,89 @@ def test_more_bits_want_a_wider_clip():
   x = jax.nn.relu(jax.random.normal(jax.random.key(0), (4000,)))
   found = [float(calibrate.best_clip(x, jnp.float32(b), signed=False, choices=CHOICES)) for b in (1, 2, 4, 8)]
   assert found == sorted(found)
+
+
+GRIDS = {  # by scheme and side: the levels of a clip of 1
+  ('original', False): lambda b: np.arange(2**b) / (2**b - 1),
+  ('original', True): lambda b: 2 * np.arange(2**b) / (2**b - 1) - 1,
+  ('lsq', True): lambda b: np.arange(-(2 ** (b - 1)), 2 ** (b - 1)) / 2 ** (b - 1) if b > 1 else np.array([-0.5, 0.5]),
+}
+
+
+@pytest.mark.parametrize('criterion', CALIBRATIONS)
+@pytest.mark.parametrize(('scheme', 'signed'), GRIDS)
+def test_values_on_a_grid_get_a_clip_that_leaves_no_error(scheme, signed, criterion):
+  """Whatever their scale, and whichever of the levels they take."""
+  rng = np.random.default_rng(0)
+  quantizer = lsq.activation if scheme == 'lsq' else quantize.activation
+  for bits, scale in itertools.product((1, 2, 3, 4, 6, 8), (1e-30, 0.7, 1e30)):
+    levels = GRIDS[scheme, signed](bits)
+    taken = rng.choice(levels, size=max(1, rng.integers(1, len(levels) + 1)), replace=False)
+    x = jnp.asarray(scale * rng.choice(taken, 200), jnp.float32)
+    how = dict(signed=signed, choices=CHOICES)
+    clip = calibrate.best_clip(x, jnp.float32(bits), scheme=scheme, criterion=criterion, **how)
+    error = (quantizer(x, bits, clip, **how) - x) / scale
+    assert jnp.abs(error).max() < 1e-5, (bits, scale, taken)
+
+
+@pytest.mark.parametrize('bits', [1.0, 2.0, 2.5])
+def test_a_kernel_of_1_and_its_negative_gets_a_range_of_2(bits):
+  x = jnp.tile(jnp.array([1.0, -1.0]), 50)
+  assert calibrate.best_clip(x, bits, signed=True, choices=CHOICES, scheme='lsq') == 2
+
+
+@pytest.mark.parametrize('criterion', CALIBRATIONS)
+def test_the_clip_follows_the_scale_of_its_values(criterion):
+  x = np.random.default_rng(0).normal(size=500).astype(np.float32)
+  clip = lambda scale: calibrate.best_clip(x * scale, 3.5, signed=True, choices=CHOICES, criterion=criterion) / scale
+  for scale in np.float32([1e-36, 1e-30, 1e-10, 1e10, 1e30]):
+    np.testing.assert_allclose(clip(scale), clip(np.float32(1)), rtol=0.02)
+
+
+@pytest.mark.parametrize('bits', [2, 4])
+@pytest.mark.parametrize('outlier', [100, 1e6])
+def test_one_value_among_thousands_moves_the_clip_of_squares_and_not_of_the_others(bits, outlier):
+  x = np.maximum(np.random.default_rng(0).normal(size=4096), 0).astype(np.float32)
+  # A million times the others, it is more than the absolute error of all of them.
+  for criterion in CALIBRATIONS if outlier == 100 else ('squares', 'trimmed'):
+    clip = functools.partial(calibrate.best_clip, signed=False, choices=CHOICES, criterion=criterion)
+    alone, beside = clip(x, bits), clip(np.append(x[1:], np.float32(outlier)), bits)
+    assert (beside > 10 * alone) if criterion == 'squares' else abs(beside - alone) < 0.1 * alone
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused_by_the_name_of_their_layer(bad):
+  x, quant = np.array([1, bad], np.float32), QuantConfig(scheme='lsq', kernel_bits=4, input_bits=4)
+  with pytest.raises(ValueError, match='there are values that are not finite'):
+    calibrate.best_clip(x, 3, signed=True, choices=CHOICES)
+  params = {'layer': {'kernel': x[:, None], 'kernel_alpha': 1.0, 'alpha': 1.0}}
+  with pytest.raises(ValueError, match='kernel of layer: there are values'):
+    calibrate.kernel_ranges(params, {}, {'layer': quant})
+  with pytest.raises(ValueError, match='inputs of layer: there are values'):
+    calibrate.clips(params, {}, {'layer': x}, {'layer': quant})
+
+
+def test_an_unknown_criterion_is_refused():
+  with pytest.raises(ValueError, match="calibration='cubes' is unknown: choose one of 'squares'"):
+    QuantConfig(calibration='cubes')
+  with pytest.raises(ValueError, match="calibration='cubes' is unknown"):
+    calibrate.best_clip(jnp.ones(3), 3, signed=True, choices=CHOICES, criterion='cubes')
+
+
+def test_of_nothing_the_clip_and_the_range_are_1():
+  quant = QuantConfig(scheme='lsq', kernel_bits=4, input_bits=4)
+  params = {'layer': {'kernel': np.ones((3, 0)), 'kernel_alpha': 8.0, 'alpha': 8.0}}
+  params = calibrate.kernel_ranges(params, {}, {'layer': quant})
+  params = calibrate.clips(params, {}, {'layer': calibrate.sample(jnp.ones((0, 3)))}, {'layer': quant})
+  assert params['layer']['kernel_alpha'] == params['layer']['alpha'] == 1
+
+
+def test_each_layer_is_calibrated_by_its_own_criterion():
+  x = np.append(np.random.default_rng(0).normal(size=4095), 100).astype(np.float32)
+  configs = {name: QuantConfig(input_bits=4, signed_input=True, calibration=name) for name in CALIBRATIONS}
+  params = calibrate.clips({name: {'alpha': 1.0} for name in configs}, {}, dict.fromkeys(configs, x), configs)
+  assert params['squares']['alpha'] > 10
+  assert max(params['absolute']['alpha'], params['trimmed']['alpha']) < 5
 
 
 def test_inputs_that_are_zero_throughout_get_a_usable_clip():

@@ -6,6 +6,7 @@ import pytest
 from fracbits_jax import bitwidths, quantize
 
 X = jnp.linspace(0, 1, 257)
+KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize(
@@ -172,22 +173,28 @@ def test_a_drawn_bit_width_is_one_of_its_neighbours_with_the_right_chance():
   np.testing.assert_array_equal(quantize.fractional(x, jnp.full((4000,), 3.0), noise=noise), low)
 
 
-def test_the_gradient_of_a_drawn_bit_width_is_that_of_the_relaxed_draw():
-  noise, bits, x = jnp.float32(0.7), jnp.float32(3.3), jnp.linspace(0, 1, 50)
-  relaxed = lambda b: jax.nn.sigmoid(jnp.log(b - 3) - jnp.log(4 - b) + noise)
-  slow = lambda b: jnp.sum(
-    x * (quantize.uniform(x, 3) + relaxed(b) * (quantize.uniform(x, 4) - quantize.uniform(x, 3)))
+def test_a_draw_has_its_fraction_for_mean_and_its_slope_is_1_wherever_the_fraction_is():
+  draws = 20_000
+  fractions = jnp.concatenate([jnp.array([0.0, 0.003, 0.01, 0.05, 0.5, 0.95, 0.99]), jax.random.uniform(KEY, (20,))])
+  noise = bitwidths.draw_noise(jax.random.key(1), (draws, fractions.size))
+  share, slope = bitwidths.mixture(jnp.broadcast_to(fractions, noise.shape), noise)
+  assert set(np.unique(share)) == {0, 1}
+  for given, expected in ((share, fractions), (slope, 1)):
+    error = jnp.std(given, axis=0) / np.sqrt(draws)
+    assert (jnp.abs(jnp.mean(given, axis=0) - expected) <= 4 * error + 1e-4).all()
+
+
+@pytest.mark.parametrize('choices', [(1, 2, 3, 4), (2, 4, 8)])
+def test_the_mean_gradient_of_drawn_bits_is_the_slope_of_the_mean_value(choices):
+  x, ct = jax.random.uniform(KEY, (2, 30, 5))
+  bits, draws = jnp.array([2.01, 2.4, 2.9, 3.3, 3.98]), 500
+  one_draw = lambda bits, key: jnp.sum(
+    ct * quantize.fractional(x, bits, choices=choices, noise=bitwidths.draw_noise(key, bits.shape))
   )
-  fast = lambda b: jnp.sum(x * quantize.fractional(x, b, noise=noise))
-  np.testing.assert_allclose(jax.grad(fast)(bits), jax.grad(slow)(bits), rtol=1e-4)
-  clipped = lambda b: jnp.sum(quantize.activation(x, b, 2.0, noise=noise))
-  assert np.isfinite(jax.grad(clipped)(jnp.float32(3.0)))
-
-
-def test_a_kernel_of_zeros_stays_finite():
-  value, gradient = jax.value_and_grad(lambda w: jnp.sum(quantize.kernel(w, 2.5)))(jnp.zeros((3, 4)))
-  assert np.isfinite(value)
-  assert np.isfinite(gradient).all()
+  drawn = jnp.mean(jax.vmap(jax.grad(one_draw), (None, 0))(bits, jax.random.split(KEY, draws)), axis=0)
+  # The mean over the draws is the interpolation.
+  mean = jax.grad(lambda bits: jnp.sum(ct * quantize.fractional(x, bits, choices=choices)))(bits)
+  np.testing.assert_allclose(drawn, mean, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('choices', [(), (4, 2), (2, 2), (-1, 2), (2.5, 4), (8, 17), 'abc', 4])
