@@ -176,6 +176,9 @@ def equivalent_bits(budget: Budget, layers: Sequence[Layer]) -> float:
   return high
 
 
+_equivalent_bits = equivalent_bits  # where an argument has its name
+
+
 def budget(
   metric: str,
   layers: Sequence[Layer],
@@ -214,16 +217,30 @@ def budget(
     if other.target < least:
       raise ValueError(
         f'the {other.metric} budget beside it, {other.target:.6g} {other.unit}, cannot be met by any allowed bits: '
-        f'give at least {least:.6g} {other.unit}, or allow other bit-widths'
+        f'give at least {_rounded_up(least)} {other.unit}, or allow other bit-widths'
       )
   low, high = cost_range(metric, layers, table)
+  if low == high:
+    raise ValueError(
+      f'budget {given} leaves nothing to choose: the allowed bit-widths have one assignment, which costs {low:.6g} '
+      f'{result.unit}; allow at least two bit-widths'
+    )
   if not low <= target < high:
     problem = 'cannot be met by any' if target < low else 'is already met by the largest'
+    everywhere = (_equivalent_bits(Budget(metric=metric, target=x, table=table), layers) for x in (low, high))
+    bits = ' to '.join(f'{b:.4g}' for b in everywhere)
     raise ValueError(
       f'budget {given} ({target:.6g} {result.unit}) {problem} allowed assignment of bits: give a target of at least '
-      f'{low:.6g} and below {high:.6g} {result.unit}, or allow other bit-widths'
+      f'{_rounded_up(low)} and below {high:.6g} {result.unit}, the cost of {bits} bits everywhere, or allow other '
+      'bit-widths'
     )
   return result
+
+
+def _rounded_up(value: float) -> str:
+  """A number with six digits that is not below the true one."""
+  text = f'{value:.6g}'
+  return text if float(text) >= value else f'{value * (1 + 1e-5):.6g}'
 
 
 def format_table(bits: Bits, layers: Sequence[Layer]) -> str:

@@ -5,12 +5,15 @@ import os
 import pathlib
 from typing import Any
 
-from ml_collections import ConfigDict
+from fracbits_jax import extras
 
-from fracbits_jax import begin, policy
+with extras.needed():
+  from ml_collections import ConfigDict
+
+from fracbits_jax import begin, policy, settings
 from fracbits_jax.checkpoint import Checkpoints
 from fracbits_jax.experiment import Experiment, prepare
-from fracbits_jax.workdir import read_finished
+from fracbits_jax.records import read_finished
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,10 +45,11 @@ def load(workdir: str | os.PathLike, *, best: bool = False) -> Finished:
   """
   workdir = pathlib.Path(workdir)
   config, result = read_finished(workdir)
-  try:
-    experiment = prepare(ConfigDict(config), workdir)
-  except (AttributeError, KeyError, TypeError):
-    raise ValueError(f'{workdir} was left by another version: its config.json lacks fields of this one') from None
+  if lacking := settings.missing(config):
+    raise ValueError(
+      f'{workdir} was left by another version: its config.json has no {lacking[0]}, which this one needs'
+    )
+  experiment = prepare(ConfigDict(config), workdir)
   phase = experiment.config.phases[-1]
   if best and result.get('best') is None:
     raise ValueError(f'{workdir} has no best state: only a run that finetunes, and looks at it on the way, has one')

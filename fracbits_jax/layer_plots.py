@@ -5,10 +5,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+
+from fracbits_jax import extras
+
+with extras.needed():
+  from matplotlib.figure import Figure
+  from matplotlib.lines import Line2D
+  from matplotlib.patches import Patch
+  from matplotlib.ticker import MaxNLocator
 
 from fracbits_jax import plots
 from fracbits_jax.policy import Entry, Policy

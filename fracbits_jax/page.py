@@ -4,7 +4,10 @@ import html
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-from matplotlib.figure import Figure
+from fracbits_jax import extras
+
+with extras.needed():
+  from matplotlib.figure import Figure
 
 from fracbits_jax import plots
 from fracbits_jax.files import write_whole

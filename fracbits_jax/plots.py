@@ -12,10 +12,14 @@ import pathlib
 import re
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
+from fracbits_jax import extras
+
+with extras.needed():
+  import matplotlib
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.colors import to_hex
+  from matplotlib.figure import Figure
+
 
 WIDE, NARROW = 9.0, 3.7  # inches; the narrow one is as wide as the text on a telephone of 390 pixels
 

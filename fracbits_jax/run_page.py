@@ -8,25 +8,23 @@ from typing import Any
 
 import numpy as np
 
+from fracbits_jax import extras
+
+with extras.needed():
+  pass
+
 from fracbits_jax import course_plots, layer_plots, page, verdict
 from fracbits_jax.policy import Entry, Policy
 from fracbits_jax.progress import duration
+from fracbits_jax.verdict import bits_text
 
 _AGAIN = """import json
-from ml_collections import ConfigDict
 from fracbits_jax import run
 
 with open({config!r}) as file:
   settings = json.load(file)
 run.run(ConfigDict(settings), {folder!r})
 """
-
-
-def bits_text(value: int | tuple[int, ...]) -> str:
-  """A bit-width as text, or the mean and the range of one for each channel."""
-  if isinstance(value, int):
-    return str(value)
-  return f'{np.mean(value):.2f} ({min(value)}-{max(value)})'
 
 
 def write(

@@ -6,6 +6,13 @@ from typing import Any
 Result = Mapping[str, Any]
 
 
+def bits_text(value: int | tuple[int, ...]) -> str:
+  """A bit-width as text, or the mean and the range of one for each channel."""
+  if isinstance(value, int):
+    return str(value)
+  return f'{sum(value) / len(value):.2f} ({min(value)}-{max(value)})'
+
+
 def percent(accuracy: float | None) -> str:
   """An accuracy as text."""
   return '-' if accuracy is None else f'{accuracy:.2%}'
