@@ -176,9 +176,6 @@ def equivalent_bits(budget: Budget, layers: Sequence[Layer]) -> float:
   return high
 
 
-_equivalent_bits = equivalent_bits  # where an argument has its name
-
-
 def budget(
   metric: str,
   layers: Sequence[Layer],
@@ -209,32 +206,37 @@ def budget(
       found.check(layers)
   given = f'target={target}'
   if target is None:
+    if not 0 <= equivalent_bits <= FLOAT_BITS:
+      raise ValueError(f'equivalent_bits={equivalent_bits} is no bit-width: give a number from 0 to {FLOAT_BITS}')
     given = f'equivalent_bits={equivalent_bits}'
     target = _cost(metric, uniform_bits(layers, equivalent_bits), layers, table)
-  result = Budget(metric=metric, target=target, table=table, also=tuple(also))
-  for other in result.also:
+  for other in also:
     least = cost_range(other.metric, layers, other.table)[0]
     if other.target < least:
       raise ValueError(
         f'the {other.metric} budget beside it, {other.target:.6g} {other.unit}, cannot be met by any allowed bits: '
         f'give at least {_rounded_up(least)} {other.unit}, or allow other bit-widths'
       )
-  low, high = cost_range(metric, layers, table)
+  _check_target(given, metric, target, layers, table)
+  return Budget(metric=metric, target=target, table=table, also=tuple(also))
+
+
+def _check_target(given: str, metric: str, target: float, layers: Sequence[Layer], table: lookup.Table | None) -> None:
+  """Raises `ValueError` unless a target, `given` in these words, is within what the allowed bit-widths can reach."""
+  (low, high), unit = cost_range(metric, layers, table), Budget(metric=metric, target=1.0, table=table).unit
   if low == high:
     raise ValueError(
       f'budget {given} leaves nothing to choose: the allowed bit-widths have one assignment, which costs {low:.6g} '
-      f'{result.unit}; allow at least two bit-widths'
+      f'{unit}; allow at least two bit-widths'
     )
   if not low <= target < high:
-    problem = 'cannot be met by any' if target < low else 'is already met by the largest'
-    everywhere = (_equivalent_bits(Budget(metric=metric, target=x, table=table), layers) for x in (low, high))
-    bits = ' to '.join(f'{b:.4g}' for b in everywhere)
+    problem = 'is already met by the largest' if target >= high else 'cannot be met by any'
+    bits = [equivalent_bits(Budget(metric=metric, target=x or 1e-30, table=table), layers) for x in (low, high)]
     raise ValueError(
-      f'budget {given} ({target:.6g} {result.unit}) {problem} allowed assignment of bits: give a target of at least '
-      f'{_rounded_up(low)} and below {high:.6g} {result.unit}, the cost of {bits} bits everywhere, or allow other '
-      'bit-widths'
+      f'budget {given} ({target:.6g} {unit}) {problem} allowed assignment of bits: give a target of at least '
+      f'{_rounded_up(low)} and below {high:.6g} {unit}, the cost of {bits[0]:.4g} to {bits[1]:.4g} bits everywhere, or '
+      'allow other bit-widths'
     )
-  return result
 
 
 def _rounded_up(value: float) -> str:

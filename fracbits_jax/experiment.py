@@ -92,8 +92,10 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   if init_bits is None:
     # The paper's start for a search; a policy that is not searched is the uniform one.
     init_bits = round(cost.equivalent_bits(budget, layers), 6) + (0.5 if 'search' in config.phases else 0)
-  quant = dataclasses.replace(quant, init_bits=float(init_bits))
   given = policy.load(config.policy, layers) if config.policy else None
+  if given is None and 'search' not in config.phases:
+    _check_uniform(config, quant)
+  quant = dataclasses.replace(quant, init_bits=float(init_bits))
   for held in () if given is None else budget.all:
     spent = float(held.cost(given.bits(), layers))
     if spent > held.target:
@@ -186,6 +188,19 @@ def _check_start(init_bits: float | None, quant: QuantConfig) -> None:
     raise ValueError(
       f'quant.init_bits={init_bits:g} is beyond the allowed bit-widths: give a number from {allowed[0]} to '
       f'{allowed[-1]}, or None to start at the budget'
+    )
+
+
+def _check_uniform(config: ConfigDict, quant: QuantConfig) -> None:
+  """Raises `ValueError` where the bits of a run without a search are to be uniform and cannot be."""
+  name = 'budget.equivalent_bits' if config.quant.init_bits is None else 'quant.init_bits'
+  bits = config.budget.equivalent_bits if config.quant.init_bits is None else config.quant.init_bits
+  allowed = [b for b in quant.choices if not quant.learns_input or b in quant.allowed_input_bits]
+  in_steps = config.quant.init_bits is None and config.budget.target is not None  # discretized to meet the target
+  if bits not in allowed and not in_steps and 'finetune' in config.phases:
+    raise ValueError(
+      f'without a search every layer has the same bits, and {name}={bits:g} is not allowed: give one of '
+      f'{", ".join(map(str, allowed))}, or add search to phases'
     )
 
 

@@ -41,12 +41,16 @@ class Field:
     if value is None and self.optional:
       return None
     if not _is(self.kind, value):
-      return f'is not {_KINDS[self.kind]}: give {_KINDS[self.kind]}{" or None" if self.optional else ""}'
+      return self.refusal()
     if self.kind not in ('integer', 'number'):
       return None
     over = self.least < value if self.above else self.least <= value
     under = value < self.most if self.below else value <= self.most
     return None if over and under else f'is out of range: give a number {self._limits()}'
+
+  def refusal(self) -> str:
+    """What is said of a value of another kind, as the end of a sentence."""
+    return f'is not {_KINDS[self.kind]}: give {_KINDS[self.kind]}{" or None" if self.optional else ""}'
 
   def _limits(self) -> str:
     least, most = (f'{limit:.10g}' for limit in (self.least, self.most))

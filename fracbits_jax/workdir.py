@@ -16,7 +16,9 @@ with extras.needed():
 from fracbits_jax.files import write_whole
 from fracbits_jax.records import read_finished, read_object
 
-__all__ = ['claim', 'default', 'read_finished', 'read_object']
+__all__ = ['claim', 'default', 'of_recipe', 'read_finished', 'read_object']
+
+_ODD = re.compile(r'[^A-Za-z0-9.]')  # in an argument, for the name of a folder
 
 # What a saved state stands and falls with: with another value it has no meaning, or its results would be of neither.
 _OF_THE_STATE = re.compile(
@@ -29,8 +31,12 @@ _OF_THE_STATE = re.compile(
 def default(config_file: str) -> pathlib.Path:
   """The folder of a recipe's run: `runs/NAME` for `configs/NAME.py`, and `runs/NAME-4` for `configs/NAME.py:4`."""
   path, colon, argument = config_file.partition(':')
-  name = pathlib.Path(path).stem
-  return pathlib.Path('runs') / (f'{name}-{re.sub(r"[^A-Za-z0-9.]", "_", argument)}' if colon else name)
+  return of_recipe(pathlib.Path(path), argument if colon else None)
+
+
+def of_recipe(path: pathlib.Path, argument: str | None = None) -> pathlib.Path:
+  """The folder of the run of a config file and its argument, see `default`."""
+  return pathlib.Path('runs') / (path.stem if argument is None else f'{path.stem}-{_ODD.sub("_", argument)}')
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict, *, accept_changes: bool, say: Callable[[str], None]) -> None:
