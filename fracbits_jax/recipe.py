@@ -162,7 +162,7 @@ def _nearest(name: str, known: Sequence[str]) -> list[str]:
   last = lambda path: path.rpartition('.')[2]
   same = [path for path in known if last(path) == last(name)]
   alike = difflib.get_close_matches(last(name), set(map(last, known)), n=1)
-  close = difflib.get_close_matches(name, same or known, n=1)
+  close = [] if same and '.' not in name else difflib.get_close_matches(name, same or known, n=1)
   return close or same or [path for path in known if last(path) in alike]
 
 

@@ -20,6 +20,9 @@ if __name__ != '__main__':  # a run learns at its start that figures cannot be d
     import matplotlib  # noqa: F401
 
 
+_MOST_LINES = 500  # of layers, in the terminal
+
+
 def _policy_of(workdir: pathlib.Path) -> Policy | None:
   path = workdir / 'policy.json'
   return load(path) if path.exists() else None
@@ -33,8 +36,10 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
   if policy is not None:
     width = max(5, *(len(e.name) for e in policy.layers))
     lines += [f'{"layer":<{width}}  {"kernel":>12}  {"input":>5}  {"share of cost":>13}']
-    for e in policy.layers:
+    for e in policy.layers[:_MOST_LINES]:
       lines.append(f'{e.name:<{width}}  {bits_text(e.kernel):>12}  {e.input:>5}  {e.cost_share:>13.1%}')
+    if len(policy.layers) > _MOST_LINES:
+      lines.append(f'and {len(policy.layers) - _MOST_LINES:,} more layers, see policy.json')
     lines.append('')
   final = None if result['phase'] != 'finetune' else result['test_accuracy']
   for name, accuracy in (
