@@ -18,19 +18,20 @@ from fracbits_jax import plots
 from fracbits_jax.policy import Entry, Policy
 
 _MOST_NAMES = 64  # of layers, side by side
-_MOST_BARS = 256  # of layers; beyond, a bar stands for several in a row
-_MOST_HISTOGRAMS = 160
+_MOST_BARS, _FEWER_BARS = 256, 128  # of layers; if they are more, a bar stands for several in a row
+_MOST_HISTOGRAMS, _FEWER_HISTOGRAMS = 160, 62
 _PERCENT = lambda share, _: f'{100 * share:g}%'
 
 
 def layers_per_bar(policy: Policy) -> int:
   """How many layers in a row a bar of `policy_by_layer` and `cost_by_layer` stands for: 1, unless they are many."""
-  return math.ceil(len(policy.layers) / _MOST_BARS)
+  return 1 if len(policy.layers) <= _MOST_BARS else math.ceil(len(policy.layers) / _FEWER_BARS)
 
 
 def histograms_left_out(policy: Policy) -> int:
   """How many layers `kernel_histograms` has no room for."""
-  return max(0, sum(isinstance(e.kernel, tuple) for e in policy.layers) - _MOST_HISTOGRAMS)
+  count = sum(isinstance(e.kernel, tuple) for e in policy.layers)
+  return 0 if count <= _MOST_HISTOGRAMS else count - _FEWER_HISTOGRAMS
 
 
 def _bars_of(policy: Policy) -> Sequence[Entry]:
@@ -58,10 +59,10 @@ def _bars_of(policy: Policy) -> Sequence[Entry]:
   return bars
 
 
-def _say_size(axes: Sequence, policy: Policy) -> None:
+def _say_size(figure: Figure, policy: Policy) -> None:
   """Says under a figure what a bar stands for, where that is not a layer."""
   if layers_per_bar(policy) > 1:
-    axes[-1].set_xlabel(f'a bar for {layers_per_bar(policy)} layers in a row')
+    figure.supxlabel(f'a bar for {layers_per_bar(policy)} layers in a row', fontsize=9)
 
 
 def _along_layers(panels: int, entries: Sequence[Entry], narrow: bool, height: float) -> tuple[Figure, Sequence]:
@@ -122,7 +123,7 @@ def policy_by_layer(policy: Policy, uniform_bits: float | None = None, *, narrow
   shown = [which for which in ('kernel', 'input') if any(which in e.learned for e in entries)] or ['kernel']
   with plots.style():
     figure, axes = _along_layers(len(shown), entries, narrow, 2.1)
-    _say_size(axes, policy)
+    _say_size(figure, policy)
     handles = []
     for axis, which in zip(axes, shown, strict=True):
       title, color = f'bits of the {which}s', plots.INPUT if which == 'input' else plots.KERNEL
@@ -208,7 +209,7 @@ def cost_by_layer(policy: Policy, *, narrow: bool = False) -> Figure:
   equal = amounts / max(amounts.sum(), 1)
   with plots.style():
     figure, (axis,) = _along_layers(1, entries, narrow, 2.4)
-    _say_size([axis], policy)
+    _say_size(figure, policy)
     _draw(axis, [e.cost_share for e in entries], narrow, color=plots.COST, linewidth=0)
     mark = dict(color=plots.INK, linestyle='none', marker='|' if narrow else '_', markersize=7, markeredgewidth=1.4)
     axis.plot(*((equal, range(len(equal))) if narrow else (range(len(equal)), equal)), **mark)
@@ -229,9 +230,9 @@ def kernel_histograms(policy: Policy, *, narrow: bool = False) -> Figure | None:
     return None
   counted.insert(0, ('all kernels', np.concatenate([bits for _, bits in counted])))
   low, high = (int(f(counted[0][1])) for f in (np.min, np.max))
-  del counted[_MOST_HISTOGRAMS + 1 :]
   columns = 3 if narrow else 7
   left_out = histograms_left_out(policy)
+  counted = counted[: len(counted) - left_out]
   rows = math.ceil((len(counted) + bool(left_out)) / columns)
   with plots.style():
     figure, axis = plots.new_figure(0.15 + 1.05 * rows, width=plots.NARROW if narrow else plots.WIDE)
