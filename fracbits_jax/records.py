@@ -116,13 +116,15 @@ def check_result(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
   problem = _problem(result, _RESULT)
   if problem is None and result['phase'] != 'pretrain':
     problem = _problem(result, _OF_BITS) or _spent_problem(result.get('budgets'))
-  if problem:
-    raise ValueError(f'{path} was edited, or left by another version: {problem}; {_RESTORE}')
+  _raise_for(path, problem)
 
 
 def check_config(path: str | os.PathLike, config: Mapping[str, Any]) -> None:
   """Raises `ValueError` with one sentence unless a run's settings have all that reports and comparisons show."""
-  problem = _problem(config, _CONFIG) or _problem(config, dict.fromkeys(config.get('phases', ()), _OBJECT))
+  _raise_for(path, _problem(config, _CONFIG) or _problem(config, dict.fromkeys(config['phases'], _OBJECT)))
+
+
+def _raise_for(path: str | os.PathLike, problem: str | None) -> None:
   if problem:
     raise ValueError(f'{path} was edited, or left by another version: {problem}; {_RESTORE}')
 
@@ -145,18 +147,24 @@ def read_finished(workdir: str | os.PathLike) -> tuple[dict[str, Any], dict[str,
     ValueError: one sentence: no finished run there, or damaged files.
   """
   workdir = pathlib.Path(workdir)
+  config, result = (_read_file(workdir, name) for name in ('config.json', 'result.json'))
+  _raise_for(workdir / 'result.json', _problem(result, {'phase': _RESULT['phase']}))
+  return config, result
+
+
+def _read_file(workdir: pathlib.Path, name: str) -> dict[str, Any]:
+  """A file of a finished run."""
+  path = workdir / name
   try:
-    found = tuple(json.loads((workdir / name).read_text(encoding='utf-8')) for name in ('config.json', 'result.json'))
-  except OSError:
-    raise ValueError(f'{workdir} holds no finished run: give a folder with config.json and result.json') from None
+    found = json.loads(path.read_bytes())
+  except OSError as error:
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+    why = '' if missing else f' ({path}: {error.strerror})'
+    raise ValueError(f'{workdir} holds no finished run{why}: give a folder with config.json and result.json') from None
   except (ValueError, RecursionError):
-    raise ValueError(f'{workdir} is damaged: its config.json or its result.json is not JSON; {_RESTORE}') from None
-  if not all(isinstance(part, dict) for part in found):
-    raise ValueError(
-      f'{workdir} was left by another version: its config.json or its result.json is no object; {_RESTORE}'
-    )
-  if problem := _problem(found[1], {'phase': _RESULT['phase']}):
-    raise ValueError(f'{workdir / "result.json"} was edited, or left by another version: {problem}; {_RESTORE}')
+    raise ValueError(f'{path} is damaged, it is not JSON: {_RESTORE}') from None
+  if not isinstance(found, dict):
+    raise ValueError(f'{path} was edited, or left by another version: it is no object; {_RESTORE}')
   return found
 
 

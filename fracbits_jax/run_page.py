@@ -8,17 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from fracbits_jax import extras
-
-with extras.needed():
-  pass
-
 from fracbits_jax import course_plots, layer_plots, page, verdict
 from fracbits_jax.policy import Entry, Policy
 from fracbits_jax.progress import duration
 from fracbits_jax.verdict import bits_text
 
 _AGAIN = """import json
+from ml_collections import ConfigDict
 from fracbits_jax import run
 
 with open({config!r}) as file:
