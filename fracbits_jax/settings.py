@@ -175,7 +175,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 def _shown(value: Any) -> str:
   try:
-    text = repr(value)
+    text = ' '.join(repr(value).split())
   except ValueError:  # an integer of more digits than Python writes
     return 'a number of thousands of digits'
   return text if len(text) <= 80 else f'{text[:80]}...'
