@@ -95,7 +95,7 @@ def get_config() -> ConfigDict:
   config.optimizer = ConfigDict()
   config.optimizer.name = 'sgd'  # with Nesterov momentum, or adamw; the bits move by SGD in either case
   config.optimizer.momentum = 0.9  # of adamw: beta 1
-  config.optimizer.weight_decay = 4e-5
+  config.optimizer.weight_decay = 4e-5  # of the kernels of dense layers and of convolutions that are not depthwise
   config.optimizer.bits_rate = 1.0  # the bits' learning rate as a multiple of the weights'
 
   config.distill = ConfigDict()
