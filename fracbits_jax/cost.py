@@ -240,9 +240,9 @@ def _check_target(given: str, metric: str, target: float, layers: Sequence[Layer
 
 
 def _rounded_up(value: float) -> str:
-  """A number with six digits that is not below the true one."""
+  """A number with six digits that is not below the true one, but for what rounding adds."""
   text = f'{value:.6g}'
-  return text if float(text) >= value else f'{value * (1 + 1e-5):.6g}'
+  return text if float(text) >= value * (1 - 1e-12) else f'{value * (1 + 1e-5):.6g}'
 
 
 def format_table(bits: Bits, layers: Sequence[Layer]) -> str:

@@ -114,7 +114,7 @@ def _spent_problem(budgets: Any) -> str | None:
 def check_result(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
   """Raises `ValueError` with one sentence unless a result has all that reports and comparisons show of it."""
   problem = _problem(result, _RESULT)
-  if problem is None and result['phase'] != 'pretrain':
+  if problem is None and (result['phase'] != 'pretrain' or result.get('budgets') is not None):
     problem = _problem(result, _OF_BITS) or _spent_problem(result.get('budgets'))
   _raise_for(path, problem)
 

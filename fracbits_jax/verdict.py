@@ -80,7 +80,7 @@ def sentence(result: Result, pruned_channels: int = 0) -> str:
 def tiles(result: Result) -> list[tuple[str, str, str]]:
   """The figures that matter most: what each is, its value, and a word on it."""
   found = [('Test accuracy', percent(result['test_accuracy']), _points(result))]
-  for b in result['budgets'] or ():
+  for b in result.get('budgets') or ():
     part = f'{b["cost"] / b["target"]:.2%} of the budget, {amount(b["target"])}'
     found.append((f'Cost, {b["unit"]}', amount(b['cost']), part))
   if result['phase'] != 'finetune':
