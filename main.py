@@ -1,7 +1,15 @@
 """Trains a float network, searches its bit-widths under a budget, makes them integers and finetunes.
 
-python main.py [--config=configs/NAME.py[:BITS]] [--config.FIELD=VALUE ...] [--workdir=FOLDER] [--accept_changes]
+python main.py [--config=NAME[:BITS]] [--config.FIELD=VALUE ...] [--workdir=FOLDER] [--accept_changes]
                [--coordinator=HOST:PORT --hosts=N --host=I]
+
+  --config          a recipe below, or the path of a config file; digits unless given
+  --config.FIELD    another value for one of the fields below
+  --workdir         folder of the run; runs/NAME or runs/NAME-BITS unless given
+  --accept_changes  go on in a folder whose run has begun with another network, other bits or other data
+  --coordinator, --hosts, --host
+                    of several hosts: HOST:PORT of host 0, how many there are, and which one this is, from 0
+  --help            this text
 """
 
 import pathlib
@@ -9,26 +17,26 @@ import shlex
 import sys
 import traceback
 
-import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from fracbits_jax import extras, recipe, usage
 
-from fracbits_jax import hosts, platforms, preemption, run, workdir
+_CONFIGS = pathlib.Path(__file__).resolve().parent / 'configs'
 
-_DEFAULT = str(pathlib.Path(__file__).resolve().parent / 'configs' / 'digits.py')
+if __name__ == '__main__' and usage.is_asked(sys.argv[1:]):  # before what an installation may lack
+  sys.exit(print(usage.text(__doc__, _CONFIGS)))
+try:
+  with extras.needed():
+    import jax
+    from absl import app, flags, logging
+    from ml_collections import config_flags
 
-_LOADING = 'Error whilst parsing config file'  # how the flag's parser begins
+  from fracbits_jax import hosts, platforms, preemption, run, workdir
+except extras.MissingExtra as error:
+  sys.exit(f'error: {error}')
 
 
 def _fail(error: BaseException) -> None:
   """Ends the program with one sentence."""
   text = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else str(error)
-  if _LOADING in text:  # a traceback follows; its origin has the sentence
-    while _LOADING in str(error) and error.__context__:
-      error = error.__context__
-    text = f'the config does not load: {error}'
-  if isinstance(error, KeyError | AttributeError):
-    text = f'the config has no such field: {error.args[0]}'.replace('\\n', ' ').replace('\\', '').replace("''", "'")
   text = f'error: {" ".join(text.split())}'
   if jax.distributed.is_initialized():
     hosts.leave(text)
@@ -36,9 +44,13 @@ def _fail(error: BaseException) -> None:
 
 
 try:
-  # Overrides of fields are read here already, so a mistyped field is found here.
-  _CONFIG = config_flags.DEFINE_config_file('config', _DEFAULT, 'The recipe.', lock_config=True)
-except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+  _GIVEN, _ARGUMENTS = recipe.take(flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False), 'digits')
+  _RECIPE = recipe.find(_GIVEN, _CONFIGS)
+  _DEFAULTS = recipe.load(_RECIPE)
+  recipe.check_overrides(_DEFAULTS, _ARGUMENTS)
+  # Overrides of fields are read here already.
+  _CONFIG = config_flags.DEFINE_config_dict('config', _DEFAULTS, 'The recipe.', lock_config=True, sys_argv=_ARGUMENTS)
+except (KeyError, AttributeError, TypeError, ValueError, OSError, flags.Error) as error:
   _fail(error)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; runs/NAME or runs/NAME-BITS unless given.')
 _ACCEPT_CHANGES = flags.DEFINE_bool(
@@ -51,9 +63,9 @@ _HOST = flags.DEFINE_integer('host', None, 'Of several hosts: which one this is,
 
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    return flags.FLAGS(_ARGUMENTS)
   except flags.Error as error:
-    _fail(error)
+    sys.exit(f'error: {" ".join(recipe.in_words(str(error)).split())}')
 
 
 def main(argv: list[str]) -> None:
@@ -64,11 +76,9 @@ def main(argv: list[str]) -> None:
   platforms.cache_compilations()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.FATAL)  # what goes wrong ends in a sentence; libraries log it as tracebacks before
-  config_file = config_flags.get_config_filename(flags.FLAGS['config'])
-  path = pathlib.Path(config_file.split(':')[0])
-  if not path.exists():
-    sys.exit(f'error: the config file {path} does not exist')
-  folder = _WORKDIR.value or workdir.default(config_file)
+  if _WORKDIR.value == '':
+    sys.exit('error: --workdir= names no folder: give one, or leave the flag out')
+  folder = _WORKDIR.value or workdir.of_recipe(_RECIPE.path, _RECIPE.argument)
   try:
     hosts.start(_COORDINATOR.value, _HOSTS.value, _HOST.value)
     with preemption.watched():

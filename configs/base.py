@@ -20,10 +20,10 @@ def phase(epochs: float, learning_rate: float, *, warmup_epochs: float = 0, cosi
   """Settings of one phase: its length, its peak learning rate, and the part of one cosine decay that it covers."""
   return ConfigDict(
     dict(
-      epochs=float(epochs),
-      learning_rate=float(learning_rate),
-      warmup_epochs=float(warmup_epochs),
-      cosine=cosine,
+      epochs=float(epochs),  # how long the phase is; parts of an epoch are allowed
+      learning_rate=float(learning_rate),  # the peak of the weights' learning rate
+      warmup_epochs=float(warmup_epochs),  # over which the rate rises from 0
+      cosine=cosine,  # which part of one cosine decay from 0 to 1 the phase covers, such as (0.0, 0.8)
       reestimate_batches=0,  # over which batch norm statistics are computed anew after the last step; 0: not at all
     )
   )
@@ -40,14 +40,14 @@ def paper_phases(config: ConfigDict, learning_rate: float) -> None:
 def get_config() -> ConfigDict:
   """A complete configuration; `None` fields follow the data set or the budget, as said beside them."""
   config = ConfigDict()
-  config.seed = 0
-  config.phases = ('pretrain', 'search', 'finetune')
+  config.seed = 0  # of the weights, the order of the images, their augmentation and the draws
+  config.phases = ('pretrain', 'search', 'finetune')  # those to run, in this order
   config.policy = config_dict.placeholder(str)  # a policy file to finetune instead of searching
   config.init_from = config_dict.placeholder(str)  # a run's folder, or torchvision's weights as a .safetensors file
 
   config.model = ConfigDict()
-  config.model.name = 'mobilenet_v1'
-  config.model.width = 1.0
+  config.model.name = 'mobilenet_v1'  # or another network of fracbits_jax.models
+  config.model.width = 1.0  # multiplies the number of channels of every layer
   config.model.dtype = 'float32'  # or bfloat16, for the computation: parameters, statistics and bits stay in float32
   config.model.remat = False  # compute batch norm and quantized tensors again for gradients: less memory of GPU or TPU
   # These follow init_from where they are None, and without it:
@@ -64,38 +64,39 @@ def get_config() -> ConfigDict:
   config.data.workers = 0  # processes that read and augment images; 0: a thread, enough for small sets
 
   config.quant = ConfigDict()
-  config.quant.granularity = 'layer'
-  config.quant.choices = tuple(range(2, 9))
+  config.quant.granularity = 'layer'  # one bit-width a kernel; or kernel, one for each output channel
+  config.quant.choices = tuple(range(2, 9))  # allowed bit-widths; 0, with one a channel, prunes it
   config.quant.input_choices = config_dict.placeholder(tuple)  # None: as choices, without 0
   config.quant.init_bits = config_dict.placeholder(float)  # None: the budget's uniform bit-width + 0.5
-  config.quant.weight_only = False
+  config.quant.weight_only = False  # leave the inputs of layers as they are
   config.quant.scheme = 'original'  # or modified (kernels by floor), lsq (learned step sizes)
   config.quant.stochastic = False  # draw one of the two neighbouring bit-widths instead of interpolating
-  config.quant.sat = True
-  config.quant.alpha_init = 8.0
-  config.quant.calibration_batches = 8  # 0 leaves every clip at alpha_init
+  config.quant.sat = True  # rescale the classifier's kernel as SAT does
+  config.quant.alpha_init = 8.0  # where the clips of the inputs start without calibration
+  config.quant.calibration_batches = 8  # over which the clips are calibrated; 0 leaves every clip at alpha_init
   config.quant.calibration = 'squares'  # or absolute, trimmed: where activations have outliers
 
   config.budget = ConfigDict()
   config.budget.metric = 'bitops'  # or size, lookup
   config.budget.table = config_dict.placeholder(str)  # of the metric lookup: a table's name or the path of a CSV file
-  config.budget.equivalent_bits = 3.0
+  config.budget.equivalent_bits = 3.0  # the budget is what this bit-width costs everywhere
   config.budget.target = config_dict.placeholder(float)  # in the metric's unit; goes before equivalent_bits
-  # Further budgets that have to hold as well, each in its unit.
-  config.budget.also = ConfigDict({metric: config_dict.placeholder(float) for metric in ('bitops', 'size', 'lookup')})
-  # The penalty, fixed: kappa |cost / target - 1|; None: the target, which is the paper's 1 per GBitOP or MB; 1 for a
-  # lookup table or several budgets.
-  config.budget.kappa = config_dict.placeholder(float)
-  # The penalty, controlled: a multiplier that rises while the cost is over the target; there is no kappa to tune.
-  config.budget.controlled = False
-  config.budget.gain = 4.0
-  config.budget.damping = 40.0
+  config.budget.also = ConfigDict()
+  config.budget.also.bitops = config_dict.placeholder(float)  # a budget that has to hold as well, in GBitOPs
+  config.budget.also.size = config_dict.placeholder(float)  # the same in MB
+  config.budget.also.lookup = config_dict.placeholder(float)  # the same in the unit of the table
+  # The penalty, fixed: kappa |cost / target - 1|.
+  config.budget.kappa = config_dict.placeholder(float)  # None: the target; 1 for a lookup table or several budgets
+  # The penalty, controlled: there is no kappa to tune.
+  config.budget.controlled = False  # a multiplier rises while the cost is over the target, instead of a fixed kappa
+  config.budget.gain = 4.0  # how fast that multiplier rises
+  config.budget.damping = 40.0  # how much it is held back while the cost falls
   config.budget.discretization = 'exact'  # or offset, the paper's: one offset for all, whatever it leaves unused
 
   config.optimizer = ConfigDict()
   config.optimizer.name = 'sgd'  # with Nesterov momentum, or adamw; the bits move by SGD in either case
   config.optimizer.momentum = 0.9  # of adamw: beta 1
-  config.optimizer.weight_decay = 4e-5
+  config.optimizer.weight_decay = 4e-5  # of the kernels of dense layers and of convolutions that are not depthwise
   config.optimizer.bits_rate = 1.0  # the bits' learning rate as a multiple of the weights'
 
   config.distill = ConfigDict()

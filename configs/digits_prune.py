@@ -5,15 +5,14 @@ python main.py --config=configs/digits_prune.py    # as at 2 bits, 0.01719 GBitO
 What it reaches stands in the README, and `benchmarks/variants.py` repeats it on smaller images.
 """
 
-from configs import base, digits
+from configs import digits
 
 
 def get_config(equivalent_bits='2'):
-  config = digits.get_config()
+  config = digits.get_config(equivalent_bits)
   config.quant.granularity = 'kernel'
   config.quant.choices = tuple(range(9))
   config.quant.input_choices = tuple(range(2, 9))
-  config.budget.equivalent_bits = base.bits_argument(equivalent_bits)
   config.budget.controlled = True
   # A kernel's bits see one channel's share of the layer's gradient: at ten times the weights' rate they hardly move,
   # the search ends 26% over its budget, and no channel goes (measured on 16 x 16 images, kappa = 1).

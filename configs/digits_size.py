@@ -3,13 +3,12 @@
 python main.py --config=configs/digits_size.py    # as at 2 bits, 0.05452 MB
 """
 
-from configs import base, digits
+from configs import digits
 
 
 def get_config(equivalent_bits='2'):
-  config = digits.get_config()
+  config = digits.get_config(equivalent_bits)
   config.quant.weight_only = True
   config.quant.choices = tuple(range(1, 9))
   config.budget.metric = 'size'
-  config.budget.equivalent_bits = base.bits_argument(equivalent_bits)
   return config

@@ -144,7 +144,7 @@ def main() -> None:
   parser.add_argument('--workdir', type=pathlib.Path, help='the folder of a finished run')
   parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'docs', help='where the pictures go')
   args = parser.parse_args()
-  with plots.style():
+  with plots.style(math=True):
     figures = {f.__name__: f() for f in (staircases, derivatives, penalties, glyphs)}
     if args.workdir is not None:
       rows = progress.read_rows(args.workdir)

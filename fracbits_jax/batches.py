@@ -16,9 +16,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
-from absl import flags
+
+from fracbits_jax import extras
+
+with extras.needed():
+  import grain
+  from absl import flags
 
 from fracbits_jax import images
 

@@ -26,7 +26,7 @@ def check_choices(choices: Sequence[int] | None) -> tuple[int, ...]:
     values = tuple(choices)
     valid = bool(values) and all(int(b) == b and 0 <= b <= MAX_BITS for b in values)
     valid = valid and all(a < b for a, b in itertools.pairwise(values))
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     valid = False
   if not valid:
     raise ValueError(

@@ -17,8 +17,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from absl import logging
+
+from fracbits_jax import extras
+
+with extras.needed():
+  import orbax.checkpoint as ocp
+  from absl import logging
 
 from fracbits_jax import hosts
 

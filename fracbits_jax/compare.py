@@ -92,4 +92,4 @@ def _differences(groups: Sequence[Group]) -> str:
   if not fields:
     return page.paragraph('None but the seed.')
   rows = [(_numbered(i, g), *(g.differs.get(field, '-') for field in fields)) for i, g in enumerate(groups)]
-  return page.table(('network', *fields), rows, 'Settings that differ')
+  return page.table(('network', *fields), rows, 'Settings that differ', pale=False)

@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+
+from fracbits_jax import extras
+
+with extras.needed():
+  from matplotlib.figure import Figure
+  from matplotlib.lines import Line2D
 
 from fracbits_jax import plots
 from fracbits_jax.groups import Group

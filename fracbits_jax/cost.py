@@ -206,24 +206,43 @@ def budget(
       found.check(layers)
   given = f'target={target}'
   if target is None:
+    if not 0 <= equivalent_bits <= FLOAT_BITS:
+      raise ValueError(f'equivalent_bits={equivalent_bits} is no bit-width: give a number from 0 to {FLOAT_BITS}')
     given = f'equivalent_bits={equivalent_bits}'
     target = _cost(metric, uniform_bits(layers, equivalent_bits), layers, table)
-  result = Budget(metric=metric, target=target, table=table, also=tuple(also))
-  for other in result.also:
+  for other in also:
     least = cost_range(other.metric, layers, other.table)[0]
     if other.target < least:
       raise ValueError(
         f'the {other.metric} budget beside it, {other.target:.6g} {other.unit}, cannot be met by any allowed bits: '
-        f'give at least {least:.6g} {other.unit}, or allow other bit-widths'
+        f'give at least {_rounded_up(least)} {other.unit}, or allow other bit-widths'
       )
-  low, high = cost_range(metric, layers, table)
-  if not low <= target < high:
-    problem = 'cannot be met by any' if target < low else 'is already met by the largest'
+  _check_target(given, metric, target, layers, table)
+  return Budget(metric=metric, target=target, table=table, also=tuple(also))
+
+
+def _check_target(given: str, metric: str, target: float, layers: Sequence[Layer], table: lookup.Table | None) -> None:
+  """Raises `ValueError` unless a target, `given` in these words, is within what the allowed bit-widths can reach."""
+  (low, high), unit = cost_range(metric, layers, table), Budget(metric=metric, target=1.0, table=table).unit
+  if low == high:
     raise ValueError(
-      f'budget {given} ({target:.6g} {result.unit}) {problem} allowed assignment of bits: give a target of at least '
-      f'{low:.6g} and below {high:.6g} {result.unit}, or allow other bit-widths'
+      f'budget {given} leaves nothing to choose: the allowed bit-widths have one assignment, which costs {low:.6g} '
+      f'{unit}; allow at least two bit-widths'
     )
-  return result
+  if not low <= target < high:
+    problem = 'is already met by the largest' if target >= high else 'cannot be met by any'
+    bits = [equivalent_bits(Budget(metric=metric, target=x or 1e-30, table=table), layers) for x in (low, high)]
+    raise ValueError(
+      f'budget {given} ({target:.6g} {unit}) {problem} allowed assignment of bits: give a target of at least '
+      f'{_rounded_up(low)} and below {high:.6g} {unit}, the cost of {bits[0]:.4g} to {bits[1]:.4g} bits everywhere, or '
+      'allow other bit-widths'
+    )
+
+
+def _rounded_up(value: float) -> str:
+  """A number with six digits that is not below the true one, but for what rounding adds."""
+  text = f'{value:.6g}'
+  return text if float(text) >= value * (1 - 1e-12) else f'{value * (1 + 1e-5):.6g}'
 
 
 def format_table(bits: Bits, layers: Sequence[Layer]) -> str:

@@ -1,18 +1,27 @@
 """Figures of the course of a run through its phases: its bits, its cost and its accuracy."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+
+from fracbits_jax import extras
+
+with extras.needed():
+  from matplotlib.figure import Figure
+  from matplotlib.lines import Line2D
+  from matplotlib.ticker import MaxNLocator
 
 from fracbits_jax import plots
 from fracbits_jax.policy import Policy
 
 Row = Mapping[str, Any]
+
+_COLORS = (plots.COST, plots.KERNEL, plots.INPUT)  # of budgets
+_MOST_LINES = 128  # of layers, in one panel
+_MOST_POINTS = 1000  # of a line
 
 
 def _depth(name: str) -> tuple:
@@ -40,21 +49,25 @@ def bits_over_time(rows: Sequence[Row], policy: Policy | None = None, *, narrow:
   final = {f'{e.name}/{which}': float(np.mean(getattr(e, which))) for e in entries for which in e.learned}
   names = [name for name in final if name in rows[0]['bits']] or sorted(rows[0]['bits'], key=_depth)
   shown = [which for which in ('kernel', 'input') if any(name.endswith(f'/{which}') for name in names)]
+  rows = _spread(rows, _MOST_POINTS)
   epochs = [row['epoch'] for row in rows]
   beyond = epochs[-1] * 1.05
   with plots.style():
     size = dict(rows=len(shown), width=plots.NARROW, sharex=True) if narrow else dict(columns=len(shown))
     figure, axes = plots.new_figure(0.7 + 2.1 * len(shown) if narrow else 3.5, sharey=True, squeeze=False, **size)
     for axis, which in zip(axes.flat, shown, strict=True):
-      layers = [name for name in names if name.endswith(f'/{which}')]
+      every = [name for name in names if name.endswith(f'/{which}')]
+      layers = _spread(every, _MOST_LINES)
       for i, name in enumerate(layers):
         color = plots.shade(i / max(len(layers) - 1, 1))
-        course = [row['bits'][name] for row in rows]
+        course = [row['bits'].get(name, np.nan) for row in rows]
         axis.plot(epochs, course, color=color, linewidth=1.2)
         if name in final:
           axis.plot([epochs[-1], beyond], [course[-1], final[name]], color=color, linewidth=0.6)
           axis.plot([beyond], [final[name]], color=color, marker='o', markersize=4)
       heading = f'bits of the {which}s' if len(shown) > 1 else f'bits of the {which}s during the search'
+      if len(layers) < len(every):
+        heading = f'bits of {len(layers)} of {len(every):,} {which}s'
       axis.set_title(heading, color=plots.INPUT if which == 'input' else plots.KERNEL)
       axis.yaxis.set_major_locator(MaxNLocator(8, integer=True))
       axis.label_outer()
@@ -66,6 +79,19 @@ def bits_over_time(rows: Sequence[Row], policy: Policy | None = None, *, narrow:
     where = 'outside upper left' if narrow else 'outside upper right'
     figure.legend(handles, labels, loc=where, ncols=7, fontsize=9, handlelength=1, columnspacing=0.2, handletextpad=0.4)
     return figure
+
+
+def lines_left_out(rows: Sequence[Row]) -> bool:
+  """Whether there are more layers than `bits_over_time` has lines for."""
+  names = next((row['bits'] for row in rows if row['phase'] == 'search' and 'bits' in row), ())
+  return any(sum(name.endswith(f'/{which}') for name in names) > _MOST_LINES for which in ('kernel', 'input'))
+
+
+def _spread(items: Sequence[Any], most: int) -> Sequence[Any]:
+  """At most so many of the items, evenly spread, with the first and the last among them."""
+  if len(items) <= most:
+    return items
+  return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,15 +139,20 @@ def cost_over_time(rows: Sequence[Row], *, narrow: bool = False) -> Figure | Non
     figure, axis = plots.new_figure(2.6 if narrow else 2.8, width=plots.NARROW if narrow else plots.WIDE)
     _shade_phases(axis, spans, narrow)
     axis.axhline(1, color=plots.INK, linewidth=1, linestyle='--')
-    budgets = course[0][1]['budgets']
-    for i, (budget, color) in enumerate(zip(budgets, (plots.COST, plots.KERNEL, plots.INPUT), strict=False)):
-      ratios = [row['budgets'][i]['cost'] / row['budgets'][i]['target'] for _, row in course]
-      axis.plot([epoch for epoch, _ in course], ratios, color=color, linewidth=1.8, label=budget['unit'])
+    courses: dict[tuple, list] = {}  # by metric and unit, for the budgets may change on the way
+    for epoch, row in course:
+      for spent in row['budgets']:
+        point = (epoch, spent['cost'] / spent['target'])
+        courses.setdefault((spent.get('metric'), spent['unit']), []).append(point)
+    lines = {}
+    for (_, unit), points, color in zip(courses, courses.values(), itertools.cycle(_COLORS), strict=False):
+      label = f' {unit}' if unit.startswith('_') else unit  # which a legend leaves out
+      (lines[label],) = axis.plot(*zip(*points, strict=True), color=color, linewidth=1.8)
     low, high = axis.get_ylim()
     axis.set_ylim(min(low, 0.98), max(high, 1.02))  # else rounding errors fill the figure of a run without a search
     axis.set_ylabel('cost / target')
-    if len(budgets) > 1:
-      axis.legend(fontsize=9)
+    if len(lines) > 1:
+      axis.legend(lines.values(), lines, fontsize=9)
     return figure
 
 

@@ -11,7 +11,11 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow_datasets as tfds
+
+from fracbits_jax import extras
+
+with extras.needed():
+  import tensorflow_datasets as tfds
 
 from fracbits_jax import sources
 from fracbits_jax.batches import eval_batches, train_batches

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -11,35 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from ml_collections import ConfigDict
 
-from fracbits_jax import cost, data, discretize, lookup, models, optim, policy, step, weights
+from fracbits_jax import extras
+
+with extras.needed():
+  from ml_collections import ConfigDict
+
+from fracbits_jax import cost, data, discretize, lookup, models, optim, policy, settings, step, weights
 from fracbits_jax.layers import QuantConfig
+from fracbits_jax.settings import PHASES
 
-PHASES = ('pretrain', 'search', 'finetune')
 _DTYPES = {'float32': None, 'bfloat16': jnp.bfloat16}
-# (field, least, largest); fields that are None follow something else.
-_RANGES = (
-  ('seed', 0, 2**31 - 1),
-  ('model.width', 0.01, 16),
-  ('data.image_size', 8, 4096),
-  ('data.batch_size', 1, math.inf),
-  ('data.accumulate', 1, math.inf),
-  ('data.workers', 0, math.inf),
-  ('quant.calibration_batches', 0, math.inf),
-  ('budget.kappa', 0, math.inf),
-  ('budget.gain', 0, math.inf),
-  ('budget.damping', 0, math.inf),
-  ('optimizer.momentum', 0, 1),
-  ('optimizer.weight_decay', 0, math.inf),
-  ('optimizer.bits_rate', 0, math.inf),
-  ('distill.weight', 0, 1),
-  ('distill.temperature', 0.01, math.inf),
-  ('checkpoint_seconds', 0, math.inf),
-  ('checkpoint_steps', 1, math.inf),
-  ('report_steps', 1, math.inf),
-  ('eval_epochs', 0, math.inf),
-)
+_MOST_STEPS = 2**31 - 1  # a step is counted in 32 bits
 _SMALL_IMAGE = 64  # up to this size the stem keeps the resolution, unless the configuration says otherwise
 
 
@@ -57,6 +39,7 @@ class Experiment:
     init_bits: where the bits start.
     policy: a given policy to finetune, or `None` where it is searched.
     initial: the weights that the first phase starts from, or `None` for random ones.
+    notes: what is allowed and seldom meant, a sentence each.
   """
 
   config: ConfigDict
@@ -68,6 +51,7 @@ class Experiment:
   init_bits: float
   policy: policy.Policy | None
   initial: weights.Weights | None
+  notes: tuple[str, ...] = ()
 
 
 def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Experiment:
@@ -80,8 +64,9 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   Raises:
     ValueError: one sentence on the first thing that is wrong.
   """
+  settings.check(config)
   _check_phases(config)
-  _check_numbers(config)
+  _check_values(config)
   data.check_name(config.data.dataset, config.data.data_dir)
   source = weights.find(config.init_from, workdir) if config.init_from is not None else None
   config = _with_demands(config, source)
@@ -99,14 +84,18 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   if source is not None:
     initial = weights.load(source, config.model.name, float_model, dataset.image_shape)
   _check_teacher(config, initial)
+  _check_length(config, phase_steps(config, len(dataset.train)), initial)
   layers = cost.trace(create(quant), (1, *dataset.image_shape))
   budget = _budget(config.budget, layers)
   init_bits = config.quant.init_bits
+  _check_start(init_bits, quant)
   if init_bits is None:
     # The paper's start for a search; a policy that is not searched is the uniform one.
     init_bits = round(cost.equivalent_bits(budget, layers), 6) + (0.5 if 'search' in config.phases else 0)
-  quant = dataclasses.replace(quant, init_bits=float(init_bits))
   given = policy.load(config.policy, layers) if config.policy else None
+  if given is None and 'search' not in config.phases:
+    _check_uniform(config, quant)
+  quant = dataclasses.replace(quant, init_bits=float(init_bits))
   for held in () if given is None else budget.all:
     spent = float(held.cost(given.bits(), layers))
     if spent > held.target:
@@ -124,6 +113,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
     init_bits=float(init_bits),
     policy=given,
     initial=initial,
+    notes=_notes(config, float_model, dataset, initial),
   )
 
 
@@ -138,7 +128,7 @@ def _check_phases(config: ConfigDict) -> None:
     raise ValueError(f'policy={config.policy!r} is given, so there is nothing to search: leave search out of phases')
 
 
-def _check_numbers(config: ConfigDict) -> None:
+def _check_values(config: ConfigDict) -> None:
   if config.model.dtype not in _DTYPES:
     raise ValueError(f'model.dtype={config.model.dtype!r} is unknown: give one of {", ".join(_DTYPES)}')
   if config.optimizer.name not in optim.OPTIMIZERS:
@@ -147,8 +137,6 @@ def _check_numbers(config: ConfigDict) -> None:
   if config.budget.discretization not in discretize.METHODS:
     known = ', '.join(discretize.METHODS)
     raise ValueError(f'budget.discretization={config.budget.discretization!r} is unknown: give one of {known}')
-  for name, least, most in _RANGES:
-    _check_range(name, _at(config, name), least, most)
   devices, accumulate, batch_size = jax.device_count(), config.data.accumulate, config.data.batch_size
   if batch_size % (devices * accumulate):
     parts = f'the {devices} devices' if accumulate == 1 else f'{devices} devices x data.accumulate={accumulate}'
@@ -156,10 +144,8 @@ def _check_numbers(config: ConfigDict) -> None:
       f'data.batch_size={batch_size} does not divide over {parts}: give a multiple of {devices * accumulate}'
     )
   for phase in config.phases:
-    for name in ('epochs', 'learning_rate', 'warmup_epochs', 'reestimate_batches'):
-      _check_range(f'{phase}.{name}', config[phase][name], 0, math.inf)
     cosine = tuple(config[phase].cosine)
-    if len(cosine) != 2 or not 0 <= cosine[0] <= cosine[1] <= 1:
+    if len(cosine) != 2 or not all(map(settings.is_number, cosine)) or not 0 <= cosine[0] <= cosine[1] <= 1:
       raise ValueError(f'{phase}.cosine={cosine} is no part of a schedule: give (start, end), 0 <= start <= end <= 1')
 
 
@@ -177,14 +163,69 @@ def _check_teacher(config: ConfigDict, initial: weights.Weights | None) -> None:
     )
 
 
-def _at(config: ConfigDict, name: str) -> Any:
-  return functools.reduce(lambda node, key: node[key], name.split('.'), config)
+def phase_steps(config: ConfigDict, images: int) -> dict[str, int]:
+  """By phase, how many steps its epochs are for so many training images."""
+  return {phase: round(config[phase].epochs * (images // config.data.batch_size)) for phase in config.phases}
 
 
-def _check_range(name: str, value: float | None, least: float, most: float) -> None:
-  if value is not None and not (least <= value <= most and math.isfinite(value)):
-    limit = f'at least {least}' if most == math.inf else f'from {least} to {most}'
-    raise ValueError(f'{name}={value} is out of range: give a number {"of " if most == math.inf else ""}{limit}')
+def _check_length(config: ConfigDict, steps: dict[str, int], initial: weights.Weights | None) -> None:
+  """Raises `ValueError` for phases that are too long to be counted, or that train nothing at all."""
+  for phase, count in steps.items():
+    if count > _MOST_STEPS:
+      raise ValueError(
+        f'{phase}.epochs={config[phase].epochs:g} are {count:,} steps: give fewer epochs, for at most {_MOST_STEPS:,}'
+      )
+  if initial is None and not any(steps.values()):
+    raise ValueError(
+      f'there is nothing to train and nothing was trained before: {", ".join(steps)} have no steps; give a phase some '
+      'epochs, or weights by init_from'
+    )
+
+
+def _check_start(init_bits: float | None, quant: QuantConfig) -> None:
+  allowed = sorted({*quant.choices, *(quant.allowed_input_bits if quant.learns_input else ())})
+  if init_bits is not None and not allowed[0] <= init_bits <= allowed[-1]:
+    raise ValueError(
+      f'quant.init_bits={init_bits:g} is beyond the allowed bit-widths: give a number from {allowed[0]} to '
+      f'{allowed[-1]}, or None to start at the budget'
+    )
+
+
+def _check_uniform(config: ConfigDict, quant: QuantConfig) -> None:
+  """Raises `ValueError` where the bits of a run without a search are to be uniform and cannot be."""
+  name = 'budget.equivalent_bits' if config.quant.init_bits is None else 'quant.init_bits'
+  bits = config.budget.equivalent_bits if config.quant.init_bits is None else config.quant.init_bits
+  allowed = [b for b in quant.choices if not quant.learns_input or b in quant.allowed_input_bits]
+  in_steps = config.quant.init_bits is None and config.budget.target is not None  # discretized to meet the target
+  if bits not in allowed and not in_steps and 'finetune' in config.phases:
+    raise ValueError(
+      f'without a search every layer has the same bits, and {name}={bits:g} is not allowed: give one of '
+      f'{", ".join(map(str, allowed))}, or add search to phases'
+    )
+
+
+def _notes(
+  config: ConfigDict, float_model: nn.Module, dataset: data.Dataset, initial: weights.Weights | None
+) -> tuple[str, ...]:
+  """What is allowed and seldom meant."""
+  notes, steps = [], phase_steps(config, len(dataset.train))
+  first = next((phase for phase, count in steps.items() if count), None)
+  if initial is None and first not in ('pretrain', None):
+    notes.append(f'{first} starts from random weights: add pretrain to phases, or give a float network by init_from')
+  for phase, count in steps.items():
+    epochs, warmup = config[phase].epochs, config[phase].warmup_epochs
+    if epochs and not count:
+      notes.append(f'{phase}.epochs={epochs:g} are less than half a step: {phase} trains nothing')
+    if count and warmup > epochs:
+      notes.append(
+        f'{phase}.warmup_epochs={warmup:g} are more than its {epochs:g} epochs: its learning rate never gets to '
+        f'{config[phase].learning_rate:g}'
+      )
+  if config.data.batch_size == config.data.accumulate:  # one image, for as many devices there is more than one
+    images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
+    if 'batch_stats' in jax.eval_shape(float_model.init, jax.random.key(0), images):
+      notes.append('batch norm sees one image at a time (data.batch_size / data.accumulate): give it more')
+  return tuple(notes)
 
 
 def _with_demands(config: ConfigDict, source: weights.Source | None) -> ConfigDict:

@@ -1,16 +1,20 @@
 """A finished run, read back: its network, its variables, its policy."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 from typing import Any
 
-from ml_collections import ConfigDict
+from fracbits_jax import extras
 
-from fracbits_jax import begin, policy
+with extras.needed():
+  from ml_collections import ConfigDict
+
+from fracbits_jax import begin, policy, settings
 from fracbits_jax.checkpoint import Checkpoints
 from fracbits_jax.experiment import Experiment, prepare
-from fracbits_jax.workdir import read_finished
+from fracbits_jax.records import read_finished
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,18 +46,23 @@ def load(workdir: str | os.PathLike, *, best: bool = False) -> Finished:
   """
   workdir = pathlib.Path(workdir)
   config, result = read_finished(workdir)
-  try:
-    experiment = prepare(ConfigDict(config), workdir)
-  except (AttributeError, KeyError, TypeError):
-    raise ValueError(f'{workdir} was left by another version: its config.json lacks fields of this one') from None
+  if lacking := settings.missing(config):
+    raise ValueError(
+      f'{workdir} was left by another version: its config.json has no {lacking[0]}, which this one needs'
+    )
+  experiment = prepare(ConfigDict(config), workdir)
   phase = experiment.config.phases[-1]
   if best and result.get('best') is None:
     raise ValueError(f'{workdir} has no best state: only a run that finetunes, and looks at it on the way, has one')
-  if not (workdir / 'checkpoints' / phase).is_dir():
-    raise ValueError(f'{workdir} has lost the checkpoints of {phase}, so its network cannot be read back')
-  checkpoints = Checkpoints(workdir, 'best' if best else phase, create=False)
-  _, state, _ = checkpoints.restore()
-  checkpoints.close()
+  wanted = 'best' if best else phase
+  lost = f'{workdir} has lost the checkpoints of {wanted}, so its network cannot be read back: give another run'
+  if not (workdir / 'checkpoints' / wanted).is_dir():
+    raise ValueError(lost)
+  with contextlib.closing(Checkpoints(workdir, wanted, create=False)) as checkpoints:
+    restored = checkpoints.restore()
+  if restored is None:
+    raise ValueError(lost)
+  state = restored[1]
   chosen = policy.load(workdir / 'policy.json', experiment.layers) if (workdir / 'policy.json').exists() else None
   variables = {name: state[name] for name in begin.shapes(experiment, phase)}
   return Finished(experiment=experiment, variables=variables, policy=chosen, result=result)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from fracbits_jax.workdir import read_finished
+from fracbits_jax.records import check_config, check_result, read_finished
 
 # How a run is watched and kept, not what comes out of it.
 _IRRELEVANT = re.compile(r'seed|data\.(data_dir|workers)|checkpoint_.*|report_steps|eval_epochs')
@@ -86,15 +86,12 @@ def read(folders: Sequence[pathlib.Path]) -> list[Run]:
 
 def _read(folder: pathlib.Path, name: str) -> Run:
   config, result = read_finished(folder)
-  try:
-    if result['phase'] != 'finetune':
-      raise ValueError(f'{folder} ended with {result["phase"]}, so its cost is not final: compare runs that finetune')
-    for field in ('test_accuracy', 'float_accuracy', 'metric', 'unit', 'cost', 'bitops_g', 'size_mb'):
-      result[field]
-    settings = traverse_util.flatten_dict(config, sep='.')
-    return Run(name=name, seed=config['seed'], settings=_compared(settings, config['phases']), result=result)
-  except KeyError as error:
-    raise ValueError(f'{folder} was left by another version: it has no {error.args[0]}') from None
+  if result['phase'] != 'finetune':
+    raise ValueError(f'{folder} ended with {result["phase"]}, so its cost is not final: compare runs that finetune')
+  check_config(folder / 'config.json', config)
+  check_result(folder / 'result.json', result)
+  settings = traverse_util.flatten_dict(config, sep='.')
+  return Run(name=name, seed=config['seed'], settings=_compared(settings, config['phases']), result=result)
 
 
 def _compared(settings: Mapping[str, Any], phases: Sequence[str]) -> dict[str, Any]:

@@ -9,8 +9,13 @@ import functools
 import io
 import math
 
-import cv2
 import numpy as np
+
+from fracbits_jax import extras
+
+with extras.needed():
+  import cv2
+
 
 cv2.setNumThreads(0)  # one image is too small a task to share
 # What cannot be decoded is told by an error that names it; OpenCV 4 and 5 have the switch in different places.
@@ -51,7 +56,8 @@ class Encoded:
     """
     if self.is_jpeg and (size := _jpeg_size(self.data)):
       return *size, self.channels
-    from PIL import Image
+    with extras.needed():
+      from PIL import Image
 
     try:
       with Image.open(io.BytesIO(self.data)) as header:

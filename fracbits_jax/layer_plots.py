@@ -5,16 +5,64 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+
+from fracbits_jax import extras
+
+with extras.needed():
+  from matplotlib.figure import Figure
+  from matplotlib.lines import Line2D
+  from matplotlib.patches import Patch
+  from matplotlib.ticker import MaxNLocator
 
 from fracbits_jax import plots
 from fracbits_jax.policy import Entry, Policy
 
 _MOST_NAMES = 64  # of layers, side by side
+_MOST_BARS, _FEWER_BARS = 256, 128  # of layers; if they are more, a bar stands for several in a row
+_MOST_HISTOGRAMS, _FEWER_HISTOGRAMS = 160, 62
 _PERCENT = lambda share, _: f'{100 * share:g}%'
+
+
+def layers_per_bar(policy: Policy) -> int:
+  """How many layers in a row a bar of `policy_by_layer` and `cost_by_layer` stands for: 1, unless they are many."""
+  return 1 if len(policy.layers) <= _MOST_BARS else math.ceil(len(policy.layers) / _FEWER_BARS)
+
+
+def histograms_left_out(policy: Policy) -> int:
+  """How many layers `kernel_histograms` has no room for."""
+  count = sum(isinstance(e.kernel, tuple) for e in policy.layers)
+  return 0 if count <= _MOST_HISTOGRAMS else count - _FEWER_HISTOGRAMS
+
+
+def _bars_of(policy: Policy) -> Sequence[Entry]:
+  """The layers, or several in a row as one: mean bit-widths, all their channels, sums of all else."""
+  size = layers_per_bar(policy)
+  if size == 1:
+    return policy.layers
+  per_channel = any(isinstance(e.kernel, tuple) for e in policy.layers)
+  bars = []
+  for start in range(0, len(policy.layers), size):
+    some = policy.layers[start : start + size]
+    kernels = np.concatenate([np.atleast_1d(e.kernel) for e in some]) if per_channel else [e.kernel for e in some]
+    total = lambda field, some=some: sum(getattr(e, field) for e in some)
+    bars.append(
+      Entry(
+        name=some[0].name,
+        kernel=tuple(kernels) if per_channel else float(np.mean(kernels)),
+        input=float(np.mean([e.input for e in some])),
+        macs=total('macs'),
+        weights=total('weights'),
+        cost_share=total('cost_share'),
+        learned=tuple(which for which in ('kernel', 'input') if any(which in e.learned for e in some)),
+      )
+    )
+  return bars
+
+
+def _say_size(figure: Figure, policy: Policy) -> None:
+  """Says under a figure what a bar stands for, where that is not a layer."""
+  if layers_per_bar(policy) > 1:
+    figure.supxlabel(f'a bar for {layers_per_bar(policy)} layers in a row', fontsize=9)
 
 
 def _along_layers(panels: int, entries: Sequence[Entry], narrow: bool, height: float) -> tuple[Figure, Sequence]:
@@ -70,11 +118,12 @@ def policy_by_layer(policy: Policy, uniform_bits: float | None = None, *, narrow
     uniform_bits: a bit-width for comparison, a dashed line.
     narrow: for a telephone, see `plots`.
   """
-  entries = policy.layers
+  entries = _bars_of(policy)
   per_channel = any(isinstance(e.kernel, tuple) for e in entries)
   shown = [which for which in ('kernel', 'input') if any(which in e.learned for e in entries)] or ['kernel']
   with plots.style():
     figure, axes = _along_layers(len(shown), entries, narrow, 2.1)
+    _say_size(figure, policy)
     handles = []
     for axis, which in zip(axes, shown, strict=True):
       title, color = f'bits of the {which}s', plots.INPUT if which == 'input' else plots.KERNEL
@@ -154,12 +203,13 @@ def _bars(axis, entries: Sequence[Entry], which: str, narrow: bool) -> None:
 
 def cost_by_layer(policy: Policy, *, narrow: bool = False) -> Figure:
   """Each layer's share of the cost, beside what its share would be if all bit-widths were the same."""
-  entries = policy.layers
+  entries = _bars_of(policy)
   of_size = policy.metric == 'size'
   amounts = np.array([e.weights if of_size else e.macs for e in entries], np.float64)
   equal = amounts / max(amounts.sum(), 1)
   with plots.style():
     figure, (axis,) = _along_layers(1, entries, narrow, 2.4)
+    _say_size(figure, policy)
     _draw(axis, [e.cost_share for e in entries], narrow, color=plots.COST, linewidth=0)
     mark = dict(color=plots.INK, linestyle='none', marker='|' if narrow else '_', markersize=7, markeredgewidth=1.4)
     axis.plot(*((equal, range(len(equal))) if narrow else (range(len(equal)), equal)), **mark)
@@ -181,7 +231,9 @@ def kernel_histograms(policy: Policy, *, narrow: bool = False) -> Figure | None:
   counted.insert(0, ('all kernels', np.concatenate([bits for _, bits in counted])))
   low, high = (int(f(counted[0][1])) for f in (np.min, np.max))
   columns = 3 if narrow else 7
-  rows = math.ceil(len(counted) / columns)
+  left_out = histograms_left_out(policy)
+  counted = counted[: len(counted) - left_out]
+  rows = math.ceil((len(counted) + bool(left_out)) / columns)
   with plots.style():
     figure, axis = plots.new_figure(0.15 + 1.05 * rows, width=plots.NARROW if narrow else plots.WIDE)
     axis.set_axis_off()
@@ -193,6 +245,9 @@ def kernel_histograms(policy: Policy, *, narrow: bool = False) -> Figure | None:
       colors = [full if low + j else plots.NONE for j in range(len(counts))]
       _histogram(axis, i % columns, i // columns, counts / counts.sum(), colors, low)
       axis.text(i % columns + 0.04, i // columns + 0.08, plots.short(name, 13), fontsize=8, va='top', color=plots.INK)
+    if left_out:
+      x, y = len(counted) % columns, len(counted) // columns
+      axis.text(x + 0.04, y + 0.08, f'and {left_out:,} more', fontsize=8, va='top', color=plots.INK)
     return figure
 
 

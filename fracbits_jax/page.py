@@ -4,7 +4,10 @@ import html
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-from matplotlib.figure import Figure
+from fracbits_jax import extras
+
+with extras.needed():
+  from matplotlib.figure import Figure
 
 from fracbits_jax import plots
 from fracbits_jax.files import write_whole
@@ -35,8 +38,8 @@ def write(path: pathlib.Path, title: str, parts: Sequence[str]) -> None:
 
 
 def text(plain: str) -> str:
-  """Text as HTML."""
-  return html.escape(plain)
+  """Text as HTML; what is no Unicode, as in the name of a folder, is a question mark."""
+  return html.escape(plain.encode('utf-8', 'replace').decode())
 
 
 def header(title: str, about: str, verdict: str) -> str:
@@ -104,24 +107,33 @@ def figure(draw: Callable[[bool], Figure | None], folder: pathlib.Path, name: st
   )
 
 
-def _cell(plain: str) -> str:
-  return f'<td class="pale">{text(plain[1:])}</td>' if plain.startswith('~') else f'<td>{text(plain)}</td>'
+def _cell(plain: str, pale: bool) -> str:
+  marked = pale and plain.startswith('~')
+  return f'<td class="pale">{text(plain[1:])}</td>' if marked else f'<td>{text(plain)}</td>'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], label: str, strong: Sequence[int] = ()) -> str:
+def table(
+  head: Sequence[str],
+  rows: Sequence[Sequence[str]],
+  label: str,
+  strong: Sequence[int] = (),
+  *,
+  pale: bool = True,
+) -> str:
   """A table that scrolls in a box of its own where it is too wide.
 
   Args:
     head: the names of the columns.
-    rows: text; a cell that begins with `~` is pale.
+    rows: text; a cell that begins with `~` is pale, where `pale` says so.
     label: what the table shows.
     strong: numbers of the rows that stand out.
+    pale: false for cells that may hold anything.
   """
   name = lambda plain: text(plain).replace('_', '_<wbr>').replace('/', '/<wbr>')  # where it may break on a telephone
   heads = ''.join(f'<th scope="col">{text(title)}</th>' for title in head)
   lines = ''
   for i, (first, *rest) in enumerate(rows):
-    cells = f'<th scope="row">{name(first)}</th>{"".join(map(_cell, rest))}'
+    cells = f'<th scope="row">{name(first)}</th>{"".join(_cell(cell, pale) for cell in rest)}'
     lines += f'<tr class="strong">{cells}</tr>\n' if i in strong else f'<tr>{cells}</tr>\n'
   return _scroll(f'<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}</tbody>\n</table>\n', label)
 

@@ -10,12 +10,18 @@ import io
 import os
 import pathlib
 import re
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
-import matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
+from fracbits_jax import extras
+
+with extras.needed():
+  import matplotlib
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.colors import to_hex
+  from matplotlib.figure import Figure
+
 
 WIDE, NARROW = 9.0, 3.7  # inches; the narrow one is as wide as the text on a telephone of 390 pixels
 
@@ -70,9 +76,13 @@ _STYLE = {
 }
 
 
-def style() -> contextlib.AbstractContextManager:
-  """The look of every figure of the project, while the context is open."""
-  return matplotlib.rc_context(_STYLE)
+def style(*, math: bool = False) -> contextlib.AbstractContextManager:
+  """The look of every figure of the project, while the context is open.
+
+  Args:
+    math: whether text between two `$` is a formula, as it is on a logarithmic axis; names may have a `$` as well.
+  """
+  return matplotlib.rc_context({**_STYLE, 'text.parse_math': math})
 
 
 def shade(part: float) -> str:
@@ -88,17 +98,27 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, *, width: float =
 
 
 def short(name: str, most: int = 24) -> str:
-  """A layer's name for an axis."""
+  """A name of a layer or a run for a figure."""
+  name = ''.join(c if c.isprintable() else '\ufffd' for c in name)  # a folder's name can be anything
   for word, letters in (('block', 'b'), ('stage', 's'), ('_depthwise', ' dw'), ('_pointwise', ' pw')):
     name = name.replace(word, letters)
   return name if len(name) <= most else f'{name[: most // 2 - 1]}\u2026{name[-most // 2 :]}'
+
+
+@contextlib.contextmanager
+def _drawing(letters: str) -> Iterator[None]:
+  """The look of figures while they are drawn; letters of an SVG as `path` or, `none`, as text."""
+  with style(), matplotlib.rc_context({'svg.fonttype': letters}), warnings.catch_warnings():
+    # A letter that the font lacks is a box in a PNG, and a page has it from a font of the reader.
+    warnings.filterwarnings('ignore', 'Glyph')
+    yield
 
 
 def save(figure: Figure, folder: str | os.PathLike, name: str) -> None:
   """Writes a figure as `name.png` and `name.svg`, on white; letters are drawn, so that they need no font."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  with style(), matplotlib.rc_context({'svg.fonttype': 'path'}):
+  with _drawing('path'):
     figure.savefig(folder / f'{name}.png', dpi=200)
     figure.savefig(folder / f'{name}.svg', metadata={'Date': None})
 
@@ -111,17 +131,20 @@ def inline(figure: Figure, prefix: str) -> str:
     prefix: of the names inside, which have to differ from those of the page's other figures.
   """
   buffer = io.StringIO()
-  with style(), matplotlib.rc_context({'svg.fonttype': 'none'}):
+  with _drawing('none'):
     figure.savefig(buffer, format='svg', transparent=True, metadata={'Date': None})
   text = buffer.getvalue()
   text = text[text.index('<svg') :]
   text = re.sub(r'<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->', '', text, flags=re.S)
-  used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
-  text = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else '', text)
-  text = re.sub(r'(href="|url\()#', rf'\g<1>#{prefix}-', text)
-  text = re.sub(r'font-family: [^;"]*;? ?', '', text)
-  round_tag = lambda tag: re.sub(r'\d+\.\d{3,}', lambda m: f'{float(m[0]):.2f}', tag[0])
-  text = re.sub(r'<[^>]+>', round_tag, text)  # coordinates, not what the figure says
-  for name, (light, _) in PALETTE.items():
-    text = re.sub(light, f'var(--{name})', text, flags=re.I)
-  return re.sub(r'\s*\n\s*', ' ', text)
+  used = set(re.findall(r'(?:href="|url\()#([^")]+)', ''.join(re.findall('<[^>]+>', text))))
+  variables = {light: f'var(--{name})' for name, (light, _) in PALETTE.items()}
+
+  def for_page(tag: re.Match) -> str:
+    """A tag as the page needs it; what the figure says stays as it is."""
+    tag = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else '', tag[0])
+    tag = re.sub(r'(href="|url\()#', rf'\g<1>#{prefix}-', tag)
+    tag = re.sub(r'font-family: [^;"]*;? ?', '', tag)
+    tag = re.sub(r'\d+\.\d{3,}', lambda m: f'{float(m[0]):.2f}', tag)
+    return re.sub(r'#[0-9a-fA-F]{6}', lambda m: variables.get(m[0].lower(), m[0]), tag)
+
+  return re.sub(r'\s*\n\s*', ' ', re.sub('<[^>]+>', for_page, text))

@@ -9,12 +9,9 @@ import errno
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-import tensorflow_datasets as tfds
-from absl import logging
-
-from fracbits_jax import data
-from fracbits_jax.datasets import without_tensorflow
+from fracbits_jax import extras
 
 _OPEN_FILES = 4096  # TFDS shuffles through a thousand files at once
 
@@ -27,6 +24,11 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
   Raises:
     ValueError: one sentence on what is unknown, missing, or could not be done.
   """
+  with extras.needed():
+    import tensorflow_datasets as tfds
+  from fracbits_jax import data
+  from fracbits_jax.datasets import without_tensorflow
+
   if name == data.FOLDER:
     raise ValueError('class folders are read as they are: nothing has to be prepared')
   if data.check_name(name, data_dir).embedded:
@@ -56,8 +58,10 @@ def _raise_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _sentence(name: str, builder: tfds.core.DatasetBuilder | None, error: Exception) -> str:
-  """What went wrong and what helps, for what TFDS and its builders raise."""
+def _sentence(name: str, builder: Any, error: Exception) -> str:
+  """What went wrong and what helps, for what TFDS and its builders raise; without a builder `None` is in its place."""
+  from fracbits_jax import data
+
   chain = [error]
   while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
     chain.append(cause)
@@ -90,13 +94,15 @@ def _sentence(name: str, builder: tfds.core.DatasetBuilder | None, error: Except
 def main(argv: Sequence[str] | None = None) -> None:
   """Prepares a TFDS data set, which a later run then reads; downloads it where it can be downloaded."""
   parser = argparse.ArgumentParser(prog='python -m fracbits_jax.prepare', description=main.__doc__)
-  parser.add_argument('--dataset', required=True, help=f'{", ".join(data.SPECS)}, or any other TFDS name')
-  parser.add_argument('--data_dir', help=f'where TFDS keeps data, {tfds.core.constants.DATA_DIR} by default')
+  parser.add_argument('--dataset', required=True, help='a name of TensorFlow Datasets, such as imagenet2012 or food101')
+  parser.add_argument('--data_dir', help='where TFDS keeps data, ~/tensorflow_datasets by default')
   parser.add_argument('--manual_dir', help='where files lie that cannot be downloaded; downloads/manual in data_dir')
   parser.add_argument('--debug', action='store_true', help='tells the whole error')
   args = parser.parse_args(argv)
-  logging.set_verbosity(logging.WARNING)
   try:
+    with extras.needed():
+      from absl import logging
+    logging.set_verbosity(logging.WARNING)
     print(prepare(args.dataset, args.data_dir, args.manual_dir))
   except ValueError as error:
     if args.debug:

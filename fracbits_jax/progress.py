@@ -8,25 +8,19 @@ import sys
 import time
 from typing import Any
 
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event
+from fracbits_jax import extras
+
+with extras.needed():
+  from tensorboardX import summary
+  from tensorboardX.event_file_writer import EventsWriter
+  from tensorboardX.proto.event_pb2 import Event
 
 from fracbits_jax.files import write_whole, writing
+from fracbits_jax.records import read_rows
+
+__all__ = ['Progress', 'Silence', 'duration', 'read_rows']
 
 _LINE_SECONDS = 10  # between two lines where the output is not a terminal
-
-
-def read_rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-  """The rows of `metrics.jsonl`, oldest first; a half-written last row is left out."""
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
-  rows = []
-  for line in path.read_text().splitlines() if path.exists() else ():
-    try:
-      rows.append(json.loads(line))
-    except ValueError:
-      break
-  return rows
 
 
 def duration(seconds: float) -> str:

@@ -11,6 +11,7 @@ GRANULARITIES = ('layer', 'kernel')
 SCHEMES = (*quantize.SCHEMES, 'lsq')
 FLOAT_BITS = 32
 CALIBRATIONS = ('squares', 'absolute', 'trimmed')
+_MOST_ALPHA = 1e30  # far inside float32, so that what is computed with it stays finite
 
 
 def check_calibration(criterion: str) -> str:
@@ -87,10 +88,10 @@ class QuantConfig:
       raise ValueError(
         'stochastic=True cannot prune: a gate does not follow what is drawn, so take 0 out of choices or interpolate'
       )
-    if not self.init_bits >= 0:
-      raise ValueError(f'init_bits={self.init_bits!r} is not a bit-width: give a number of at least 0')
-    if not self.alpha_init > 0:
-      raise ValueError(f'alpha_init={self.alpha_init!r} is not a clip: give a number above 0')
+    if not 0 <= self.init_bits < np.inf:
+      raise ValueError(f'init_bits={self.init_bits!r} is not a bit-width: give a finite number of at least 0')
+    if not 0 < self.alpha_init <= _MOST_ALPHA:
+      raise ValueError(f'alpha_init={self.alpha_init!r} is not a clip: give a number above 0 and up to {_MOST_ALPHA:g}')
 
   @property
   def allowed_input_bits(self) -> tuple[int, ...]:

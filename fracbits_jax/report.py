@@ -10,11 +10,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fracbits_jax import compare, run_page
+from fracbits_jax import extras
 from fracbits_jax.policy import Policy, load
-from fracbits_jax.progress import read_rows
-from fracbits_jax.verdict import percent
-from fracbits_jax.workdir import read_finished, read_object
+from fracbits_jax.records import check_config, check_result, read_finished, read_object, read_rows
+from fracbits_jax.verdict import bits_text, percent
+
+if __name__ != '__main__':  # a run learns at its start that figures cannot be drawn; the command shows its help before
+  with extras.needed():
+    import matplotlib  # noqa: F401
+
+
+_MOST_LINES = 500  # of layers, in the terminal
 
 
 def _policy_of(workdir: pathlib.Path) -> Policy | None:
@@ -30,8 +36,10 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
   if policy is not None:
     width = max(5, *(len(e.name) for e in policy.layers))
     lines += [f'{"layer":<{width}}  {"kernel":>12}  {"input":>5}  {"share of cost":>13}']
-    for e in policy.layers:
-      lines.append(f'{e.name:<{width}}  {run_page.bits_text(e.kernel):>12}  {e.input:>5}  {e.cost_share:>13.1%}')
+    for e in policy.layers[:_MOST_LINES]:
+      lines.append(f'{e.name:<{width}}  {bits_text(e.kernel):>12}  {e.input:>5}  {e.cost_share:>13.1%}')
+    if len(policy.layers) > _MOST_LINES:
+      lines.append(f'and {len(policy.layers) - _MOST_LINES:,} more layers, see policy.json')
     lines.append('')
   final = None if result['phase'] != 'finetune' else result['test_accuracy']
   for name, accuracy in (
@@ -66,6 +74,8 @@ def write(workdir: str | os.PathLike, result: Mapping[str, Any], out: str | os.P
   Raises:
     ValueError: one sentence on a file that is broken.
   """
+  from fracbits_jax import run_page  # with matplotlib
+
   workdir = pathlib.Path(workdir)
   out = workdir if out is None else pathlib.Path(out)
   policy = _policy_of(workdir) if result['phase'] == 'finetune' else None
@@ -75,11 +85,10 @@ def write(workdir: str | os.PathLike, result: Mapping[str, Any], out: str | os.P
 
 def _again(workdir: pathlib.Path, out: pathlib.Path | None) -> pathlib.Path:
   """Writes the report of a finished run again."""
-  _, result = read_finished(workdir)
-  try:
-    return write(workdir, result, out)
-  except (KeyError, TypeError) as error:
-    raise ValueError(f'{workdir} was left by another version: its files have no {error}') from None
+  config, result = read_finished(workdir)
+  check_config(workdir / 'config.json', config)
+  check_result(workdir / 'result.json', result)
+  return write(workdir, result, out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(args.runs) == 1:
       path = _again(args.runs[0], args.out)
     else:
+      from fracbits_jax import compare  # with matplotlib
+
       path = compare.write(args.runs, args.out or pathlib.Path('comparison'))
   except (ValueError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)

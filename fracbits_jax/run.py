@@ -11,12 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from ml_collections import ConfigDict
+
+from fracbits_jax import extras
+
+with extras.needed():
+  from ml_collections import ConfigDict
 
 from fracbits_jax import begin, cost, data, hosts, nonfinite, platforms, policy, reference, report, train, weights
 from fracbits_jax.batches import TrainBatches
 from fracbits_jax.checkpoint import PrimaryCheckpoints, newest_step
-from fracbits_jax.experiment import PHASES, Experiment, prepare
+from fracbits_jax.experiment import PHASES, Experiment, phase_steps, prepare
 from fracbits_jax.files import write_whole
 from fracbits_jax.monitor import Monitor
 from fracbits_jax.nonfinite import NotFinite
@@ -69,7 +73,7 @@ class Run:
     self.command = command
     self.phases = tuple(self.config.phases)
     self.steps_per_epoch = len(experiment.dataset.train) // self.config.data.batch_size
-    self.steps = {phase: round(self.config[phase].epochs * self.steps_per_epoch) for phase in self.phases}
+    self.steps = phase_steps(self.config, len(experiment.dataset.train))
     self.progress = hosts.everywhere(lambda: Progress(workdir, self.phases) if hosts.is_primary() else Silence())
     self.policy: policy.Policy | None = experiment.policy
     self.best: dict[str, float] | None = None  # of integer bit-widths, see `Monitor.best`
@@ -84,6 +88,8 @@ class Run:
     say(f'{self.workdir}: {", ".join(self.phases)} on {experiment.dataset.name}, {devices}')
     budgets = ', '.join(f'{b.target:.4g} {b.unit}' for b in experiment.budget.all)
     say(f'budget {budgets}; {len(experiment.layers)} layers')
+    for note in experiment.notes:
+      say(f'note: {note}')
     if experiment.initial is not None:
       hosts.primary(lambda: weights.keep(self.workdir, experiment.initial))
       say(f'starts from {experiment.initial.origin}')

@@ -11,6 +11,7 @@ import numpy as np
 from fracbits_jax import course_plots, layer_plots, page, verdict
 from fracbits_jax.policy import Entry, Policy
 from fracbits_jax.progress import duration
+from fracbits_jax.verdict import bits_text
 
 _AGAIN = """import json
 from ml_collections import ConfigDict
@@ -20,13 +21,6 @@ with open({config!r}) as file:
   settings = json.load(file)
 run.run(ConfigDict(settings), {folder!r})
 """
-
-
-def bits_text(value: int | tuple[int, ...]) -> str:
-  """A bit-width as text, or the mean and the range of one for each channel."""
-  if isinstance(value, int):
-    return str(value)
-  return f'{np.mean(value):.2f} ({min(value)}-{max(value)})'
 
 
 def write(
@@ -82,12 +76,17 @@ def _of_policy(policy: Policy | None, result: Mapping[str, Any], folder: pathlib
     return []
   entries, uniform = policy.layers, result['reference']['uniform']['bits']
   fixed = 'Paler bars are fixed, not learned. ' if any(not e.learned for e in entries) else ''
+  size = layer_plots.layers_per_bar(policy)
+  several = f' A bar is the mean of {size} layers in a row.' if size > 1 else ''
+  summed = f' A bar is the sum of {size} layers in a row.' if size > 1 else ''
+  left_out = layer_plots.histograms_left_out(policy)
   bits = page.figure(
     functools.partial(_by_layer, policy, uniform),
     folder,
     'bits_by_layer',
     f'Bit-widths of {len(entries)} layers: {_span(entries, "kernel")}; {_span(entries, "input")}.',
-    f'From the first layer to the last. {fixed}The dashed line is the bit-width that would cost as much everywhere.',
+    f'From the first layer to the last. {fixed}The dashed line is the bit-width that would cost as much everywhere.'
+    + several,
   )
   share = max(entries, key=lambda e: e.cost_share)
   marks = {'bitops': 'what it would cost if all layers had the same bits', 'size': 'its share of the weights'}
@@ -96,7 +95,7 @@ def _of_policy(policy: Policy | None, result: Mapping[str, Any], folder: pathlib
     folder,
     'cost_by_layer',
     f'Share of the cost by layer; the largest is that of {share.name}, {share.cost_share:.1%}.',
-    f'Bars: what each layer costs. Marks: {marks.get(policy.metric, "its share of the multiply-accumulates")}.',
+    f'Bars: what each layer costs. Marks: {marks.get(policy.metric, "its share of the multiply-accumulates")}.{summed}',
   )
   histograms = page.figure(
     lambda narrow: layer_plots.kernel_histograms(policy, narrow=narrow),
@@ -104,7 +103,8 @@ def _of_policy(policy: Policy | None, result: Mapping[str, Any], folder: pathlib
     'kernel_histograms',
     f'Histograms of the bit-widths of the output channels of each layer; {_span(entries, "kernel")}.',
     'How many output channels have which bit-width, each layer on a scale of its own.'
-    + (' Channels at 0 bits are pruned.' if policy.pruned_channels else ''),
+    + (' Channels at 0 bits are pruned.' if policy.pruned_channels else '')
+    + (f' {left_out:,} more layers are left out here.' if left_out else ''),
   )
   found = [page.section('Bit-widths by layer', bits)]
   if histograms:
@@ -127,7 +127,8 @@ def _courses(
       'bits_over_time',
       'Bit-width of every layer over the epochs of the search.',
       'A line a layer; where every channel has a bit-width of its own, its mean.'
-      + (' Dots: the integers, or their means, that were then finetuned.' if policy else ''),
+      + (' Dots: the integers, or their means, that were then finetuned.' if policy else '')
+      + (' Of many layers some are shown, evenly spread.' if course_plots.lines_left_out(rows) else ''),
     ),
     'Cost against its budget': page.figure(
       lambda narrow: course_plots.cost_over_time(rows, narrow=narrow),

@@ -24,7 +24,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import lax
 
-from fracbits_jax import assignment, calibrate, layers, policy, wrap
+from fracbits_jax import assignment, calibrate, extras, layers, policy, wrap
 from fracbits_jax import cost as costs
 from fracbits_jax.assignment import Scores
 from fracbits_jax.layers import QuantConfig
@@ -230,13 +230,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--scores', default='hessian', help=', '.join(SCORES))
   parser.add_argument('--out', required=True, help='the policy file to write')
   args = parser.parse_args(argv)
-  from ml_collections import ConfigDict
-
-  from fracbits_jax import begin, workdir
-  from fracbits_jax.experiment import prepare
-
   try:
-    config = ConfigDict(workdir.read_finished(args.workdir)[0])
+    with extras.needed():
+      from ml_collections import ConfigDict
+
+    from fracbits_jax import begin, records
+    from fracbits_jax.experiment import prepare
+
+    config = ConfigDict(records.read_finished(args.workdir)[0])
     config.phases, config.init_from, config.policy = ('finetune',), args.workdir, None
     if args.bits is not None:
       config.budget.target, config.budget.equivalent_bits = None, args.bits

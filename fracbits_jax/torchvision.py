@@ -10,7 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
+
+from fracbits_jax import extras
+
+with extras.needed():
+  import safetensors
+
 
 NETWORKS = ('mobilenet_v2', 'resnet18', 'resnet34', 'resnet50')
 # Of the training images of ImageNet, red, green and blue, in 0..1.

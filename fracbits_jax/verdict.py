@@ -6,6 +6,13 @@ from typing import Any
 Result = Mapping[str, Any]
 
 
+def bits_text(value: int | tuple[int, ...]) -> str:
+  """A bit-width as text, or the mean and the range of one for each channel."""
+  if isinstance(value, int):
+    return str(value)
+  return f'{sum(value) / len(value):.2f} ({min(value)}-{max(value)})'
+
+
 def percent(accuracy: float | None) -> str:
   """An accuracy as text."""
   return '-' if accuracy is None else f'{accuracy:.2%}'
@@ -73,7 +80,7 @@ def sentence(result: Result, pruned_channels: int = 0) -> str:
 def tiles(result: Result) -> list[tuple[str, str, str]]:
   """The figures that matter most: what each is, its value, and a word on it."""
   found = [('Test accuracy', percent(result['test_accuracy']), _points(result))]
-  for b in result['budgets'] or ():
+  for b in result.get('budgets') or ():
     part = f'{b["cost"] / b["target"]:.2%} of the budget, {amount(b["target"])}'
     found.append((f'Cost, {b["unit"]}', amount(b['cost']), part))
   if result['phase'] != 'finetune':

@@ -1,16 +1,24 @@
 """The folder of a run: whose it is, and what a run with a changed configuration may do in it."""
 
 import json
-import os
 import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
 
 from flax import traverse_util
-from ml_collections import ConfigDict
+
+from fracbits_jax import extras
+
+with extras.needed():
+  from ml_collections import ConfigDict
 
 from fracbits_jax.files import write_whole
+from fracbits_jax.records import read_finished, read_object
+
+__all__ = ['claim', 'default', 'of_recipe', 'read_finished', 'read_object']
+
+_ODD = re.compile(r'[^A-Za-z0-9.]')  # in an argument, for the name of a folder
 
 # What a saved state stands and falls with: with another value it has no meaning, or its results would be of neither.
 _OF_THE_STATE = re.compile(
@@ -23,8 +31,12 @@ _OF_THE_STATE = re.compile(
 def default(config_file: str) -> pathlib.Path:
   """The folder of a recipe's run: `runs/NAME` for `configs/NAME.py`, and `runs/NAME-4` for `configs/NAME.py:4`."""
   path, colon, argument = config_file.partition(':')
-  name = pathlib.Path(path).stem
-  return pathlib.Path('runs') / (f'{name}-{re.sub(r"[^A-Za-z0-9.]", "_", argument)}' if colon else name)
+  return of_recipe(pathlib.Path(path), argument if colon else None)
+
+
+def of_recipe(path: pathlib.Path, argument: str | None = None) -> pathlib.Path:
+  """The folder of the run of a config file and its argument, see `default`."""
+  return pathlib.Path('runs') / (path.stem if argument is None else f'{path.stem}-{_ODD.sub("_", argument)}')
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict, *, accept_changes: bool, say: Callable[[str], None]) -> None:
@@ -69,32 +81,3 @@ def _changes(mine: dict[str, Any], theirs: dict[str, Any]) -> dict[str, str]:
     for name in sorted(mine.keys() | theirs.keys())
     if mine.get(name) != theirs.get(name)
   }
-
-
-def read_object(path: str | os.PathLike) -> dict[str, Any]:
-  """A JSON object of the run's own; raises `ValueError` with one sentence if it is broken."""
-  try:
-    found = json.loads(pathlib.Path(path).read_text())
-  except (ValueError, RecursionError):
-    found = None
-  if not isinstance(found, dict):
-    raise ValueError(f'{path} is broken: choose another --workdir, or remove the file')
-  return found
-
-
-def read_finished(workdir: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-  """What `config.json` and `result.json` of a finished run hold.
-
-  Raises:
-    ValueError: one sentence: no finished run there, or damaged files.
-  """
-  workdir = pathlib.Path(workdir)
-  try:
-    found = tuple(json.loads((workdir / name).read_text()) for name in ('config.json', 'result.json'))
-  except OSError:
-    raise ValueError(f'{workdir} holds no finished run: give a folder with config.json and result.json') from None
-  except (ValueError, RecursionError):
-    raise ValueError(f'{workdir} is damaged: its config.json or its result.json is not JSON') from None
-  if not all(isinstance(part, dict) for part in found):
-    raise ValueError(f'{workdir} was left by another version: its config.json or its result.json is no object')
-  return found

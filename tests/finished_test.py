@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,17 @@ def test_the_example_of_compaction_in_the_readme_runs_word_for_word(pruned, tmp_
   exec(code, names)
   shapes = jax.eval_shape(names['model'].init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
   assert jax.tree.map(jnp.shape, names['variables']) == jax.tree.map(jnp.shape, shapes)
+
+
+@pytest.mark.parametrize(('lost', 'best'), [('best', True), ('finetune', False)])
+@pytest.mark.parametrize('empty', [False, True])
+def test_lost_checkpoints_are_named(pruned, tmp_path, lost, best, empty):
+  shutil.copytree(pruned[1], tmp_path / 'run')
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints' / lost)
+  if empty:
+    (tmp_path / 'run' / 'checkpoints' / lost).mkdir()
+  with pytest.raises(ValueError, match=f'has lost the checkpoints of {lost}'):
+    finished.load(tmp_path / 'run', best=best)
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):

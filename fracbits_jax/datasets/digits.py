@@ -6,9 +6,14 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UC
 import io
 from collections.abc import Iterator
 
-import cv2
 import numpy as np
-import tensorflow_datasets as tfds
+
+from fracbits_jax import extras
+
+with extras.needed():
+  import cv2
+  import tensorflow_datasets as tfds
+
 
 SIZE = 32
 _VALIDATION_PER_CLASS = 20
@@ -32,7 +37,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
     del dl_manager
-    from sklearn import datasets
+    with extras.needed():
+      from sklearn import datasets
 
     digits = datasets.load_digits()
     members = {'train': [], 'validation': [], 'test': []}

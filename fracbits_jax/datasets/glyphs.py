@@ -10,9 +10,13 @@ import io
 import string
 from collections.abc import Iterator
 
-import cv2
 import numpy as np
-import tensorflow_datasets as tfds
+
+from fracbits_jax import extras
+
+with extras.needed():
+  import cv2
+  import tensorflow_datasets as tfds
 
 from fracbits_jax.datasets import outlines
 
@@ -87,7 +91,8 @@ def check_fonts() -> None:
     ValueError: a font that is missing or has other outlines.
   """
   if outlines.digest(sorted(sum(FONTS.values(), ())), CLASSES) != OUTLINES:
-    import matplotlib
+    with extras.needed():
+      import matplotlib
 
     raise ValueError(
       f'the fonts of matplotlib {matplotlib.__version__} differ from those that glyphs {Glyphs.VERSION} is drawn from: '

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from fracbits_jax import extras
+
 CAP_HEIGHT = 4096  # of every font, in the units of an outline
 PIXEL = 1024  # units of a pixel for `coverage`
 SAMPLES = 4  # across a pixel and down it: full coverage is their square
@@ -40,8 +42,9 @@ def outlines(font: str, characters: str) -> tuple[np.ndarray, ...]:
   Raises:
     ValueError: matplotlib has no such file, or the file lacks a character.
   """
-  import matplotlib
-  from fontTools.ttLib import TTFont
+  with extras.needed():
+    import matplotlib
+    from fontTools.ttLib import TTFont
 
   path = os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf', f'{font}.ttf')
   if not os.path.isfile(path):
@@ -65,7 +68,8 @@ def outlines(font: str, characters: str) -> tuple[np.ndarray, ...]:
 
 def _edges(glyph, glyphs) -> np.ndarray:
   """A glyph's edges in `1 / _EXACT` of the font's own units, y up."""
-  from fontTools.pens.basePen import BasePen
+  with extras.needed():
+    from fontTools.pens.basePen import BasePen
 
   edges = []
 

@@ -14,11 +14,15 @@ import types
 from collections.abc import Iterator
 from unittest import mock
 
-import cv2
 import numpy as np
-from tensorflow_datasets.core import utils
-from tensorflow_datasets.core.features import image_feature
-from tensorflow_datasets.core.utils import lazy_imports_utils
+
+from fracbits_jax import extras
+
+with extras.needed():
+  import cv2
+  from tensorflow_datasets.core import utils
+  from tensorflow_datasets.core.features import image_feature
+  from tensorflow_datasets.core.utils import lazy_imports_utils
 
 
 def is_installed() -> bool:

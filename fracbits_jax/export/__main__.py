@@ -6,6 +6,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from fracbits_jax import extras
+
 # format -> (module, the extra that has its packages, suffix of its files)
 FORMATS = {
   'packed': ('fracbits_jax.export.packed', None, '.fracbits'),
@@ -31,11 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, extra, suffix = FORMATS[args.format]
     try:
       module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-      if extra is None:
-        raise
+    except extras.MissingExtra as error:
+      # The extra of the format, where another one has the package as well.
       raise ValueError(
-        f"--format {args.format} needs the package {error.name}: pip install 'fracbits_jax[{extra}]'"
+        f"--format {args.format} needs the package {error.name}: pip install 'fracbits_jax[{extra or 'train'}]'"
       ) from None
     from fracbits_jax.export.source import source_of_run  # behind the checks that need no run
 

@@ -11,8 +11,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+
+from fracbits_jax import extras
+
+with extras.needed():
+  import onnx
+  from onnx import TensorProto, helper, numpy_helper
 
 from fracbits_jax.export.graph import Graph, Node
 from fracbits_jax.export.source import Source

@@ -10,7 +10,11 @@ import os
 import pathlib
 
 import numpy as np
-from onnx import TensorProto
+
+from fracbits_jax import extras
+
+with extras.needed():
+  from onnx import TensorProto
 
 from fracbits_jax.export import bitpack, onnx_ops
 from fracbits_jax.export.fold import fold_affine

@@ -105,7 +105,7 @@ def source_of_run(workdir: str | os.PathLike, *, best: bool = False) -> Source:
   """
   # A run needs the input pipeline; networks of one's own do not.
   from fracbits_jax import compact, finished, wrap
-  from fracbits_jax.workdir import read_finished
+  from fracbits_jax.records import read_finished
 
   phase = read_finished(workdir)[1]['phase']
   if phase != 'finetune':

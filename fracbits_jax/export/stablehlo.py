@@ -8,10 +8,14 @@ The file is what `jax.export` serializes. It takes any number of examples and ru
 import os
 import pathlib
 
-import flatbuffers  # noqa: F401  what jax.export serializes with, imported here so that a missing one is said at once
 import jax
 import jax.numpy as jnp
 from jax import export, lax
+
+from fracbits_jax import extras
+
+with extras.needed():
+  import flatbuffers  # noqa: F401  what jax.export serializes with, imported here so that a missing one is said at once
 
 from fracbits_jax.export.source import Source
 from fracbits_jax.files import write_whole
