@@ -89,7 +89,7 @@ def _read(folder: pathlib.Path, name: str) -> Run:
   try:
     if result['phase'] != 'finetune':
       raise ValueError(f'{folder} ended with {result["phase"]}, so its cost is not final: compare runs that finetune')
-    for field in ('test_accuracy', 'float_accuracy', 'metric', 'unit', 'cost', 'bitops_g', 'size_mb'):
+    for field in ('test_accuracy', 'float_accuracy', 'metric', 'unit', 'cost', 'budgets', 'bitops_g', 'size_mb'):
       result[field]
     settings = traverse_util.flatten_dict(config, sep='.')
     return Run(name=name, seed=config['seed'], settings=_compared(settings, config['phases']), result=result)
