@@ -1,5 +1,6 @@
 """A finished run, read back: its network, its variables, its policy."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -8,7 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fracbits_jax import begin, policy
-from fracbits_jax.checkpoint import Checkpoints
+from fracbits_jax.best_states import FOLDER
+from fracbits_jax.checkpoint import Checkpoints, newest_step
 from fracbits_jax.experiment import Experiment, prepare
 from fracbits_jax.workdir import read_finished
 
@@ -51,9 +53,12 @@ def load(workdir: str | os.PathLike, *, best: bool = False) -> Finished:
     raise ValueError(f'{workdir} has no best state: only a run that finetunes, and looks at it on the way, has one')
   if not (workdir / 'checkpoints' / phase).is_dir():
     raise ValueError(f'{workdir} has lost the checkpoints of {phase}, so its network cannot be read back')
-  checkpoints = Checkpoints(workdir, 'best' if best else phase, create=False)
-  _, state, _ = checkpoints.restore()
-  checkpoints.close()
+  name, wanted = (FOLDER, result['best']['step']) if best else (phase, newest_step(workdir, phase))
+  with contextlib.closing(Checkpoints(workdir, name, create=False)) as checkpoints:
+    step, state, _ = checkpoints.restore() or (None, None, None)
+  if step is None or step != wanted:  # an older one has other answers than the result tells
+    which = f'best state, that of step {wanted}' if best else f'last state of {phase}'
+    raise ValueError(f'{workdir} has lost the {which}, or it is damaged: give another folder')
   chosen = policy.load(workdir / 'policy.json', experiment.layers) if (workdir / 'policy.json').exists() else None
   variables = {name: state[name] for name in begin.shapes(experiment, phase)}
   return Finished(experiment=experiment, variables=variables, policy=chosen, result=result)
