@@ -123,7 +123,7 @@ def line(row: Mapping[str, Any], width: int | None = None) -> str:
     parts.append((7, f'validation {row["validation_accuracy"]:.1%}'))
   spent = [(b, b['cost'] / b['target']) for b in row['budgets']] if 'cost' in row else []
   long = [(0, f'cost {b["cost"]:.4g}/{b["target"]:.4g} {b["unit"]} ({ratio:.3f})') for b, ratio in spent]
-  short = [(6, f'cost {"  ".join(f"{ratio:.3f}" for _, ratio in spent)}')] if spent else []
+  short = [(6, f'cost {max(ratio for _, ratio in spent):.1%}')] if spent else []  # of the target
   end = [(1, f'{row["images_per_second"]:,.0f} images/s'), (3, f'{duration(row["seconds_left"])} left')]
   join = lambda parts: '  '.join(text for _, text in parts)
   found = [*parts, *long, *end]
