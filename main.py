@@ -12,6 +12,11 @@ python main.py [--config=NAME[:BITS]] [--config.FIELD=VALUE ...] [--workdir=FOLD
   --help            this text
 """
 
+from fracbits_jax import process
+
+process.settle()
+
+# ruff: noqa: E402
 import pathlib
 import shlex
 import sys
@@ -89,6 +94,8 @@ def main(argv: list[str]) -> None:
       raise
     _fail(error)
   except preemption.Preempted as stopped:
+    if stopped.stuck:  # the usual end would wait for what is stuck
+      hosts.leave(str(stopped), preemption.EXIT_STATUS)
     print(stopped, file=sys.stderr)
     sys.exit(preemption.EXIT_STATUS)
   except Exception as error:

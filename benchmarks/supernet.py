@@ -153,7 +153,7 @@ def start(run: Run) -> tuple[optax.GradientTransformation, TrainState, Callable]
 def _search(run: Run) -> None:
   experiment, steps, table = run.experiment, run.steps['search'], run.experiment.layers
   optimizer, state, train_step = start(run)
-  run.progress.rewind('search', 0)
+  run.progress.rewind('search', 0, global_step=0)
   monitor = Monitor(
     experiment,
     'search',

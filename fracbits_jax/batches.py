@@ -7,13 +7,17 @@ Batches are dicts of NumPy arrays: `image` uint8 `[N, H, W, C]`, `label` int32 `
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import mmap
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,10 +34,12 @@ if TYPE_CHECKING:
   from fracbits_jax.data import Dataset, Spec
 
 Batch = dict[str, np.ndarray]
+Wait = Callable[[], contextlib.AbstractContextManager]
 
 _IN_A_THREAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 _IN_PLACE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # a worker has nothing else to do
 _WORKER_BATCHES = 2  # that each worker has ready
+_WORKER = 'grain-process-prefetch'  # what the names of worker processes begin with
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14, which the module mmap does not name
 
 
@@ -91,15 +97,16 @@ class TrainBatches(Iterator[Batch]):
   The position does not depend on the number of workers. Reading starts with the first batch; `close` ends it.
   """
 
-  def __init__(self, batches: grain.MapDataset, workers: int):
-    self._batches, self._workers = batches, workers
+  def __init__(self, batches: grain.MapDataset, workers: int, wait: Wait = contextlib.nullcontext):
+    self._batches, self._workers, self._wait = batches, workers, wait
     self._position, self._reader = 0, None
 
   def __next__(self) -> Batch:
     if self._reader is None:
       self._reader = _read(self._batches[self._position :], self._workers)
-    batch = _next(self._reader)
-    self._position += 1
+    with self._wait():
+      batch = _next(self._reader)
+    self._position += 1  # not before the wait has ended: an exception in it leaves the batch to the next reader
     return batch
 
   def get_state(self) -> dict[str, int]:
@@ -117,7 +124,13 @@ class TrainBatches(Iterator[Batch]):
 
 
 def train_batches(
-  dataset: Dataset, *, batch_size: int, seed: int, workers: int = 0, shard: tuple[int, int] = (0, 1)
+  dataset: Dataset,
+  *,
+  batch_size: int,
+  seed: int,
+  workers: int = 0,
+  shard: tuple[int, int] = (0, 1),
+  wait: Wait = contextlib.nullcontext,
 ) -> TrainBatches:
   """Endless training batches, shuffled anew and augmented anew in every epoch.
 
@@ -131,6 +144,7 @@ def train_batches(
     workers: processes that read and augment; 0 for a thread of this one. They import the main module, so a script that
       asks for them needs the usual `if __name__ == '__main__'`.
     shard: `(index, count)`, see above.
+    wait: makes the context in which each batch is waited for; it may end the wait by an exception.
 
   Raises:
     ValueError: from the iterator, one sentence that names the example which cannot be used.
@@ -147,7 +161,7 @@ def train_batches(
     .batch(batch_size // count, batch_fn=augment)
     .repeat()
   )
-  return TrainBatches(batches, workers)
+  return TrainBatches(batches, workers, wait)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,9 +228,16 @@ def _read(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
 
 def _start_worker(index: int, count: int) -> None:
   del index, count
+  threading.Thread(target=_end_with_parent, daemon=True).start()
   for number in (signal.SIGINT, signal.SIGTERM):  # the main process ends the workers when it is asked to stop
     signal.signal(number, signal.SIG_IGN)
   os.environ['JAX_PLATFORMS'] = 'cpu'  # a worker has no use for an accelerator
+
+
+def _end_with_parent() -> None:
+  """Ends this worker process when the main process is gone, however that ended."""
+  multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+  os._exit(1)
 
 
 def _next(reader: grain.DatasetIterator) -> Batch:
@@ -230,3 +251,8 @@ def _next(reader: grain.DatasetIterator) -> Batch:
       f'a worker process of the input ended ({str(error).split(".")[0]}): it may have been out of memory or out of '
       'shared memory, /dev/shm, so give fewer data.workers or a smaller data.batch_size'
     ) from None
+  except BaseException:  # an interruption: a worker may be stuck, and who asks to stop does not wait for it
+    for child in multiprocessing.active_children():
+      if child.name.startswith(_WORKER):
+        child.kill()
+    raise

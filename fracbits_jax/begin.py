@@ -12,7 +12,7 @@ import optax
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import calibrate, cost, data, optim, penalty, reestimate, step, train, wrap
+from fracbits_jax import calibrate, cost, data, optim, penalty, preemption, reestimate, step, train, wrap
 from fracbits_jax.distill import Distillation
 from fracbits_jax.experiment import PHASES, Experiment
 from fracbits_jax.step import TrainState
@@ -150,6 +150,7 @@ def with_statistics(experiment: Experiment, phase: str, state: TrainState) -> Tr
     seed=config.seed + PHASES.index(phase),
     workers=config.data.workers,
     shard=train.host_shard(),
+    wait=preemption.waiting,
   )
   one_device = reestimate.make_statistics_step(model(experiment, phase), config.data.accumulate)
   with contextlib.closing(reader) as batches:

@@ -29,11 +29,16 @@ from fracbits_jax import hosts
 _DIGEST = 'sha256'
 
 
-def newest_step(workdir: str | os.PathLike, phase: str) -> int | None:
-  """The step of a phase's newest checkpoint, whole or not, or `None`; nothing is opened."""
+def steps(workdir: str | os.PathLike, phase: str) -> list[int]:
+  """The steps of a phase's checkpoints, whole or not, from the oldest; nothing is opened."""
   folder = _folder(workdir, phase)
   names = [path.name for path in folder.iterdir()] if folder.is_dir() else ()
-  return max((int(name) for name in names if name.isdecimal()), default=None)
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
+def newest_step(workdir: str | os.PathLike, phase: str) -> int | None:
+  """The step of a phase's newest checkpoint, whole or not, or `None`; nothing is opened."""
+  return max(steps(workdir, phase), default=None)
 
 
 def _folder(workdir: str | os.PathLike, phase: str) -> pathlib.Path:
@@ -48,7 +53,7 @@ class Checkpoints:
   Args:
     workdir: the run's folder.
     phase: names the folder within its `checkpoints`.
-    keep: how many of the newest stay.
+    keep: how many of the newest stay; `None` for all, until they are dropped.
     create: whether the folder may be changed.
     say: is told what is set aside.
   """
@@ -58,7 +63,7 @@ class Checkpoints:
     workdir: str | os.PathLike,
     phase: str,
     *,
-    keep: int = 2,
+    keep: int | None = 2,
     create: bool = True,
     say: Callable[[str], None] = print,
   ):
@@ -79,13 +84,12 @@ class Checkpoints:
       raise ValueError(f'{self._folder} cannot be used: {error.strerror or error}; choose another --workdir') from None
 
   def save(self, step: int, state: Any, meta: dict) -> None:
-    """Writes `state`, a tree of arrays, and `meta`, a JSON object, in the background; nothing if `step` is there.
+    """Writes `state`, a tree of arrays, and `meta`, a JSON object, in the background; replaces what `step` has.
 
     Raises:
       OSError: one sentence, if it or the one before it cannot be written; the ones before stay.
     """
-    if step in self._manager.all_steps():
-      return
+    self.drop(lambda found: found == step)
     meta = {**meta, _DIGEST: _digest(state, meta)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
     self._write(lambda: self._manager.save(step, args=args))
@@ -114,10 +118,22 @@ class Checkpoints:
       raise ValueError(f'{damaged[0]}, and there is no other whole one: give another folder')
     return None
 
+  def drop(self, unwanted: Callable[[int], bool]) -> None:
+    """Removes the checkpoints of the steps that are `unwanted`; raises `OSError` as `save`."""
+    found = [step for step in self._manager.all_steps() if unwanted(step)]
+    if found:
+      self.wait()
+    for step in found:
+      self._write(functools.partial(self._manager.delete, step))
+
+  def wait(self) -> None:
+    """Waits for what is being written; raises `OSError` as `save`."""
+    self._write(self._manager.wait_until_finished)
+
   def close(self) -> None:
-    """Waits for what is being written."""
+    """As `wait`, and ends it."""
     try:
-      self._write(self._manager.wait_until_finished)
+      self.wait()
     finally:
       self._manager.close()
 
@@ -191,6 +207,12 @@ class PrimaryCheckpoints:
 
   def restore(self, like: Any = None) -> tuple[int, Any, dict] | None:
     return hosts.primary(lambda: self._own.restore(like))
+
+  def drop(self, unwanted: Callable[[int], bool]) -> None:
+    hosts.primary(lambda: self._own.drop(unwanted))
+
+  def wait(self) -> None:
+    hosts.primary(lambda: self._own.wait())
 
   def close(self) -> None:
     if self._own is not None:

@@ -9,7 +9,7 @@ import numpy as np
 from fracbits_jax import page
 from fracbits_jax.compare_plot import accuracy_over_cost
 from fracbits_jax.groups import Group, group, pareto, read
-from fracbits_jax.verdict import amount
+from fracbits_jax.verdict import amount, over
 
 
 def write(folders: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
@@ -63,7 +63,9 @@ def _verdict(groups: Sequence[Group], front: Sequence[int], unit: str) -> str:
   if best is not cheapest:
     text += f' {cheapest.name} is the cheapest: {accuracy(cheapest)}.'
   between = [groups[i].name for i in front[1:-1]]
-  return text + (f' Between them on the Pareto front: {", ".join(between)}.' if between else '')
+  text += f' Between them on the Pareto front: {", ".join(between)}.' if between else ''
+  exceeded = [run.name for g in groups for run in g.runs if over(run.result)]
+  return text + (f' Over a budget of its own: {", ".join(exceeded)}.' if exceeded else '')
 
 
 def _numbered(i: int, g: Group) -> str:

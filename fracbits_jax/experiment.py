@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -93,16 +93,11 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
     # The paper's start for a search; a policy that is not searched is the uniform one.
     init_bits = round(cost.equivalent_bits(budget, layers), 6) + (0.5 if 'search' in config.phases else 0)
   given = policy.load(config.policy, layers) if config.policy else None
-  if given is None and 'search' not in config.phases:
+  if given is not None:
+    check_policy(given, budget, layers, name=repr(config.policy), remedy='raise the budget or give another policy')
+  elif 'search' not in config.phases:
     _check_uniform(config, quant)
   quant = dataclasses.replace(quant, init_bits=float(init_bits))
-  for held in () if given is None else budget.all:
-    spent = float(held.cost(given.bits(), layers))
-    if spent > held.target:
-      raise ValueError(
-        f'policy {config.policy!r} costs {spent:.6g} {held.unit}, over the budget of {held.target:.6g}: raise the '
-        'budget or give another policy'
-      )
   return Experiment(
     config=config,
     dataset=dataset,
@@ -115,6 +110,17 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
     initial=initial,
     notes=_notes(config, float_model, dataset, initial),
   )
+
+
+def check_policy(
+  given: policy.Policy, budget: cost.Budget, layers: Sequence[cost.Layer], *, name: str, remedy: str
+) -> None:
+  """Raises `ValueError` if a policy, whatever it says that it costs, is over one of the budgets of a run."""
+  for spent in budget.spent(given.bits(), layers):
+    if not spent['cost'] <= spent['target']:
+      raise ValueError(
+        f'policy {name} costs {spent["cost"]:.6g} {spent["unit"]}, over the budget of {spent["target"]:.6g}: {remedy}'
+      )
 
 
 def _check_phases(config: ConfigDict) -> None:

@@ -12,7 +12,8 @@ with extras.needed():
   from ml_collections import ConfigDict
 
 from fracbits_jax import begin, policy, settings
-from fracbits_jax.checkpoint import Checkpoints
+from fracbits_jax.best_states import FOLDER
+from fracbits_jax.checkpoint import Checkpoints, newest_step
 from fracbits_jax.experiment import Experiment, prepare
 from fracbits_jax.records import read_finished
 
@@ -54,15 +55,17 @@ def load(workdir: str | os.PathLike, *, best: bool = False) -> Finished:
   phase = experiment.config.phases[-1]
   if best and result.get('best') is None:
     raise ValueError(f'{workdir} has no best state: only a run that finetunes, and looks at it on the way, has one')
-  wanted = 'best' if best else phase
-  lost = f'{workdir} has lost the checkpoints of {wanted}, so its network cannot be read back: give another run'
-  if not (workdir / 'checkpoints' / wanted).is_dir():
-    raise ValueError(lost)
-  with contextlib.closing(Checkpoints(workdir, wanted, create=False)) as checkpoints:
-    restored = checkpoints.restore()
-  if restored is None:
-    raise ValueError(lost)
-  state = restored[1]
+  name = FOLDER if best else phase
+  if not (workdir / 'checkpoints' / name).is_dir():
+    raise ValueError(
+      f'{workdir} has lost the checkpoints of {name}, so its network cannot be read back: give another run'
+    )
+  wanted = result['best']['step'] if best else newest_step(workdir, phase)
+  with contextlib.closing(Checkpoints(workdir, name, create=False)) as checkpoints:
+    step, state, _ = checkpoints.restore() or (None, None, None)
+  if step is None or step != wanted:  # an older one has other answers than the result tells
+    which = f'best state, that of step {wanted}' if best else f'last state of {phase}'
+    raise ValueError(f'{workdir} has lost the {which}, or it is damaged: give another run')
   chosen = policy.load(workdir / 'policy.json', experiment.layers) if (workdir / 'policy.json').exists() else None
   variables = {name: state[name] for name in begin.shapes(experiment, phase)}
   return Finished(experiment=experiment, variables=variables, policy=chosen, result=result)

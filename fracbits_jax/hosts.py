@@ -4,12 +4,15 @@ Every host runs the same program on its share of each batch and holds the whole 
 and writes the run's folder; `primary` tells the others what it found there, or what went wrong.
 """
 
+import contextlib
 import ctypes
+import errno
 import glob
 import os
 import pickle
 import re
 import signal
+import socket
 import sys
 import time
 import urllib.request
@@ -55,6 +58,8 @@ def start(coordinator: str | None = None, hosts: int | None = None, host: int | 
     _check(*given)
     if hosts == 1:
       return
+    if host == 0:
+      _check_port(coordinator)
     arguments = dict(zip(('coordinator_address', 'num_processes', 'process_id'), given, strict=True))
     arguments['cluster_detection_method'] = 'deactivate'
   global _connected
@@ -76,8 +81,27 @@ def _check(coordinator: str | None, hosts: int | None, host: int | None) -> None
     raise ValueError('--coordinator, --hosts and --host belong together: give all three, or none of them')
   if not re.fullmatch(r'.+:[0-9]+', coordinator):
     raise ValueError(f'--coordinator={coordinator} is no address: give HOST:PORT of host 0')
+  if not 0 < int(coordinator.rpartition(':')[2]) < 2**16:
+    raise ValueError(f'--coordinator={coordinator} has no port: give HOST:PORT with one from 1 to {2**16 - 1}')
   if not 0 <= host < hosts:
     raise ValueError(f'--host={host} is none of {hosts} hosts: give a number from 0 to {hosts - 1}')
+
+
+def _check_port(coordinator: str) -> None:
+  """Raises `ValueError` where the service of the hosts could not listen, which would end this process by a signal."""
+  port = int(coordinator.rpartition(':')[2])
+  for family, address in ((socket.AF_INET6, '::'), (socket.AF_INET, '')):
+    try:
+      with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, port))
+        probe.listen()
+    except OSError as error:
+      if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        raise ValueError(
+          f'--coordinator={coordinator}: port {port} of this machine cannot be used ({error.strerror}): give all hosts '
+          'another one'
+        ) from None
 
 
 def _in_a_cluster() -> bool:
@@ -139,7 +163,7 @@ def everywhere(make: Callable[[], Any]) -> Any:
       made = make() if turn else made
     except _ERRORS as raised:
       error = raised
-    failed = np.flatnonzero(multihost_utils.process_allgather(np.int32(error is not None)))
+    failed = np.flatnonzero(gather(np.int32(error is not None).reshape(1)))
     if failed.size:
       raise _told_by(int(failed[0]), error)
   return made
@@ -148,6 +172,19 @@ def everywhere(make: Callable[[], Any]) -> Any:
 def primary(make: Callable[[], Any]) -> Any:
   """What `make()` gives on the primary, on every host; a user's mistake there is raised on all."""
   return agree(everywhere(lambda: make() if is_primary() else None))
+
+
+def gather(value: np.ndarray) -> np.ndarray:
+  """The arrays of all hosts, of the same shape on each, as `[hosts, ...]`."""
+  return np.asarray(multihost_utils.process_allgather(value)).reshape(jax.process_count(), *value.shape)
+
+
+def gather_bytes(value: bytes) -> list[bytes]:
+  """The bytes of all hosts, of any length."""
+  sizes = gather(np.int32(len(value)).reshape(1))[:, 0]
+  padded = np.zeros(int(sizes.max()), np.uint8)
+  padded[: len(value)] = np.frombuffer(value, np.uint8)
+  return [row[:size].tobytes() for row, size in zip(gather(padded), sizes, strict=True)]
 
 
 def _told_by(host: int, value: Any) -> Any:
@@ -167,9 +204,9 @@ def lost(error: BaseException) -> bool:
 
 def leave(text: str, status: int = 1) -> None:
   """Says why and ends this process at once; the usual end would wait for the others, who may be gone or waiting."""
-  print(text, file=sys.stderr)
-  sys.stdout.flush()
-  sys.stderr.flush()
+  with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream that is closed, or that nobody reads
+    print(text, file=sys.stderr, flush=True)
+    sys.stdout.flush()
   if _connected and is_primary():
     time.sleep(2)  # the others, who have an error of their own to tell, are connected to this process
   os._exit(status)
@@ -177,7 +214,8 @@ def leave(text: str, status: int = 1) -> None:
 
 def leave_for_lost() -> None:
   """As `leave`, because another host is gone."""
-  os.write(2, _LOST.encode())
+  with contextlib.suppress(OSError):
+    os.write(2, _LOST.encode())
   os._exit(1)
 
 

@@ -139,7 +139,7 @@ def policy_by_layer(policy: Policy, uniform_bits: float | None = None, *, narrow
     if uniform_bits is not None and not (per_channel and len(shown) == 1):
       line = Line2D([], [], color=plots.INK, linewidth=1, linestyle='--')
       short = narrow and len(handles) > 0
-      handles.append((line, f'{"uniform" if short else "uniform at the same cost:"} {uniform_bits:.3g}'))
+      handles.append((line, f'{"uniform" if short else "uniform within the budget:"} {uniform_bits:.3g}'))
     _legend(figure, handles, narrow)
     return figure
 

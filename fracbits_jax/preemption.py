@@ -2,6 +2,7 @@
 
 Schedulers send SIGTERM some time before they take a machine away; a person sends SIGINT with Ctrl-C. Of several hosts
 any one may be asked: JAX's preemption service, which SIGTERM is then left to, finds a step that all of them stop at.
+Input that does not come, of a worker that is stuck, is waited for only a few seconds then.
 """
 
 import contextlib
@@ -17,12 +18,24 @@ from fracbits_jax import hosts
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on from here
 
+_PATIENCE_SECONDS = 5.0  # for input that does not come, once the run is asked to stop
+_AGAIN_SECONDS = 1.0
+
 _asked: signal.Signals | None = None
+_waiting = False  # for input
 _checks = itertools.count()  # what several hosts count to find a common moment
 
 
 class Preempted(Exception):
-  """The run was asked to stop, and all it has is saved."""
+  """The run was asked to stop, and all it has is saved.
+
+  Attributes:
+    stuck: whether it was waiting for input that did not come, so that something of it may not end by itself.
+  """
+
+  def __init__(self, *args: object, stuck: bool = False):
+    super().__init__(*args)
+    self.stuck = stuck
 
 
 @contextlib.contextmanager
@@ -38,9 +51,13 @@ def watched() -> Iterator[None]:
   else:
     handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), _ask)
   before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+  if signal.SIGTERM in handlers and hasattr(signal, 'SIGALRM'):
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _lose_patience)
   try:
     yield
   finally:
+    if signal.SIGALRM in before:
+      signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in before.items():
       signal.signal(number, handler)
     _asked = None
@@ -52,8 +69,33 @@ def _ask(number: int, frame: FrameType | None) -> None:
   _asked = signal.Signals(number)
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
   signal.signal(signal.SIGINT, signal.SIG_DFL)
-  # Not print: a signal may come in the middle of one.
-  os.write(2, f'\n{_asked.name}: saves at the next step and stops; once more stops at once\n'.encode())
+  if signal.getsignal(getattr(signal, 'SIGALRM', number)) is _lose_patience:
+    signal.setitimer(signal.ITIMER_REAL, _PATIENCE_SECONDS, _AGAIN_SECONDS)
+  with contextlib.suppress(OSError):  # nobody may be there to read it
+    # Not print: a signal may come in the middle of one.
+    os.write(2, f'\n{_asked.name}: saves at the next step and stops; once more stops at once\n'.encode())
+
+
+def _lose_patience(number: int, frame: FrameType | None) -> None:
+  """Ends the wait for input of a run that was asked to stop some time ago."""
+  del number, frame
+  if _waiting:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    raise Preempted(_text(), stuck=True)
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+  """While this context is open in the main thread, a run that was asked to stop waits for a few seconds only.
+
+  The wait then ends by `Preempted`, which may come at any place within it.
+  """
+  global _waiting
+  _waiting = True
+  try:
+    yield
+  finally:
+    _waiting = False
 
 
 def _ask_all(number: int, frame: FrameType | None) -> None:
@@ -73,4 +115,8 @@ def asked() -> bool:
 def check() -> None:
   """Raises `Preempted` if the run should stop now; for each of several hosts to call equally often."""
   if asked():
-    raise Preempted(f'stopped by {_asked.name}: the same command goes on from here')
+    raise Preempted(_text())
+
+
+def _text() -> str:
+  return f'stopped by {_asked.name}: the same command goes on from here'

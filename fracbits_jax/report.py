@@ -13,7 +13,8 @@ from typing import Any
 from fracbits_jax import extras
 from fracbits_jax.policy import Policy, load
 from fracbits_jax.records import check_config, check_result, read_finished, read_object, read_rows
-from fracbits_jax.verdict import bits_text, percent
+from fracbits_jax.verdict import bits_text, excess, percent
+from fracbits_jax.verdict import over as exceeded
 
 if __name__ != '__main__':  # a run learns at its start that figures cannot be drawn; the command shows its help before
   with extras.needed():
@@ -51,8 +52,9 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
   if result['cost'] is not None:
     for spent in result['budgets']:
       ratio = spent['cost'] / spent['target']
+      over = f', over the budget by {excess(spent)}' if spent in exceeded(result) else ''
       lines.append(
-        f'cost      {spent["cost"]:.5g} of {spent["target"]:.5g} {spent["unit"]} ({ratio:.4f} of the target)'
+        f'cost      {spent["cost"]:.5g} of {spent["target"]:.5g} {spent["unit"]} ({ratio:.4f} of the target{over})'
       )
     if policy is not None and policy.pruned_channels:
       lines.append(f'          {policy.pruned_channels} channels pruned')

@@ -17,14 +17,31 @@ from fracbits_jax import extras
 with extras.needed():
   from ml_collections import ConfigDict
 
-from fracbits_jax import begin, cost, data, hosts, nonfinite, platforms, policy, reference, report, train, weights
+from fracbits_jax import (
+  agreement,
+  begin,
+  cost,
+  data,
+  hosts,
+  nonfinite,
+  platforms,
+  policy,
+  preemption,
+  reference,
+  report,
+  terminal,
+  train,
+  weights,
+)
 from fracbits_jax.batches import TrainBatches
+from fracbits_jax.best_states import BestStates
 from fracbits_jax.checkpoint import PrimaryCheckpoints, newest_step
-from fracbits_jax.experiment import PHASES, Experiment, phase_steps, prepare
+from fracbits_jax.experiment import PHASES, Experiment, check_policy, phase_steps, prepare
 from fracbits_jax.files import write_whole
+from fracbits_jax.lock import Lock
 from fracbits_jax.monitor import Monitor
 from fracbits_jax.nonfinite import NotFinite
-from fracbits_jax.progress import Progress, Silence
+from fracbits_jax.progress import Progress, Silence, duration
 from fracbits_jax.step import TrainState
 from fracbits_jax.workdir import claim, read_object
 
@@ -49,19 +66,28 @@ def run(
     Preempted: the run was asked to stop, see `preemption`.
   """
   workdir = pathlib.Path(workdir)
+  agreement.check(agreement.settings(config))
   experiment = hosts.everywhere(lambda: prepare(config, workdir))
-  finished = hosts.primary(lambda: _finished(workdir, experiment.config, accept_changes))
-  return Run(experiment, workdir, command).run() if finished is None else finished
+  agreement.check(agreement.settings(experiment.config) | agreement.data(experiment.dataset))
+  finished = lambda: _finished(workdir, experiment.config, accept_changes)
+  if hosts.primary(lambda: (workdir / 'result.json').exists()):  # it is only read
+    return hosts.primary(finished)
+  with contextlib.ExitStack() as stack:
+    lock = hosts.everywhere(lambda: Lock(workdir, terminal.show) if hosts.is_primary() else None)
+    if lock is not None:
+      stack.enter_context(contextlib.closing(lock))
+    result = hosts.primary(finished)
+    return Run(experiment, workdir, command).run() if result is None else result
 
 
 def _finished(workdir: pathlib.Path, config: ConfigDict, accept_changes: bool) -> dict[str, Any] | None:
   """Claims the folder; the result of a run that is finished there."""
-  claim(workdir, config, accept_changes=accept_changes, say=print)
+  claim(workdir, config, accept_changes=accept_changes, say=terminal.show)
   if not (workdir / 'result.json').exists():
     return None
-  print(f'{workdir} is finished; start a new one with another --workdir')
+  terminal.show(f'{workdir} is finished; start a new one with another --workdir')
   result = read_object(workdir / 'result.json')
-  print(report.summary(workdir, result))
+  terminal.show(report.summary(workdir, result))
   return result
 
 
@@ -127,38 +153,46 @@ class Run:
     optimizer, train_step = self.make_step(phase, states)
     start, state, meta = self._load(phase, states, optimizer)
     self.seconds = meta['seconds']
+    reported = start - len(meta['pending'])
+    later = self.phases[self.phases.index(phase) + 1 :]
+    have_begun = hosts.primary(lambda: any(newest_step(self.workdir, p) is not None for p in later))
     if start:
       # Whatever its length is now, a phase that later ones were built on has ended.
-      later = self.phases[self.phases.index(phase) + 1 :]
-      have_begun = lambda: any(newest_step(self.workdir, p) is not None for p in later)
-      ended = start >= meta['steps'] and hosts.primary(have_begun)
-      steps = start if ended or start > steps else steps
+      steps = start if (start >= meta['steps'] and have_begun) or start > steps else steps
       self.progress.say(f'{phase} is done' if start == steps else f'{phase} continues at step {start} of {steps}')
-    if start < steps:
-      self.progress.rewind(phase, start - len(meta['pending']))
+    earlier_steps = sum(self.steps[p] for p in self.phases[: self.phases.index(phase)])
+    self.steps[phase] = steps
+    if start < steps or not have_begun:
+      self.progress.rewind(phase, reported, global_step=earlier_steps + reported)
+    if phase == 'search' and start < steps and not have_begun:
+      hosts.primary(self._drop_policy)
     monitor = Monitor(
       experiment,
       phase,
       steps=steps,
       steps_per_epoch=self.steps_per_epoch,
       start=start,
-      reported=start - len(meta['pending']),
+      reported=reported,
       best=meta['best'],
-      earlier_steps=sum(self.steps[p] for p in self.phases[: self.phases.index(phase)]),
+      earlier_steps=earlier_steps,
       earlier_seconds=self.seconds,
       progress=self.progress,
     )
 
     def report(step: int, state: TrainState, pending: list[train.Metrics]) -> None:
       monitor.report(step, state, pending)
-      if monitor.best is not None and monitor.best['step'] == step:
+      if best is not None and monitor.best is not None and monitor.best['step'] == step:
         best.save(step, train.unreplicate(state), monitor.best)
 
     def save(step: int, state: TrainState, pending: list[train.Metrics]) -> None:
       state = train.unreplicate(state)
+      if best is not None:
+        best.wait()
       fetched = monitor.check(step, state, pending)
       meta = {'seconds': monitor.seconds(), 'pending': fetched, 'best': monitor.best, 'steps': steps}
       checkpoints.save(step, state, {'data': batches.get_state(), **meta})
+      if best is not None:
+        best.tidy()
 
     def finish(state: TrainState) -> TrainState:
       jax.block_until_ready(state)
@@ -167,18 +201,22 @@ class Run:
       monitor.leave_out(time.monotonic() - began)
       return state
 
+    report_steps = min(self.steps_per_epoch, config.report_steps)
     batches = self._batches(phase, meta)
-    checkpoints, best = self._checkpoints(phase), self._checkpoints('best', keep=1)
+    checkpoints = self._checkpoints(phase)
+    best = None if phase != 'finetune' else BestStates(self.workdir, phase, start=start, say=self.progress.say)
     try:
-      with contextlib.closing(batches), contextlib.closing(checkpoints), contextlib.closing(best):
+      with contextlib.ExitStack() as stack:
+        for used in filter(None, (batches, checkpoints, best)):
+          stack.enter_context(contextlib.closing(used))
         state = train.run_phase(
           train.replicate(state),
-          train_step,
+          self._announced(phase, train_step, report_steps=report_steps),
           batches,
           start=start,
           steps=steps,
           pending=meta['pending'],
-          report_steps=min(self.steps_per_epoch, config.report_steps),
+          report_steps=report_steps,
           report=report,
           save=save,
           save_steps=config.checkpoint_steps,
@@ -190,6 +228,23 @@ class Run:
     self.seconds, self.best = monitor.seconds(), monitor.best
     return train.unreplicate(state)
 
+  def _announced(self, phase: str, train_step: Callable, report_steps: int) -> Callable:
+    """The step, which says that it is compiled, the first time it is called, and how long that took."""
+    compiled = False
+
+    def announced(state: TrainState, batch: Any) -> tuple[TrainState, train.Metrics]:
+      nonlocal compiled
+      if compiled:
+        return train_step(state, batch)
+      self.progress.doing(f'{phase}: compiling')
+      began, compiled = time.monotonic(), True
+      done = train_step(state, batch)
+      seconds = duration(time.monotonic() - began)
+      self.progress.doing(f'{phase}: compiled in {seconds}, trains; a row comes every {report_steps} steps')
+      return done
+
+    return announced
+
   def _teacher(self, phase: str, states: dict[str, TrainState]) -> begin.Variables | None:
     """The variables of the float network, where the phase is distilled from it."""
     how = self.config.distill
@@ -199,8 +254,8 @@ class Run:
       return states['pretrain'].variables
     return hosts.agree(begin.float_variables(self.experiment))
 
-  def _checkpoints(self, name: str, keep: int = 2) -> PrimaryCheckpoints:
-    return PrimaryCheckpoints(self.workdir, name, keep=keep, say=self.progress.say)
+  def _checkpoints(self, name: str) -> PrimaryCheckpoints:
+    return PrimaryCheckpoints(self.workdir, name, say=self.progress.say)
 
   def _load(self, phase: str, states: dict[str, TrainState], optimizer: Any) -> tuple[int, TrainState, dict[str, Any]]:
     """Where a phase goes on: the steps done, the state after them, and what its checkpoint says beside it."""
@@ -208,6 +263,7 @@ class Run:
     with contextlib.closing(self._checkpoints(phase)) as checkpoints:
       found = checkpoints.restore(like)
     if found is None:
+      self.progress.doing(f'{phase}: compiling')
       state = hosts.primary(lambda: begin.state(self.start(phase, states), optimizer))
       return 0, state, {'data': None, 'seconds': self.seconds, 'pending': [], 'best': None, 'steps': 0}
     if phase == 'finetune':
@@ -228,6 +284,7 @@ class Run:
       seed=self.config.seed + PHASES.index(phase),
       workers=settings.workers,
       shard=train.host_shard(),
+      wait=preemption.waiting,
     )
     if meta['data'] is not None:
       batches.set_state(meta['data'])
@@ -247,15 +304,27 @@ class Run:
   def _fixed_policy(self, states: dict[str, TrainState]) -> policy.Policy:
     """The policy of the finetuning: found in the folder, or given, or discretized from what was searched."""
     experiment, path = self.experiment, self.workdir / 'policy.json'
-    if path.exists():
-      return policy.load(path, experiment.layers)
-    fixed = self.policy
-    if fixed is None:
+    found = policy.load(path, experiment.layers) if path.exists() else None
+    if found is not None:
+      remedy = 'put the old one back, raise the budget, or choose another --workdir'
+      check_policy(found, experiment.budget, experiment.layers, name=str(path), remedy=remedy)
+    given = self.policy if found is None else found
+    if given is not None:  # what it costs follows from its bits, whatever it says, and from the budget of this run
+      fixed = policy.from_bits(given.bits(), experiment.layers, experiment.budget)
+    else:
       bits = states['search'].bits if 'search' in states else begin.initial_bits(experiment)
       method = self.config.budget.discretization
       fixed = policy.discretize(bits, experiment.layers, experiment.budget, method=method)
-    fixed.save(path)
+    if fixed != found:
+      fixed.save(path)
     return fixed
+
+  def _drop_policy(self) -> None:
+    """Drops the policy that an earlier attempt has made of a search which now goes on."""
+    path = self.workdir / 'policy.json'
+    if path.exists():
+      path.unlink()
+      self.progress.say(f'{path} was made before the end of the search: it is dropped, and made anew behind it')
 
   def _test_accuracy(self, phase: str, variables: begin.Variables) -> float:
     experiment, settings = self.experiment, self.config.data

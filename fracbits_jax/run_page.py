@@ -85,7 +85,7 @@ def _of_policy(policy: Policy | None, result: Mapping[str, Any], folder: pathlib
     folder,
     'bits_by_layer',
     f'Bit-widths of {len(entries)} layers: {_span(entries, "kernel")}; {_span(entries, "input")}.',
-    f'From the first layer to the last. {fixed}The dashed line is the bit-width that would cost as much everywhere.'
+    f'From the first layer to the last. {fixed}Dashed: the largest bit-width that everywhere meets the budget.'
     + several,
   )
   share = max(entries, key=lambda e: e.cost_share)

@@ -73,7 +73,7 @@ class Evaluator:
       self._dataset, split, batch_size=self._batch_size, workers=self._workers, shard=host_shard()
     )
     sums = []
-    for batch in batches:
+    for batch in _received(batches):
       preemption.check()
       sums.append(self._step(variables, to_devices(batch)))
       _limit_steps_ahead(sums)
@@ -136,7 +136,8 @@ def run_phase(
   try:
     while True:
       if finish is not None and start < step == steps:  # else it is in the state that was saved
-        state = finish(state)
+        saved_step, earlier = step, saved_step  # without it, the last step is not to be saved
+        state, saved_step = finish(state), earlier
       if pending and (step % report_steps == 0 or step == steps):
         report(step, state, pending)
         pending = []
@@ -154,6 +155,16 @@ def run_phase(
   except preemption.Preempted:
     save_now()
     raise
+
+
+def _received(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+  """The batches; where the run is asked to stop, one that does not come is not waited for."""
+  while True:
+    with preemption.waiting():
+      batch = next(batches, None)
+    if batch is None:
+      return
+    yield batch
 
 
 def _next(batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -5,6 +5,8 @@ from typing import Any
 
 Result = Mapping[str, Any]
 
+_ROUNDING = 1e-5  # the uniform bit-width is kept with six decimals
+
 
 def bits_text(value: int | tuple[int, ...]) -> str:
   """A bit-width as text, or the mean and the range of one for each channel."""
@@ -40,10 +42,30 @@ def _points(result: Result) -> str:
   return f'{abs(points):.2f} points {"above" if points > 0 else "below"} the float network'
 
 
+def over(result: Result) -> list[Mapping[str, Any]]:
+  """The budgets, as `result.json` holds them, that the run's costs do not meet."""
+  return [b for b in result['budgets'] or () if not b['cost'] <= b['target']]
+
+
 def _spent(result: Result) -> str:
-  """What it costs, and what else could have been had for it."""
+  """What it costs, whether its budgets are met, and what else could have been had for it."""
   costs = ' and '.join(f'{amount(b["cost"])} {b["unit"]}' for b in result['budgets'])
-  return f'{costs}, within what {result["reference"]["uniform"]["bits"]:.3g} bits everywhere would cost'
+  if over(result):
+    exceeded = (f'the budget of {amount(b["target"])} {b["unit"]} by {excess(b)}' for b in over(result))
+    return f'{costs}, over {" and ".join(exceeded)}'
+  uniform = result['reference']['uniform']
+  of_uniform = {'bitops': uniform['bitops_g'], 'size': uniform['size_mb']}
+  as_cheap = lambda b: b['cost'] <= of_uniform.get(b['metric'], b['target']) * (1 + _ROUNDING)
+  if all(map(as_cheap, result['budgets'])):
+    return f'{costs}, within what {uniform["bits"]:.3g} bits everywhere would cost'
+  targets = ' and '.join(f'{amount(b["target"])} {b["unit"]}' for b in result['budgets'])
+  return f'{costs}, within the budget of {targets}'
+
+
+def excess(budget: Mapping[str, Any]) -> str:
+  """How far a cost is above its target, as text."""
+  part = budget['cost'] / budget['target'] - 1 if budget['target'] else float('inf')
+  return f'{part:.2%}' if part >= 0.0001 else 'less than 0.01%'
 
 
 def sentence(result: Result, pruned_channels: int = 0) -> str:
@@ -82,6 +104,7 @@ def tiles(result: Result) -> list[tuple[str, str, str]]:
   found = [('Test accuracy', percent(result['test_accuracy']), _points(result))]
   for b in result.get('budgets') or ():
     part = f'{b["cost"] / b["target"]:.2%} of the budget, {amount(b["target"])}'
+    part = f'over the budget, {amount(b["target"])}, by {excess(b)}' if b in over(result) else part
     found.append((f'Cost, {b["unit"]}', amount(b['cost']), part))
   if result['phase'] != 'finetune':
     return found

@@ -1,0 +1,81 @@
+"""What a program sees to before all else: standard streams that are there and outlast their readers, a home folder.
+
+It imports nothing of the project, so that it can go first: the next file that is opened would take the place of a
+stream that is closed, and some packages look for the home folder when they are imported.
+"""
+
+import errno
+import io
+import os
+import pathlib
+import sys
+import tempfile
+
+_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # a pipe without a reader, a terminal that is no more
+
+
+def settle() -> None:
+  """Opens what is closed, and lets output go on into nothing when nobody reads it any more; for programs to call."""
+  _open_streams()
+  sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
+  _find_home()
+
+
+def _open_streams() -> None:
+  """Gives the numbers 0, 1 and 2 to nothing where they are closed, as `>&-` leaves them."""
+  for number in range(3):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the least number that is free, this one
+
+
+class _Lasting(io.FileIO):
+  """A file that takes what is written to it even where that fails."""
+
+  def write(self, data: bytes) -> int | None:
+    try:
+      return super().write(data)
+    except OSError as error:
+      if error.errno in _GONE:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, self.fileno())
+        os.close(nothing)
+      return memoryview(data).nbytes
+
+
+def _lasting(stream: io.TextIOBase | None) -> io.TextIOBase:
+  """The same output, which raises no more; names of files that are not text are written as they are."""
+  if stream is None:
+    return open(os.devnull, 'w')
+  if not isinstance(stream, io.TextIOWrapper):
+    return stream  # somebody else's
+  raw = _Lasting(stream.fileno(), 'w', closefd=False)
+  utf8 = (stream.encoding or '').lower().replace('-', '') == 'utf8'
+  return io.TextIOWrapper(
+    raw if stream.write_through else io.BufferedWriter(raw),
+    encoding=stream.encoding,
+    errors='surrogateescape' if utf8 else 'backslashreplace',
+    line_buffering=stream.line_buffering,
+    write_through=stream.write_through,
+  )
+
+
+def _find_home() -> None:
+  """Sets `HOME` to a folder of this user among the temporary ones where there is none that can be written to."""
+  try:
+    home = pathlib.Path.home()
+  except RuntimeError:  # a user without a name, as in a container
+    home = None
+  if home is not None and home.is_dir() and os.access(home, os.W_OK | os.X_OK):
+    return
+  user = os.getuid() if hasattr(os, 'getuid') else os.getpid()
+  folder = pathlib.Path(tempfile.gettempdir()) / f'fracbits_jax-{user}'
+  try:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or (hasattr(os, 'getuid') and folder.stat().st_uid != user):
+      raise PermissionError  # somebody else has made it
+  except OSError:
+    folder = pathlib.Path(tempfile.mkdtemp(prefix='fracbits_jax-'))
+  os.environ['HOME'] = str(folder)
+  print(f'no home folder can be written to: {folder} takes its place, for caches and data', file=sys.stderr)
