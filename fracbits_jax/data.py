@@ -15,12 +15,15 @@ import tensorflow_datasets as tfds
 
 from fracbits_jax import sources
 from fracbits_jax.batches import eval_batches, train_batches
+from fracbits_jax.contents import Contents
+from fracbits_jax.encoded import AS_STORED, Reading
 from fracbits_jax.images import centre_crop, pixels, random_resized_crop, random_shift
 
 __all__ = [
   'FOLDER',
   'SPECS',
   'Dataset',
+  'Reading',
   'Spec',
   'centre_crop',
   'check_name',
@@ -85,6 +88,8 @@ class Dataset:
   train: Sequence
   validation: Sequence
   test: Sequence
+  contents: Contents
+  notes: tuple[str, ...] = ()  # what a run should say of it, such as files that were left out
 
   @property
   def num_classes(self) -> int:
@@ -116,7 +121,9 @@ def check_name(name: str, data_dir: str | None = None) -> Spec:
   return _CROPPED if name == FOLDER else _derive(name, _builder(name, data_dir))
 
 
-def load(name: str, *, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+def load(
+  name: str, *, data_dir: str | None = None, image_size: int | None = None, reading: Reading = AS_STORED
+) -> Dataset:
   """Opens a prepared data set or a folder; an embedded one is prepared on first use.
 
   Where `SPECS` does not fix the splits, `validation` and `test` serve where they exist. If one is missing, the other
@@ -127,15 +134,19 @@ def load(name: str, *, data_dir: str | None = None, image_size: int | None = Non
     name: a name in `SPECS`, any other image classification set of TFDS, or `folder`.
     data_dir: where TFDS keeps data, `None` for its own default; the folder itself for `folder`.
     image_size: height and width for the network; `None` for the data set's own.
+    reading: how image files are read.
 
   Raises:
-    ValueError: unknown name, data that have not been prepared, a folder that is not as `sources.open_folder` wants it.
+    ValueError: unknown name, data that have not been prepared, a folder that is not as `sources.read_folder` wants it.
   """
-  spec = check_name(name, data_dir)
+  spec, notes = check_name(name, data_dir), ()
   if name == FOLDER:
-    class_names, splits = sources.open_folder(data_dir)
+    folder = sources.read_folder(data_dir, reading)
+    class_names, splits, notes = folder.classes, folder.splits, folder.notes
+    which = {'files': folder.files}
   else:
-    class_names, splits = _open_prepared(name, spec, data_dir)
+    class_names, splits, version = _open_prepared(name, spec, data_dir, reading)
+    which = {'version': version}
   train, validation, test = (_decoded(split, spec) for split in splits)
   return Dataset(
     name=name,
@@ -145,6 +156,8 @@ def load(name: str, *, data_dir: str | None = None, image_size: int | None = Non
     train=train,
     validation=validation,
     test=test,
+    contents=Contents(class_names=class_names, sizes=(len(train), len(validation), len(test)), **which),
+    notes=notes,
   )
 
 
@@ -188,7 +201,10 @@ def _derive(name: str, builder: tfds.core.DatasetBuilder) -> Spec:
   return Spec(image_size=height, channels=channels, shift=height // 8, flip=True)
 
 
-def _open_prepared(name: str, spec: Spec, data_dir: str | None) -> tuple[tuple[str, ...], Sequence[Sequence]]:
+def _open_prepared(
+  name: str, spec: Spec, data_dir: str | None, reading: Reading
+) -> tuple[tuple[str, ...], Sequence[Sequence], str]:
+  """The class names, the splits and the version of a set that TFDS has prepared."""
   if spec.embedded:
     importlib.import_module(f'fracbits_jax.datasets.{name}')
     _prepare(name, data_dir)
@@ -200,10 +216,10 @@ def _open_prepared(name: str, spec: Spec, data_dir: str | None) -> tuple[tuple[s
   except _NOT_READABLE:
     raise ValueError(_how_to_prepare(name, data_dir)) from None
   label = builder.info.features['label']
-  common = dict(name=name, channels=spec.channels, num_classes=label.num_classes)
+  common = dict(name=name, channels=spec.channels, num_classes=label.num_classes, reading=reading)
   named = zip(opened, splits, strict=True)
   splits = (None if source is None else sources.Prepared(source, split=split, **common) for source, split in named)
-  return tuple(label.names), sources.complete(*splits)
+  return tuple(label.names), sources.complete(*splits), str(builder.version)
 
 
 def _reader(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:

@@ -16,8 +16,8 @@ cv2.setNumThreads(0)  # one image is too small a task to share
 # What cannot be decoded is told by an error that names it; OpenCV 4 and 5 have the switch in different places.
 (cv2.setLogLevel if hasattr(cv2, 'setLogLevel') else cv2.utils.logging.setLogLevel)(0)
 
-# Of the files that OpenCV decodes; GIF and AVIF are not in every build, and one that writes them reads them. PAM is left
-# out: pixels with transparency, and those of one bit, are read wrongly.
+# Of the files that OpenCV decodes; GIF and AVIF are not in every build, and one that writes them reads them. PAM is
+# left out: pixels with transparency, and those of one bit, are read wrongly.
 SUFFIXES = (
   *('.jpg', '.jpeg', '.jpe', '.jfif', '.jif', '.jfi', '.jp2', '.j2k', '.png', '.apng', '.bmp', '.dib', '.webp'),
   *('.tif', '.tiff', '.pbm', '.pgm', '.ppm', '.pnm', '.pfm', '.sr', '.ras', '.hdr', '.pic'),
@@ -59,6 +59,9 @@ class Reading:
       )
 
 
+AS_STORED = Reading()
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoded:
   """The bytes of an image file.
@@ -73,7 +76,7 @@ class Encoded:
   data: bytes
   channels: int
   name: str
-  reading: Reading = Reading()
+  reading: Reading = AS_STORED
 
   @functools.cached_property
   def shape(self) -> tuple[int, int, int]:

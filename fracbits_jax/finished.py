@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fracbits_jax import begin, policy
+from fracbits_jax import begin, contents, policy
 from fracbits_jax.checkpoint import Checkpoints
 from fracbits_jax.experiment import Experiment, prepare
 from fracbits_jax.workdir import read_finished
@@ -46,6 +46,9 @@ def load(workdir: str | os.PathLike, *, best: bool = False) -> Finished:
     experiment = prepare(ConfigDict(config), workdir)
   except (AttributeError, KeyError, TypeError):
     raise ValueError(f'{workdir} was left by another version: its config.json lacks fields of this one') from None
+  was, now = contents.read(workdir), experiment.dataset.contents
+  if was is not None and was.class_names != now.class_names:
+    raise ValueError(f'{workdir} holds a run on other classes: {contents.differences(was, now)}; put the old ones back')
   phase = experiment.config.phases[-1]
   if best and result.get('best') is None:
     raise ValueError(f'{workdir} has no best state: only a run that finetunes, and looks at it on the way, has one')

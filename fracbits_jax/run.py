@@ -13,7 +13,20 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from fracbits_jax import begin, cost, data, hosts, nonfinite, platforms, policy, reference, report, train, weights
+from fracbits_jax import (
+  begin,
+  contents,
+  cost,
+  data,
+  hosts,
+  nonfinite,
+  platforms,
+  policy,
+  reference,
+  report,
+  train,
+  weights,
+)
 from fracbits_jax.batches import TrainBatches
 from fracbits_jax.checkpoint import PrimaryCheckpoints, newest_step
 from fracbits_jax.experiment import PHASES, Experiment, prepare
@@ -46,19 +59,30 @@ def run(
   """
   workdir = pathlib.Path(workdir)
   experiment = hosts.everywhere(lambda: prepare(config, workdir))
-  finished = hosts.primary(lambda: _finished(workdir, experiment.config, accept_changes))
+  finished = hosts.primary(lambda: _finished(workdir, experiment, accept_changes))
   return Run(experiment, workdir, command).run() if finished is None else finished
 
 
-def _finished(workdir: pathlib.Path, config: ConfigDict, accept_changes: bool) -> dict[str, Any] | None:
-  """Claims the folder; the result of a run that is finished there."""
-  claim(workdir, config, accept_changes=accept_changes, say=print)
-  if not (workdir / 'result.json').exists():
-    return None
-  print(f'{workdir} is finished; start a new one with another --workdir')
-  result = read_object(workdir / 'result.json')
-  print(report.summary(workdir, result))
-  return result
+def _finished(workdir: pathlib.Path, experiment: Experiment, accept_changes: bool) -> dict[str, Any] | None:
+  """Claims the folder for the configuration and the data; the result of a run that is finished there."""
+  now, initial, accepted = experiment.dataset.contents, experiment.initial, {'accept_changes': accept_changes}
+  is_finished = (workdir / 'result.json').exists()
+  has_begun = is_finished or any(newest_step(workdir, phase) is not None for phase in experiment.config.phases)
+  changed = ''
+  if not has_begun and initial is not None:
+    changed = contents.check_started(experiment.config.init_from, initial.trained_on, now, **accepted)
+  claim(workdir, experiment.config, say=print, **accepted)
+  if is_finished:
+    print(f'{workdir} is finished; start a new one with another --workdir')
+    result = read_object(workdir / 'result.json')
+    print(report.summary(workdir, result))
+    return result
+  if has_begun:
+    changed = contents.check_continued(workdir, now, **accepted)
+  if changed:
+    print(f'goes on with other data: {changed}')
+  contents.keep(workdir, now)
+  return None
 
 
 class Run:
@@ -82,6 +106,8 @@ class Run:
     if hosts.several():
       devices += f' of {jax.process_count()} hosts'
     say(f'{self.workdir}: {", ".join(self.phases)} on {experiment.dataset.name}, {devices}')
+    for note in experiment.dataset.notes:
+      say(note)
     budgets = ', '.join(f'{b.target:.4g} {b.unit}' for b in experiment.budget.all)
     say(f'budget {budgets}; {len(experiment.layers)} layers')
     if experiment.initial is not None:

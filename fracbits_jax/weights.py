@@ -18,7 +18,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import models, torchvision
+from fracbits_jax import contents, models, torchvision
 from fracbits_jax.checkpoint import Checkpoints, newest_step
 
 _Shape = tuple[int, ...]
@@ -53,12 +53,14 @@ class Weights:
     clips: the clips of a quantized network by path, such as `classifier/alpha`; empty where there are none.
     is_float: whether a float network was trained to these weights, not a quantized one.
     origin: where they come from, in words.
+    trained_on: the data of the run that they come from, where that is known.
   """
 
   variables: dict[str, Any]
   clips: dict[str, np.ndarray]
   is_float: bool
   origin: str
+  trained_on: contents.Contents | None = None
 
 
 def find(init_from: str, workdir: str | os.PathLike | None = None) -> Source:
@@ -157,6 +159,7 @@ def _load_checkpoint(source: Source, network: str, wanted: dict[str, _Shape]) ->
     clips={name.removeprefix('params/'): value for name, value in clips.items()},
     is_float=meta['is_float'] if kept else source.phase == 'pretrain',
     origin=meta['origin'] if kept else f'{source.given}, {source.phase} after {step} steps',
+    trained_on=None if kept else contents.read(source.path),
   )
 
 

@@ -16,7 +16,7 @@ from fracbits_jax.files import write_whole
 _OF_THE_STATE = re.compile(
   r'seed|phases|policy|init_from|quant\..*'
   r'|model\.(name|width|small_images|image_mean|relu6)'
-  r'|data\.(dataset|image_size|batch_size)'
+  r'|data\.(dataset|image_size|exif_orientation|background|batch_size)'
 )
 
 
