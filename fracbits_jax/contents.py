@@ -1,6 +1,6 @@
 """What the data of a run are, kept with it: a run goes on with the classes and images that it began with.
 
-Only names and numbers are compared, so that a folder may be moved, and a set be prepared anew.
+Names, numbers and a few images are compared, not places: a folder may be moved, and a set be prepared anew.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Contents:
     class_names: in the order of their labels.
     sizes: images for training, validation and test.
     version: of a set that TFDS prepares.
-    files: SHA-256 of the names of the images in a folder of classes.
+    files: a digest of the images in a folder of classes, see `sources.Folder.digest`.
   """
 
   class_names: tuple[str, ...]
@@ -104,7 +104,7 @@ def differences(was: Contents, now: Contents) -> str:
   if was.version != now.version:
     parts.append(f'the version was {was.version} and is {now.version}')
   if not parts and was.files != now.files:
-    parts.append('there are as many images as before, but under other names')
+    parts.append('there are as many images as before, but others or under other names')
   return ', '.join(parts)
 
 

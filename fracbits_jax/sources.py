@@ -3,6 +3,7 @@
 Sources can be pickled, so that worker processes read them too.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -15,6 +16,7 @@ from fracbits_jax import folders
 from fracbits_jax.encoded import AS_STORED, Encoded, Reading
 from fracbits_jax.files import shown
 
+_SAMPLED, _SAMPLED_BYTES = 1000, 2**14  # files that take part in a digest, and how much of each
 _HELD_OUT = 10_000  # images at most that are held out of training for a split
 
 
@@ -122,11 +124,23 @@ class Folder:
     name = os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
     return os.path.join(self._root, self._classes[self._labels[index]], name)
 
+  def label(self, index: int) -> int:
+    """The label of an image."""
+    return int(self._labels[index])
+
   def digest(self) -> str:
-    """SHA-256 of the names of all files below the class folders, and of how they belong to the classes."""
+    """SHA-256 of the names of all files, and of the beginnings of some.
+
+    Names alone would not tell two classes with the files 1.jpg, 2.jpg, ... that changed their names, so the first image
+    of each class takes part, or of every so many where there are more than a thousand.
+    """
     found = hashlib.sha256(self._names)
     found.update(self._ends.astype('<i8').tobytes())
     found.update(self._labels.astype('<i4').tobytes())
+    firsts = np.unique(self._labels, return_index=True)[1]
+    for index in firsts[:: -(-len(firsts) // _SAMPLED)]:
+      with contextlib.suppress(OSError), open(self.path(index), 'rb') as file:
+        found.update(file.read(_SAMPLED_BYTES))
     return found.hexdigest()
 
 
@@ -141,6 +155,14 @@ class Part:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self._source[int(self._indices[index])]
+
+  def path(self, index: int) -> str:
+    """Where an image of a folder lies."""
+    return self._source.path(int(self._indices[index]))
+
+  def label(self, index: int) -> int:
+    """The label of an image of a folder."""
+    return self._source.label(int(self._indices[index]))
 
   def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Several examples at once."""
@@ -184,7 +206,7 @@ class OpenedFolder:
   Attributes:
     classes: names in the order of their labels.
     splits: train, validation and test.
-    files: SHA-256 of the names of all images.
+    files: a digest of the files, as `Folder.digest`.
     notes: sentences on what was left out and what looks like a mistake.
   """
 
