@@ -8,17 +8,14 @@ import collections
 import concurrent.futures
 import dataclasses
 import os
-import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from fracbits_jax import sources
+from fracbits_jax.bar import Bar
 from fracbits_jax.files import shown
 
 _AT_ONCE = 32  # images that a thread takes from the list
-_BAR = 24  # characters
-_LINE_SECONDS = 10  # between two lines where the output is not a terminal
 _SIZES, _CLASSES = 5, 40  # that the summary names one by one
 _SPLITS = ('train', 'validation', 'test')
 
@@ -136,29 +133,6 @@ def _by_class(checked: Checked) -> Iterator[str]:
     yield '  '.join([f'{name:<{width}}', *(f'{counts[split, label]:>10,}' for split in _SPLITS)])
 
 
-class _Bar:
-  """How far it is: a bar that moves in a terminal, elsewhere a line now and then."""
-
-  def __init__(self):
-    self._start = self._shown_at = time.monotonic()
-
-  def __call__(self, done: int, total: int) -> None:
-    now, last = time.monotonic(), done == total
-    terminal = sys.stdout.isatty()
-    if now - self._shown_at < (0.1 if terminal else _LINE_SECONDS) and not (last and terminal):
-      return
-    self._shown_at = now
-    rate = done / max(now - self._start, 1e-9)
-    minutes, seconds = divmod(round((total - done) / rate), 60)
-    line = f'{done:,}/{total:,} images  {rate:,.0f} images/s  {minutes}:{seconds:02} left'
-    if not terminal:
-      print(line, flush=True)
-      return
-    full = _BAR * done // total
-    line = f'[{"#" * full}{"." * (_BAR - full)}] {line}'[: shutil.get_terminal_size().columns - 1]
-    print(f'\r\x1b[K{line}', end='\n' if last else '', flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
   """Reads every image of a folder of classes; exits with 1 if one cannot be read, or the folder cannot be used."""
   parser = argparse.ArgumentParser(prog='python -m fracbits_jax.check_images', description=main.__doc__)
@@ -168,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   if args.workers is not None and not 1 <= args.workers <= 1024:
     sys.exit(f'error: --workers={args.workers} is out of range: give a number from 1 to 1024')
   try:
-    checked = check(args.folder, workers=args.workers, show=_Bar())
+    checked = check(args.folder, workers=args.workers, show=Bar('images'))
   except ValueError as error:
     sys.exit(f'error: {error}')
   except KeyboardInterrupt:

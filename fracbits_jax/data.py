@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fracbits_jax import sources
+from fracbits_jax import shards, sources
 from fracbits_jax.batches import eval_batches, train_batches
 from fracbits_jax.contents import Contents
 from fracbits_jax.encoded import AS_STORED, Reading
@@ -172,10 +172,21 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
       f'images as data.dataset={FOLDER}'
     ) from None
   except Exception:  # whatever the code of one of hundreds of sets raises
+    if _is_known(name):
+      raise _not_prepared(name, data_dir) from None
     raise ValueError(
       f'dataset {name!r} is unknown: choose one of {", ".join(SPECS)}, another image classification set of TFDS by its '
       f'name, or {FOLDER!r} with your own images in data.data_dir'
     ) from None
+
+
+def _is_known(name: str) -> bool:
+  """Whether TFDS has the code of a set, whatever its folder holds."""
+  try:
+    tfds.builder_cls(name.partition(':')[0])
+  except Exception:  # as above
+    return False
+  return True
 
 
 def missing_module(error: ImportError) -> str:
@@ -209,24 +220,37 @@ def _open_prepared(
     importlib.import_module(f'fracbits_jax.datasets.{name}')
     _prepare(name, data_dir)
   builder = _reader(name, data_dir)
+  damage = shards.damage(builder, [split.partition('[')[0] for split in spec.splits or ()])
+  if damage:
+    raise _damaged(name, data_dir, os.fspath(builder.data_dir), damage)
   try:
     splits = spec.splits or sources.choose_splits(builder.info.splits)
     decoders = {'image': tfds.decode.SkipDecoding()}
     opened = [split and builder.as_data_source(split, decoders=decoders) for split in splits]
   except _NOT_READABLE:
-    raise ValueError(_how_to_prepare(name, data_dir)) from None
+    raise _not_prepared(name, data_dir) from None
   label = builder.info.features['label']
-  common = dict(name=name, channels=spec.channels, num_classes=label.num_classes, reading=reading)
+  mend = f'run {_prepare_command(name, data_dir)}, which makes it anew'
+  common = dict(mend=mend, name=name, channels=spec.channels, num_classes=label.num_classes, reading=reading)
   named = zip(opened, splits, strict=True)
   splits = (None if source is None else sources.Prepared(source, split=split, **common) for source, split in named)
   return tuple(label.names), sources.complete(*splits), str(builder.version)
 
 
+def _damaged(name: str, data_dir: str | None, folder: str, damage: str) -> ValueError:
+  return ValueError(
+    f'{name} in {folder} is damaged, {damage}: run {_prepare_command(name, data_dir)}, which makes it anew'
+  )
+
+
 def _reader(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   try:
     return tfds.builder(name, data_dir=data_dir, file_format='array_record')
-  except _NOT_READABLE:
-    raise ValueError(_how_to_prepare(name, data_dir)) from None
+  except PermissionError as error:
+    place = error.filename or os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
+    raise ValueError(f'{name} cannot be read, {place}: {error.strerror}; mend that or give another data_dir') from None
+  except Exception:  # what TFDS raises of a dataset_info.json that may be anything
+    raise _not_prepared(name, data_dir) from None
 
 
 # What TFDS raises where data are missing, or are there in a format without random access.
@@ -240,17 +264,24 @@ _NOT_READABLE = (
 )
 
 
-def _how_to_prepare(name: str, data_dir: str | None) -> str:
+def _not_prepared(name: str, data_dir: str | None) -> ValueError:
+  """What to do where TFDS finds nothing that it can read."""
   folder = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
-  given = '' if data_dir is None else f' --data_dir={data_dir}'
+  for broken in shards.with_unreadable_info(folder, name):
+    return _damaged(name, data_dir, broken, 'its dataset_info.json cannot be understood')
   first = ''
   if name == 'imagenet2012':
     first = f'put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into {folder}/downloads/manual and '
-  return (
-    f'{name} has not been prepared in {folder} as array_record files: {first}run python -m fracbits_jax.prepare '
-    f'--dataset={name}{given}, or give class folders with --config.data.dataset={FOLDER}, or try the same recipe on '
-    'the embedded digits with --config.data.dataset=digits --config.model.width=0.25'
+  return ValueError(
+    f'{name} has not been prepared in {folder} as array_record files: {first}run '
+    f'{_prepare_command(name, data_dir)}, or give class folders with --config.data.dataset={FOLDER}, or try the same '
+    'recipe on the embedded digits with --config.data.dataset=digits --config.model.width=0.25'
   )
+
+
+def _prepare_command(name: str, data_dir: str | None) -> str:
+  given = '' if data_dir is None else f' --data_dir={data_dir}'
+  return f'python -m fracbits_jax.prepare --dataset={name}{given}'
 
 
 def _prepare(name: str, data_dir: str | None) -> None:

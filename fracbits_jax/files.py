@@ -65,3 +65,9 @@ def shown(name: str | os.PathLike) -> str:
   if name.isprintable():
     return name
   return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in name)
+
+
+def reason(error: Exception) -> str:
+  """What a library says of a broken file, short enough for a sentence: its hashes and positions help nobody."""
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return shown(text.split(' (')[0].split(';')[0][:120])

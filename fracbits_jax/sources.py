@@ -14,7 +14,7 @@ import numpy as np
 
 from fracbits_jax import folders
 from fracbits_jax.encoded import AS_STORED, Encoded, Reading
-from fracbits_jax.files import shown
+from fracbits_jax.files import reason, shown
 
 _SAMPLED, _SAMPLED_BYTES = 1000, 2**14  # files that take part in a digest, and how much of each
 _HELD_OUT = 10_000  # images at most that are held out of training for a split
@@ -34,7 +34,17 @@ class Memory:
 
 
 class Prepared:
-  """A split that TFDS has prepared; its images are left encoded."""
+  """A split that TFDS has prepared; its images are left encoded.
+
+  Args:
+    source: TFDS's own source.
+    name: of the set, for errors.
+    split: its name, for errors.
+    channels: of the images.
+    num_classes: labels go from 0 to one less.
+    reading: how the images are read.
+    mend: what an error about a record that cannot be read tells to do.
+  """
 
   def __init__(
     self,
@@ -45,19 +55,30 @@ class Prepared:
     channels: int,
     num_classes: int,
     reading: Reading = AS_STORED,
+    mend: str = 'prepare it anew',
   ):
     self._source, self._name, self._split = source, name, split
-    self._channels, self._num_classes, self._reading = channels, num_classes, reading
+    self._channels, self._num_classes, self._reading, self._mend = channels, num_classes, reading, mend
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return self._checked(index, self._source[index])
+    try:
+      example = self._source[index]
+    except Exception as error:  # whatever the reader says of a file that may be anything
+      raise ValueError(
+        f'{self._name}, split {self._split!r}, example {index} cannot be read ({reason(error)}): {self._mend}'
+      ) from None
+    return self._checked(index, example)
 
   def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Several examples at once, which spares small images most of the time that reading takes."""
-    return [self._checked(*found) for found in zip(indices, self._source.__getitems__(indices), strict=True)]
+    try:
+      examples = self._source.__getitems__(indices)
+    except Exception:  # one by one, the one that cannot be read is named
+      return [self[index] for index in indices]
+    return [self._checked(*found) for found in zip(indices, examples, strict=True)]
 
   def _checked(self, index: int, example: dict[str, Any]) -> dict[str, Any]:
     name, label = f'{self._name}, split {self._split!r}, example {index}', int(example['label'])

@@ -105,12 +105,11 @@ def read_shapes(path: str | os.PathLike) -> dict[str, Shape]:
   """
   with _open(path) as file:
     found = {name: file.get_slice(name) for name in file.keys() if name.split('.')[-1] != _UNUSED}  # noqa: SIM118
-    other = [
-      f'{cut(name)} of type {part.get_dtype()}' for name, part in found.items() if part.get_dtype() not in _DTYPES
-    ]
+    other = {cut(name): part.get_dtype() for name, part in found.items() if part.get_dtype() not in _DTYPES}
     if other:
       raise ValueError(
-        f'{path} holds {listed(other)}: weights are {", ".join(_DTYPES)}, so convert or remove what is not'
+        f'{path} holds weights of type {", ".join(sorted(set(other.values())))}, in {listed(other)}: give one with '
+        f'{", ".join(_DTYPES)}, and nothing else in it'
       )
     return {name: tuple(part.get_shape()) for name, part in found.items()}
 

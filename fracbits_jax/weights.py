@@ -6,6 +6,7 @@ needs the folder or the file again.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -246,10 +247,15 @@ def _check(source: Source, network: str, found: Mapping[str, _Shape], needed: Ma
 def _which(found: Mapping[str, _Shape], network: str) -> str:
   """The remedy for names that differ: the network that has them all, if there is one."""
   for other in torchvision.NETWORKS:
-    names = set(torchvision.names(other, _shapes(models.create(other), (224, 224, 3))).values())
+    names = _torchvision_names(other)
     if _without(torchvision.prefix(found, names), found).keys() == names:
       return f'these are weights of {other}, so set model.name to that'
   return f'give weights of {network}'
+
+
+@functools.cache
+def _torchvision_names(network: str) -> frozenset[str]:
+  return frozenset(torchvision.names(network, _shapes(models.create(network), (224, 224, 3))).values())
 
 
 def _remedy(different: Collection[str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from images_test import encode, photo
 from sources_test import folder
 
-from fracbits_jax import check_images, data
+from fracbits_jax import bar, check_images, data
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_decoder_that_gives_up_is_a_bad_image(root, monkeypatch):
 def test_the_bar_fits_the_terminal(root, monkeypatch, capsys):
   monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
   monkeypatch.setattr(shutil, 'get_terminal_size', lambda: os.terminal_size((40, 24)))
-  check_images.check(str(root[0]), show=check_images._Bar())
+  check_images.check(str(root[0]), show=bar.Bar('images'))
   shown = capsys.readouterr().out
   assert shown.endswith('\n')
   drawn = [line for line in shown.rstrip('\n').split('\r\x1b[K') if line]
@@ -109,5 +109,5 @@ def test_the_bar_fits_the_terminal(root, monkeypatch, capsys):
 
 
 def test_elsewhere_there_are_few_lines(root, capsys):
-  check_images.check(str(root[0]), show=check_images._Bar())
+  check_images.check(str(root[0]), show=bar.Bar('images'))
   assert capsys.readouterr().out == ''
