@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import io
 import os
@@ -17,6 +18,7 @@ from fracbits_jax import shards, sources
 from fracbits_jax.batches import eval_batches, train_batches
 from fracbits_jax.contents import Contents
 from fracbits_jax.encoded import AS_STORED, Reading
+from fracbits_jax.files import reason
 from fracbits_jax.images import centre_crop, pixels, random_resized_crop, random_shift
 
 __all__ = [
@@ -293,11 +295,12 @@ def _prepare(name: str, data_dir: str | None) -> None:
   tfds.disable_progress_bar()
   try:
     builder.download_and_prepare()
-  except OSError as error:
+  except (OSError, RuntimeError) as error:  # the latter from the writer of array_record
     # Of several runs that make it at the same time one is the first; its files are the same.
     if not os.path.exists(done):
-      reason = error.strerror or error
-      raise ValueError(f'{name} cannot be written to {builder.data_dir}: {reason}') from None
+      full = os.strerror(errno.ENOSPC)
+      why = full if full in str(error) else getattr(error, 'strerror', None) or reason(error)
+      raise ValueError(f'{name} cannot be written to {builder.data_dir}: {why}') from None
 
 
 def _decoded(source: Sequence, spec: Spec) -> Sequence:

@@ -137,7 +137,8 @@ def _sentence(name: str, builder: tfds.core.DatasetBuilder | None, error: Except
   instructions = ' '.join((getattr(builder, 'MANUAL_DOWNLOAD_INSTRUCTIONS', None) or '').split()).rstrip('.')
   if builder is None:
     return f'{name} cannot be opened: {text}; give another --data_dir if that holds it in another format'
-  if errno.ENOSPC in numbers or 'Not enough disk space' in text:
+  full = ('Not enough disk space', os.strerror(errno.ENOSPC))
+  if errno.ENOSPC in numbers or any(sign in str(e) for sign in full for e in chain):
     return f'there is no space left for {name} in {builder.data_dir}: make room or give another --data_dir'
   if {'requests', 'urllib', 'urllib3', 'http', 'socket'} & modules:
     return f'{name} cannot be downloaded: {text[:200]}; check the network connection and run the same command again'
