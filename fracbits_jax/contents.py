@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pathlib
+from typing import Any
 
 from fracbits_jax.files import write_whole
 
@@ -37,6 +38,19 @@ class Contents:
     return len(self.class_names) == len(other.class_names)
 
 
+def from_json(found: Any) -> Contents:
+  """The contents that `dataclasses.asdict` has made JSON of; raises `ValueError` for anything else."""
+  try:
+    names, sizes = tuple(found['class_names']), tuple(found['sizes'])
+    version, files = found['version'], found['files']
+  except (TypeError, KeyError):
+    raise ValueError('the contents of no data') from None
+  texts = (*names, *(text for text in (version, files) if text is not None))
+  if not all(isinstance(text, str) for text in texts) or [type(size) for size in sizes] != [int] * 3:
+    raise ValueError('the contents of no data')
+  return Contents(class_names=names, sizes=sizes, version=version, files=files)
+
+
 def read(workdir: str | os.PathLike) -> Contents | None:
   """The contents that a run's folder keeps; `None` for a run that has not begun or was begun by an older version.
 
@@ -47,16 +61,11 @@ def read(workdir: str | os.PathLike) -> Contents | None:
   if not path.exists():
     return None
   try:
-    found = json.loads(path.read_text())
-    names, sizes = tuple(found['class_names']), tuple(found['sizes'])
-    version, files = found['version'], found['files']
-    texts = (*names, *(text for text in (version, files) if text is not None))
-    sound = all(isinstance(text, str) for text in texts) and [type(size) for size in sizes] == [int] * 3
-  except (OSError, ValueError, TypeError, KeyError, RecursionError):
-    sound = False
-  if not sound:
-    raise ValueError(f'{path} is broken: choose another --workdir, or remove the file if the data are still the same')
-  return Contents(class_names=names, sizes=sizes, version=version, files=files)
+    return from_json(json.loads(path.read_text()))
+  except (OSError, ValueError, RecursionError):
+    raise ValueError(
+      f'{path} is broken: choose another --workdir, or remove the file if the data are still the same'
+    ) from None
 
 
 def keep(workdir: str | os.PathLike, contents: Contents) -> None:

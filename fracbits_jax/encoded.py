@@ -165,11 +165,15 @@ class Encoded:
     image = ((rgba[..., :3] * alpha + background[None, None] * (255 - alpha) + 127) // 255).astype(np.uint8)
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if self.channels == 1 else image
 
-  @functools.cached_property
+  @property
   def _orientation(self) -> int:
     """The orientation that is to be undone, 1 to 8 as EXIF counts; 1 is upright, and what is not noted legibly."""
+    return self._noted if self.reading.exif_orientation else 1
+
+  @functools.cached_property
+  def _noted(self) -> int:
     unknown = self.is_jpeg and _EXIF not in self.data  # without Pillow, where there are many
-    if not self.reading.exif_orientation or unknown or self.data.startswith(_TIFF_STARTS):
+    if unknown or self.data.startswith(_TIFF_STARTS):
       return 1
     from PIL import Image
 

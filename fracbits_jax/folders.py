@@ -66,6 +66,8 @@ def split_folders(root: str, left: LeftOut) -> dict[str, str | None]:
     kind = _kind(entry)
     if kind == 'image':
       left.add('image outside of class folders', entry.path)
+    elif kind == 'broken link':
+      left.add(kind, entry.path)
     elif kind == 'folder':
       split = next((split for split, names in SPLITS.items() if entry.name.lower() in names), None)
       others.append(entry.name) if split is None else found[split].append(entry.name)
@@ -95,6 +97,8 @@ def class_names(folder: str, left: LeftOut) -> tuple[str, ...]:
     kind = _kind(entry)
     if kind == 'image':
       left.add('image outside of class folders', entry.path)
+    elif kind == 'broken link':  # of what may have been a class
+      left.add(kind, entry.path)
     elif kind == 'folder':
       names.append(entry.name)
   if not names:

@@ -48,7 +48,8 @@ def run(
   Args:
     config: see `configs/base.py`.
     workdir: the run's folder.
-    accept_changes: go on in a folder whose run has begun with a configuration that its state is tied to.
+    accept_changes: go on in a folder whose run has begun with another configuration or other data that its state is
+      tied to, or start from weights that were trained on other data.
     command: the shell's command behind the call, for the report.
 
   Raises:

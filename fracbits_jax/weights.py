@@ -175,8 +175,13 @@ def _load_checkpoint(source: Source, network: str, wanted: dict[str, _Shape]) ->
     clips={name.removeprefix('params/'): value for name, value in clips.items()},
     is_float=meta['is_float'] if kept else source.phase == 'pretrain',
     origin=meta['origin'] if kept else f'{source.given}, {source.phase} after {step} steps',
-    trained_on=None if kept else contents.read(source.path),
+    trained_on=_trained_on(meta) if kept else contents.read(source.path),
   )
+
+
+def _trained_on(meta: Mapping[str, Any]) -> contents.Contents | None:
+  """What `keep` has noted of the data; older versions have not."""
+  return contents.from_json(meta['trained_on']) if meta.get('trained_on') else None
 
 
 def keep(workdir: str | os.PathLike, weights: Weights) -> None:
@@ -185,7 +190,8 @@ def keep(workdir: str | os.PathLike, weights: Weights) -> None:
   if newest_step(workdir, _KEPT) is None:
     params = traverse_util.flatten_dict(weights.variables['params'], sep='/') | weights.clips
     state = {**weights.variables, 'params': traverse_util.unflatten_dict(params, sep='/')}
-    checkpoints.save(0, state, {'origin': weights.origin, 'is_float': weights.is_float})
+    data = weights.trained_on and dataclasses.asdict(weights.trained_on)
+    checkpoints.save(0, state, {'origin': weights.origin, 'is_float': weights.is_float, 'trained_on': data})
   checkpoints.close()
 
 

@@ -8,12 +8,14 @@ import types
 
 import numpy as np
 import pytest
+from data_test import SomeGreys
 from sources_test import JPEG, folder
 from tiny import tiny
 
-from fracbits_jax import contents, data, run, weights
+from fracbits_jax import contents, data, finished, run, weights
 from fracbits_jax.checkpoint import Checkpoints
 from fracbits_jax.contents import Contents
+from fracbits_jax.workdir import claim
 
 PATHS = (*(f'train/{c}/{i}.jpg' for c in ('cat', 'dog') for i in range(10)), 'val/cat/0.jpg')
 
@@ -120,6 +122,38 @@ def test_weights_of_a_run_are_not_taken_for_other_data_when(what, root, tmp_path
   assert not (tmp_path / 'other').exists()
   assert start(root, tmp_path / 'other', accept_changes=True, initial=initial) is None
   assert start(root, tmp_path / 'unknown', initial=dataclasses.replace(initial, trained_on=None)) is None
+
+
+def test_what_weights_were_trained_on_is_kept_with_them(root, tmp_path):
+  trained_on = data.load('folder', data_dir=root).contents
+  variables = {'params': {'stem': {'kernel': np.zeros((1, 2))}}, 'batch_stats': {'x': np.zeros(1)}}
+  for i, known in enumerate((trained_on, None)):
+    workdir = tmp_path / str(i)
+    weights.keep(workdir, weights.Weights(variables=variables, clips={}, is_float=True, origin='a', trained_on=known))
+    source = weights.find('runs/a', workdir)
+    found = weights._load_checkpoint(source, 'resnet8', {'params/stem/kernel': (1, 2), 'batch_stats/x': (1,)})
+    assert (found.trained_on, found.origin) == (known, 'a')
+
+
+def test_a_finished_run_is_not_read_back_with_other_classes(root, tmp_path):
+  config = tiny(
+    tmp_path, **{'data.dataset': 'folder', 'data.data_dir': root, 'data.batch_size': 4, 'model.width': 0.25}
+  )
+  workdir, now = tmp_path / 'run', data.load('folder', data_dir=root).contents
+  claim(workdir, config, accept_changes=False, say=print)
+  (workdir / 'result.json').write_text('{}')
+  contents.keep(workdir, dataclasses.replace(now, sizes=(1, 2, 3)))
+  with pytest.raises(ValueError, match='has lost the checkpoints'):  # other images are no matter then
+    finished.load(workdir)
+  contents.keep(workdir, dataclasses.replace(now, class_names=('dog', 'cat')))
+  with pytest.raises(ValueError, match=r"holds a run on other classes: class 0 was 'dog' and is 'cat'.*; put the old"):
+    finished.load(workdir)
+
+
+def test_a_prepared_set_is_known_by_its_version_sizes_and_classes(tmp_path):
+  SomeGreys(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
+  found = data.load('some_greys', data_dir=str(tmp_path)).contents
+  assert found == Contents(class_names=('0', '1'), sizes=(32, 4, 4), version='1.0.0')
 
 
 def test_a_folder_may_move_and_be_listed_in_any_order(root, tmp_path, monkeypatch):

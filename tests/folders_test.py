@@ -114,6 +114,13 @@ def test_links_are_followed_unless_they_lead_to_where_they_lie(tmp_path):
   assert note(root).startswith('4 links to a folder around it (such as train/a/')
 
 
+def test_a_link_to_a_class_that_is_gone_is_told(tmp_path):
+  root = folder(tmp_path, *WHOLE)
+  (tmp_path / 'train/c').symlink_to(tmp_path / 'nowhere')
+  (tmp_path / 'val').symlink_to(tmp_path / 'nowhere')
+  assert note(root) == '2 broken links (such as train/c)'
+
+
 def test_folders_of_systems_are_no_classes(tmp_path):
   others = ('__MACOSX', '.ipynb_checkpoints', '@eaDir', '$RECYCLE.BIN', '.Trash')
   root = folder(tmp_path, *WHOLE, *(f'train/{name}/1.jpg' for name in others), '__MACOSX/train/a/._1.jpg')
