@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import io
 import os
@@ -17,14 +18,18 @@ from fracbits_jax import extras
 with extras.needed():
   import tensorflow_datasets as tfds
 
-from fracbits_jax import sources
+from fracbits_jax import shards, sources
 from fracbits_jax.batches import eval_batches, train_batches
+from fracbits_jax.contents import Contents
+from fracbits_jax.encoded import AS_STORED, Reading
+from fracbits_jax.files import reason
 from fracbits_jax.images import centre_crop, pixels, random_resized_crop, random_shift
 
 __all__ = [
   'FOLDER',
   'SPECS',
   'Dataset',
+  'Reading',
   'Spec',
   'centre_crop',
   'check_name',
@@ -89,6 +94,8 @@ class Dataset:
   train: Sequence
   validation: Sequence
   test: Sequence
+  contents: Contents
+  notes: tuple[str, ...] = ()  # what a run should say of it, such as files that were left out
 
   @property
   def num_classes(self) -> int:
@@ -120,7 +127,9 @@ def check_name(name: str, data_dir: str | None = None) -> Spec:
   return _CROPPED if name == FOLDER else _derive(name, _builder(name, data_dir))
 
 
-def load(name: str, *, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+def load(
+  name: str, *, data_dir: str | None = None, image_size: int | None = None, reading: Reading = AS_STORED
+) -> Dataset:
   """Opens a prepared data set or a folder; an embedded one is prepared on first use.
 
   Where `SPECS` does not fix the splits, `validation` and `test` serve where they exist. If one is missing, the other
@@ -131,15 +140,19 @@ def load(name: str, *, data_dir: str | None = None, image_size: int | None = Non
     name: a name in `SPECS`, any other image classification set of TFDS, or `folder`.
     data_dir: where TFDS keeps data, `None` for its own default; the folder itself for `folder`.
     image_size: height and width for the network; `None` for the data set's own.
+    reading: how image files are read.
 
   Raises:
-    ValueError: unknown name, data that have not been prepared, a folder that is not as `sources.open_folder` wants it.
+    ValueError: unknown name, data that have not been prepared, a folder that is not as `sources.read_folder` wants it.
   """
-  spec = check_name(name, data_dir)
+  spec, notes = check_name(name, data_dir), ()
   if name == FOLDER:
-    class_names, splits = sources.open_folder(data_dir)
+    folder = sources.read_folder(data_dir, reading)
+    class_names, splits, notes = folder.classes, folder.splits, folder.notes
+    which = {'files': folder.files}
   else:
-    class_names, splits = _open_prepared(name, spec, data_dir)
+    class_names, splits, version = _open_prepared(name, spec, data_dir, reading)
+    which = {'version': version}
   train, validation, test = (_decoded(split, spec) for split in splits)
   return Dataset(
     name=name,
@@ -149,6 +162,8 @@ def load(name: str, *, data_dir: str | None = None, image_size: int | None = Non
     train=train,
     validation=validation,
     test=test,
+    contents=Contents(class_names=class_names, sizes=(len(train), len(validation), len(test)), **which),
+    notes=notes,
   )
 
 
@@ -163,10 +178,21 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
       f'images as data.dataset={FOLDER}'
     ) from None
   except Exception:  # whatever the code of one of hundreds of sets raises
+    if _is_known(name):
+      raise _not_prepared(name, data_dir) from None
     raise ValueError(
       f'dataset {name!r} is unknown: choose one of {", ".join(SPECS)}, another image classification set of TFDS by its '
       f'name, or {FOLDER!r} with your own images in data.data_dir'
     ) from None
+
+
+def _is_known(name: str) -> bool:
+  """Whether TFDS has the code of a set, whatever its folder holds."""
+  try:
+    tfds.builder_cls(name.partition(':')[0])
+  except Exception:  # as above
+    return False
+  return True
 
 
 def missing_module(error: ImportError) -> str:
@@ -192,29 +218,45 @@ def _derive(name: str, builder: tfds.core.DatasetBuilder) -> Spec:
   return Spec(image_size=height, channels=channels, shift=height // 8, flip=True)
 
 
-def _open_prepared(name: str, spec: Spec, data_dir: str | None) -> tuple[tuple[str, ...], Sequence[Sequence]]:
+def _open_prepared(
+  name: str, spec: Spec, data_dir: str | None, reading: Reading
+) -> tuple[tuple[str, ...], Sequence[Sequence], str]:
+  """The class names, the splits and the version of a set that TFDS has prepared."""
   if spec.embedded:
     importlib.import_module(f'fracbits_jax.datasets.{name}')
     _prepare(name, data_dir)
   builder = _reader(name, data_dir)
+  damage = shards.damage(builder, [split.partition('[')[0] for split in spec.splits or ()])
+  if damage:
+    raise _damaged(name, data_dir, os.fspath(builder.data_dir), damage)
   try:
     splits = spec.splits or sources.choose_splits(builder.info.splits)
     decoders = {'image': tfds.decode.SkipDecoding()}
     opened = [split and builder.as_data_source(split, decoders=decoders) for split in splits]
   except _NOT_READABLE:
-    raise ValueError(_how_to_prepare(name, data_dir)) from None
+    raise _not_prepared(name, data_dir) from None
   label = builder.info.features['label']
-  common = dict(name=name, channels=spec.channels, num_classes=label.num_classes)
+  mend = f'run {_prepare_command(name, data_dir)}, which makes it anew'
+  common = dict(mend=mend, name=name, channels=spec.channels, num_classes=label.num_classes, reading=reading)
   named = zip(opened, splits, strict=True)
   splits = (None if source is None else sources.Prepared(source, split=split, **common) for source, split in named)
-  return tuple(label.names), sources.complete(*splits)
+  return tuple(label.names), sources.complete(*splits), str(builder.version)
+
+
+def _damaged(name: str, data_dir: str | None, folder: str, damage: str) -> ValueError:
+  return ValueError(
+    f'{name} in {folder} is damaged, {damage}: run {_prepare_command(name, data_dir)}, which makes it anew'
+  )
 
 
 def _reader(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
   try:
     return tfds.builder(name, data_dir=data_dir, file_format='array_record')
-  except _NOT_READABLE:
-    raise ValueError(_how_to_prepare(name, data_dir)) from None
+  except PermissionError as error:
+    place = error.filename or os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
+    raise ValueError(f'{name} cannot be read, {place}: {error.strerror}; mend that or give another data_dir') from None
+  except Exception:  # what TFDS raises of a dataset_info.json that may be anything
+    raise _not_prepared(name, data_dir) from None
 
 
 # What TFDS raises where data are missing, or are there in a format without random access.
@@ -228,17 +270,24 @@ _NOT_READABLE = (
 )
 
 
-def _how_to_prepare(name: str, data_dir: str | None) -> str:
+def _not_prepared(name: str, data_dir: str | None) -> ValueError:
+  """What to do where TFDS finds nothing that it can read."""
   folder = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
-  given = '' if data_dir is None else f' --data_dir={data_dir}'
+  for broken in shards.with_unreadable_info(folder, name):
+    return _damaged(name, data_dir, broken, 'its dataset_info.json cannot be understood')
   first = ''
   if name == 'imagenet2012':
     first = f'put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into {folder}/downloads/manual and '
-  return (
-    f'{name} has not been prepared in {folder} as array_record files: {first}run python -m fracbits_jax.prepare '
-    f'--dataset={name}{given}, or give class folders with --config.data.dataset={FOLDER}, or try the same recipe on '
-    'the embedded digits with --config.data.dataset=digits --config.model.width=0.25'
+  return ValueError(
+    f'{name} has not been prepared in {folder} as array_record files: {first}run '
+    f'{_prepare_command(name, data_dir)}, or give class folders with --config.data.dataset={FOLDER}, or try the same '
+    'recipe on the embedded digits with --config.data.dataset=digits --config.model.width=0.25'
   )
+
+
+def _prepare_command(name: str, data_dir: str | None) -> str:
+  given = '' if data_dir is None else f' --data_dir={data_dir}'
+  return f'python -m fracbits_jax.prepare --dataset={name}{given}'
 
 
 def _prepare(name: str, data_dir: str | None) -> None:
@@ -250,11 +299,12 @@ def _prepare(name: str, data_dir: str | None) -> None:
   tfds.disable_progress_bar()
   try:
     builder.download_and_prepare()
-  except OSError as error:
+  except (OSError, RuntimeError) as error:  # the latter from the writer of array_record
     # Of several runs that make it at the same time one is the first; its files are the same.
     if not os.path.exists(done):
-      reason = error.strerror or error
-      raise ValueError(f'{name} cannot be written to {builder.data_dir}: {reason}') from None
+      full = os.strerror(errno.ENOSPC)
+      why = full if full in str(error) else getattr(error, 'strerror', None) or reason(error)
+      raise ValueError(f'{name} cannot be written to {builder.data_dir}: {why}') from None
 
 
 def _decoded(source: Sequence, spec: Spec) -> Sequence:

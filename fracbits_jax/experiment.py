@@ -68,12 +68,17 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   _check_phases(config)
   _check_values(config)
   data.check_name(config.data.dataset, config.data.data_dir)
+  reading = data.Reading(
+    exif_orientation=config.data.exif_orientation, background=config.data.background and tuple(config.data.background)
+  )
   source = weights.find(config.init_from, workdir) if config.init_from is not None else None
   config = _with_demands(config, source)
   quant = quant_config(config)
   create = network(config)
   create(None)  # a wrong model is an error before the data are opened
-  dataset = data.load(config.data.dataset, data_dir=config.data.data_dir, image_size=config.data.image_size)
+  dataset = data.load(
+    config.data.dataset, data_dir=config.data.data_dir, image_size=config.data.image_size, reading=reading
+  )
   if config.data.batch_size > len(dataset.train):
     raise ValueError(
       f'data.batch_size={config.data.batch_size} is more than the {len(dataset.train)} training images of '

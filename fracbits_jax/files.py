@@ -57,3 +57,17 @@ def read_text(path: str | os.PathLike, *, max_bytes: int, kind: str) -> str:
   if '\0' in text:
     raise ValueError(f'the file is not text in UTF-8: give a {kind} file')
   return text
+
+
+def shown(name: str | os.PathLike) -> str:
+  """A name of a file for a sentence: what cannot be printed, as bytes that are no UTF-8 or a line's end, is escaped."""
+  name = os.fspath(name)
+  if name.isprintable():
+    return name
+  return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in name)
+
+
+def reason(error: Exception) -> str:
+  """What a library says of a broken file, short enough for a sentence: its hashes and positions help nobody."""
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return shown(text.split(' (')[0].split(';')[0][:120])

@@ -11,7 +11,7 @@ from fracbits_jax import extras
 with extras.needed():
   from ml_collections import ConfigDict
 
-from fracbits_jax import begin, policy, settings
+from fracbits_jax import begin, contents, policy, settings
 from fracbits_jax.best_states import FOLDER
 from fracbits_jax.checkpoint import Checkpoints, newest_step
 from fracbits_jax.experiment import Experiment, prepare
@@ -52,6 +52,9 @@ def load(workdir: str | os.PathLike, *, best: bool = False) -> Finished:
       f'{workdir} was left by another version: its config.json has no {lacking[0]}, which this one needs'
     )
   experiment = prepare(ConfigDict(config), workdir)
+  was, now = contents.read(workdir), experiment.dataset.contents
+  if was is not None and was.class_names != now.class_names:
+    raise ValueError(f'{workdir} holds a run on other classes: {contents.differences(was, now)}; put the old ones back')
   phase = experiment.config.phases[-1]
   if best and result.get('best') is None:
     raise ValueError(f'{workdir} has no best state: only a run that finetunes, and looks at it on the way, has one')

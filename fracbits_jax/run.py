@@ -20,6 +20,7 @@ with extras.needed():
 from fracbits_jax import (
   agreement,
   begin,
+  contents,
   cost,
   data,
   hosts,
@@ -56,7 +57,8 @@ def run(
   Args:
     config: see `configs/base.py`.
     workdir: the run's folder.
-    accept_changes: go on in a folder whose run has begun with a configuration that its state is tied to.
+    accept_changes: go on in a folder whose run has begun with another configuration or other data that its state is
+      tied to, or start from weights that were trained on other data.
     command: the shell's command behind the call, for the report.
 
   Raises:
@@ -69,7 +71,7 @@ def run(
   agreement.check(agreement.settings(config))
   experiment = hosts.everywhere(lambda: prepare(config, workdir))
   agreement.check(agreement.settings(experiment.config) | agreement.data(experiment.dataset))
-  finished = lambda: _finished(workdir, experiment.config, accept_changes)
+  finished = lambda: _finished(workdir, experiment, accept_changes)
   if hosts.primary(lambda: (workdir / 'result.json').exists()):  # it is only read
     return hosts.primary(finished)
   with contextlib.ExitStack() as stack:
@@ -80,15 +82,26 @@ def run(
     return Run(experiment, workdir, command).run() if result is None else result
 
 
-def _finished(workdir: pathlib.Path, config: ConfigDict, accept_changes: bool) -> dict[str, Any] | None:
-  """Claims the folder; the result of a run that is finished there."""
-  claim(workdir, config, accept_changes=accept_changes, say=terminal.show)
-  if not (workdir / 'result.json').exists():
-    return None
-  terminal.show(f'{workdir} is finished; start a new one with another --workdir')
-  result = read_object(workdir / 'result.json')
-  terminal.show(report.summary(workdir, result))
-  return result
+def _finished(workdir: pathlib.Path, experiment: Experiment, accept_changes: bool) -> dict[str, Any] | None:
+  """Claims the folder for the configuration and the data; the result of a run that is finished there."""
+  now, initial, accepted = experiment.dataset.contents, experiment.initial, {'accept_changes': accept_changes}
+  is_finished = (workdir / 'result.json').exists()
+  has_begun = is_finished or any(newest_step(workdir, phase) is not None for phase in experiment.config.phases)
+  changed = ''
+  if not has_begun and initial is not None:
+    changed = contents.check_started(experiment.config.init_from, initial.trained_on, now, **accepted)
+  claim(workdir, experiment.config, say=terminal.show, **accepted)
+  if is_finished:
+    terminal.show(f'{workdir} is finished; start a new one with another --workdir')
+    result = read_object(workdir / 'result.json')
+    terminal.show(report.summary(workdir, result))
+    return result
+  if has_begun:
+    changed = contents.check_continued(workdir, now, **accepted)
+  if changed:
+    terminal.show(f'goes on with other data: {changed}')
+  contents.keep(workdir, now)
+  return None
 
 
 class Run:
@@ -112,6 +125,8 @@ class Run:
     if hosts.several():
       devices += f' of {jax.process_count()} hosts'
     say(f'{self.workdir}: {", ".join(self.phases)} on {experiment.dataset.name}, {devices}')
+    for note in experiment.dataset.notes:
+      say(note)
     budgets = ', '.join(f'{b.target:.4g} {b.unit}' for b in experiment.budget.all)
     say(f'budget {budgets}; {len(experiment.layers)} layers')
     for note in experiment.notes:

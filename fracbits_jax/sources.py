@@ -3,17 +3,21 @@
 Sources can be pickled, so that worker processes read them too.
 """
 
+import contextlib
+import dataclasses
+import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from fracbits_jax.images import Encoded
+from fracbits_jax import folders
+from fracbits_jax.encoded import AS_STORED, Encoded, Reading
+from fracbits_jax.files import reason, shown
 
+_SAMPLED, _SAMPLED_BYTES = 1000, 2**14  # files that take part in a digest, and how much of each
 _HELD_OUT = 10_000  # images at most that are held out of training for a split
-_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
-_FOLDERS = {'train': ('train',), 'validation': ('val', 'validation'), 'test': ('test',)}
 
 
 class Memory:
@@ -30,21 +34,51 @@ class Memory:
 
 
 class Prepared:
-  """A split that TFDS has prepared; its images are left encoded."""
+  """A split that TFDS has prepared; its images are left encoded.
 
-  def __init__(self, source: Sequence, *, name: str, split: str, channels: int, num_classes: int):
+  Args:
+    source: TFDS's own source.
+    name: of the set, for errors.
+    split: its name, for errors.
+    channels: of the images.
+    num_classes: labels go from 0 to one less.
+    reading: how the images are read.
+    mend: what an error about a record that cannot be read tells to do.
+  """
+
+  def __init__(
+    self,
+    source: Sequence,
+    *,
+    name: str,
+    split: str,
+    channels: int,
+    num_classes: int,
+    reading: Reading = AS_STORED,
+    mend: str = 'prepare it anew',
+  ):
     self._source, self._name, self._split = source, name, split
-    self._channels, self._num_classes = channels, num_classes
+    self._channels, self._num_classes, self._reading, self._mend = channels, num_classes, reading, mend
 
   def __len__(self) -> int:
     return len(self._source)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return self._checked(index, self._source[index])
+    try:
+      example = self._source[index]
+    except Exception as error:  # whatever the reader says of a file that may be anything
+      raise ValueError(
+        f'{self._name}, split {self._split!r}, example {index} cannot be read ({reason(error)}): {self._mend}'
+      ) from None
+    return self._checked(index, example)
 
   def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Several examples at once, which spares small images most of the time that reading takes."""
-    return [self._checked(*found) for found in zip(indices, self._source.__getitems__(indices), strict=True)]
+    try:
+      examples = self._source.__getitems__(indices)
+    except Exception:  # one by one, the one that cannot be read is named
+      return [self[index] for index in indices]
+    return [self._checked(*found) for found in zip(indices, examples, strict=True)]
 
   def _checked(self, index: int, example: dict[str, Any]) -> dict[str, Any]:
     name, label = f'{self._name}, split {self._split!r}, example {index}', int(example['label'])
@@ -53,7 +87,7 @@ class Prepared:
         f'{name} has the label {label}: labels go from 0 to {self._num_classes - 1}, and an unlabelled split cannot be '
         'used'
       )
-    return {'image': Encoded(example['image'], self._channels, name), 'label': np.int32(label)}
+    return {'image': Encoded(example['image'], self._channels, name, self._reading), 'label': np.int32(label)}
 
 
 class Folder:
@@ -65,34 +99,70 @@ class Folder:
   Args:
     root: the folder.
     classes: names of the classes, in the order of their labels; some may have no folder.
+    reading: how the files are read.
+    left: counts what is no image.
+
+  Attributes:
+    counts: images of each class.
 
   Raises:
     ValueError: no image in it.
   """
 
-  def __init__(self, root: str, classes: Sequence[str]):
-    self._root, self._classes, self._channels = root, tuple(classes), 3
-    per_class = [_image_names(os.path.join(root, name)) for name in classes]
+  def __init__(
+    self,
+    root: str,
+    classes: Sequence[str],
+    reading: Reading = AS_STORED,
+    left: folders.LeftOut | None = None,
+  ):
+    self._root, self._classes, self._channels, self._reading = root, tuple(classes), 3, reading
+    left = folders.LeftOut() if left is None else left
+    per_class = [folders.image_names(os.path.join(root, name), left) for name in classes]
     self.counts = tuple(len(names) for names in per_class)
     self._labels = np.repeat(np.arange(len(classes), dtype=np.int32), self.counts)
     names = [os.fsencode(name) for names in per_class for name in names]
     self._names, self._ends = b''.join(names), np.cumsum([0, *map(len, names)])
     if not names:
-      raise ValueError(f'{root} holds no image: put {", ".join(_SUFFIXES)} files into its class folders')
+      raise ValueError(f'{shown(root)} holds no image: put JPEG, PNG or other image files into its class folders')
 
   def __len__(self) -> int:
     return len(self._labels)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    label = self._labels[index]
-    name = os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
-    path = os.path.join(self._root, self._classes[label], name)
+    path = self.path(index)
     try:
       with open(path, 'rb') as file:
         data = file.read()
     except OSError as error:
-      raise ValueError(f'{path} cannot be read: {error.strerror}; restore it, or start anew without it') from None
-    return {'image': Encoded(data, self._channels, path), 'label': label}
+      raise ValueError(
+        f'{shown(path)} cannot be read: {error.strerror}; restore it, or start anew without it'
+      ) from None
+    return {'image': Encoded(data, self._channels, shown(path), self._reading), 'label': self._labels[index]}
+
+  def path(self, index: int) -> str:
+    """Where an image lies."""
+    name = os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
+    return os.path.join(self._root, self._classes[self._labels[index]], name)
+
+  def label(self, index: int) -> int:
+    """The label of an image."""
+    return int(self._labels[index])
+
+  def digest(self) -> str:
+    """SHA-256 of the names of all files, and of the beginnings of some.
+
+    Names alone would not tell two classes with the files 1.jpg, 2.jpg, ... that changed their names, so the first image
+    of each class takes part, or of every so many where there are more than a thousand.
+    """
+    found = hashlib.sha256(self._names)
+    found.update(self._ends.astype('<i8').tobytes())
+    found.update(self._labels.astype('<i4').tobytes())
+    firsts = np.unique(self._labels, return_index=True)[1]
+    for index in firsts[:: -(-len(firsts) // _SAMPLED)]:
+      with contextlib.suppress(OSError), open(self.path(index), 'rb') as file:
+        found.update(file.read(_SAMPLED_BYTES))
+    return found.hexdigest()
 
 
 class Part:
@@ -106,6 +176,14 @@ class Part:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self._source[int(self._indices[index])]
+
+  def path(self, index: int) -> str:
+    """Where an image of a folder lies."""
+    return self._source.path(int(self._indices[index]))
+
+  def label(self, index: int) -> int:
+    """The label of an image of a folder."""
+    return self._source.label(int(self._indices[index]))
 
   def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Several examples at once."""
@@ -142,12 +220,36 @@ def complete(train: Sequence, validation: Sequence | None, test: Sequence | None
   return stays, *(held.pop(0) if given is None else given for given in (validation, test))
 
 
-def open_folder(root: str | None) -> tuple[tuple[str, ...], tuple[Sequence, Sequence, Sequence]]:
-  """The class names and the three splits of a folder.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenedFolder:
+  """A folder of classes.
 
-  It holds `train/<class>/<image>`, and `val` or `validation`, and `test` beside `train` with the same classes; what is
-  missing is held out as `choose_splits` says. A class that another split lacks is allowed, one that `train` lacks is
-  not. Images directly in the class folders count, with the suffixes .jpg, .jpeg, .png, .bmp and .webp in any case.
+  Attributes:
+    classes: names in the order of their labels.
+    splits: train, validation and test.
+    files: a digest of the files, as `Folder.digest`.
+    notes: sentences on what was left out and what looks like a mistake.
+  """
+
+  classes: tuple[str, ...]
+  splits: tuple[Sequence, Sequence, Sequence]
+  files: str
+  notes: tuple[str, ...]
+
+
+def open_folder(root: str | None) -> tuple[tuple[str, ...], tuple[Sequence, Sequence, Sequence]]:
+  """The class names and the three splits of a folder; see `read_folder`."""
+  opened = read_folder(root)
+  return opened.classes, opened.splits
+
+
+def read_folder(root: str | None, reading: Reading = AS_STORED) -> OpenedFolder:
+  """Lists a folder of classes.
+
+  It holds `train/<class>/` and folders for validation and test beside `train` with the same classes, by any of the
+  names in `folders.SPLITS`; what is missing is held out as `choose_splits` says. A class that another split lacks is
+  allowed, one that `train` lacks is not. Images in a class folder and in folders below it count, see
+  `folders.image_names`.
 
   Raises:
     ValueError: what is missing or too much, by its name.
@@ -156,44 +258,54 @@ def open_folder(root: str | None) -> tuple[tuple[str, ...], tuple[Sequence, Sequ
     raise ValueError("dataset 'folder' needs its place: give the folder that holds train/<class>/ as data.data_dir")
   root = os.path.expanduser(root)
   if not os.path.isdir(root):
-    raise ValueError(f'the folder {root} does not exist: give the one that holds train/<class>/ as data.data_dir')
-  folders = {split: _split_folder(root, names) for split, names in _FOLDERS.items()}
-  train = folders['train']
-  if train is None:
-    raise ValueError(f'{root} has no folder train: put the images into {os.path.join(root, "train", "<class>")}')
-  classes = _class_names(train)
-  sources = {'train': Folder(train, classes)}
-  for name, count in zip(classes, sources['train'].counts, strict=True):
-    if not count:
-      raise ValueError(f'{os.path.join(train, name)} holds no image: add {", ".join(_SUFFIXES)} files or remove it')
+    raise ValueError(
+      f'the folder {shown(root)} does not exist: give the one that holds train/<class>/ as data.data_dir'
+    )
+  left = folders.LeftOut()
+  found = folders.split_folders(root, left)
+  train = found['train']
+  classes = folders.class_names(train, left)
+  sources = {'train': Folder(train, classes, reading, left)}
+  _check_classes(train, classes, sources['train'].counts)
   for split in ('validation', 'test'):
-    if folders[split] is not None:
-      unknown = sorted(set(_class_names(folders[split])) - set(classes))
-      if unknown:
-        raise ValueError(
-          f'{os.path.join(folders[split], unknown[0])} is a class that {train} lacks: remove it or add it'
-        )
-      sources[split] = Folder(folders[split], classes)
-  return classes, complete(*(name and sources[name] for name in choose_splits(sources)))
+    if found[split] is not None:
+      _check_known(found[split], folders.class_names(found[split], left), train, classes)
+      sources[split] = Folder(found[split], classes, reading, left)
+  digests = [f'{split} {source.digest()}' for split, source in sources.items()]
+  return OpenedFolder(
+    classes=classes,
+    splits=complete(*(name and sources[name] for name in choose_splits(sources))),
+    files=hashlib.sha256('\n'.join(digests).encode()).hexdigest(),
+    notes=tuple(_notes(root, classes, left)),
+  )
 
 
-def _split_folder(root: str, names: Sequence[str]) -> str | None:
-  found = [path for path in (os.path.join(root, name) for name in names) if os.path.isdir(path)]
-  if len(found) > 1:
-    raise ValueError(f'{root} has both {" and ".join(os.path.basename(p) for p in found)}: keep one of them')
-  return found[0] if found else None
+def _check_classes(train: str, classes: Sequence[str], counts: Sequence[int]) -> None:
+  """Raises `ValueError` for a class that has no image to train with."""
+  empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+  if empty:
+    folder, left = os.path.join(train, empty[0]), folders.LeftOut()
+    folders.image_names(folder, left)
+    holds = left.described(folder)
+    raise ValueError(f'{shown(folder)} holds no image{holds and ", but "}{holds}: add JPEG or PNG files or remove it')
 
 
-def _class_names(folder: str) -> tuple[str, ...]:
-  with os.scandir(folder) as entries:
-    names = tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.')))
-  if not names:
-    raise ValueError(f'{folder} has no class folders: put the images of each class into a folder of its name')
-  return names
+def _check_known(folder: str, names: Sequence[str], train: str, classes: Sequence[str]) -> None:
+  """Raises `ValueError` for a class that is not among those to train with."""
+  unknown = sorted(set(names) - set(classes))
+  if unknown:
+    alike = next((name for name in classes if folders.spelling(name) == folders.spelling(unknown[0])), None)
+    remedy = 'remove it or add it' if alike is None else f'there it is {alike!a}, so rename one of them'
+    raise ValueError(f'{shown(os.path.join(folder, unknown[0]))} is a class that {shown(train)} lacks: {remedy}')
 
 
-def _image_names(folder: str) -> list[str]:
-  if not os.path.isdir(folder):
-    return []
-  with os.scandir(folder) as entries:
-    return sorted(e.name for e in entries if e.name.lower().endswith(_SUFFIXES) and not e.name.startswith('.'))
+def _notes(root: str, classes: Sequence[str], left: folders.LeftOut) -> Iterator[str]:
+  described = left.described(root)
+  if described:
+    yield f'left out of {shown(root)}: {described}'
+  spelled = {}
+  for name in classes:
+    alike = spelled.setdefault(folders.spelling(name), name)
+    if alike != name and len(name) > 1:
+      yield f'the classes {alike!a} and {name!a} differ in their spelling alone, and are taken as two'
+      return

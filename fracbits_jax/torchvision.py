@@ -5,8 +5,9 @@ each colour, goes into the kernel of the first convolution. So the padding is th
 are the same.
 """
 
+import collections
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ with extras.needed():
   import safetensors
 
 
+from fracbits_jax.files import shown
+
 NETWORKS = ('mobilenet_v2', 'resnet18', 'resnet34', 'resnet50')
 # Of the training images of ImageNet, red, green and blue, in 0..1.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -24,6 +27,8 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
 _UNUSED = 'num_batches_tracked'
 _DTYPES = ('F16', 'BF16', 'F32', 'F64')
+_DEEPEST = 16  # parts of a name between dots that are looked at one by one
+_LISTED, _LONGEST = 8, 80  # names that an error lists, and characters of each
 
 Shape = tuple[int, ...]
 
@@ -105,10 +110,29 @@ def read_shapes(path: str | os.PathLike) -> dict[str, Shape]:
   """
   with _open(path) as file:
     found = {name: file.get_slice(name) for name in file.keys() if name.split('.')[-1] != _UNUSED}  # noqa: SIM118
-    other = sorted({part.get_dtype() for part in found.values()} - set(_DTYPES))
+    other = {cut(name): part.get_dtype() for name, part in found.items() if part.get_dtype() not in _DTYPES}
     if other:
-      raise ValueError(f'{path} holds weights of type {", ".join(other)}: give one with {", ".join(_DTYPES)}')
+      raise ValueError(
+        f'{path} holds weights of type {", ".join(sorted(set(other.values())))}, in {listed(other)}: give one with '
+        f'{", ".join(_DTYPES)}, and nothing else in it'
+      )
     return {name: tuple(part.get_shape()) for name, part in found.items()}
+
+
+def prefix(found: Iterable[str], needed: Collection[str]) -> str:
+  """What stands before the needed names where a wrapper has put something there, as `module.`; empty for nothing.
+
+  Args:
+    found: names in a file.
+    needed: torchvision's names.
+  """
+  counts = collections.Counter()
+  for name in found:
+    parts = name.split('.', _DEEPEST)
+    for i in range(len(parts)):
+      if '.'.join(parts[i:]) in needed:
+        counts['.'.join([*parts[:i], ''])] += 1
+  return min(counts, key=lambda prefix: (-counts[prefix], len(prefix), prefix), default='')
 
 
 def read(path: str | os.PathLike, wanted: Mapping[str, str]) -> dict[str, np.ndarray]:
@@ -116,21 +140,37 @@ def read(path: str | os.PathLike, wanted: Mapping[str, str]) -> dict[str, np.nda
 
   Args:
     path: the file, whose names and shapes have been checked.
-    wanted: their name for each of ours.
+    wanted: the name in the file for each of ours.
 
   Raises:
-    ValueError: a file that cannot be read, or values that are not finite.
+    ValueError: a file that cannot be read, values that are not finite, or variances below 0.
   """
   with _open(path) as file:
     found = {ours: array(ours, file.get_tensor(theirs)) for ours, theirs in wanted.items()}
-  broken = [wanted[ours] for ours, value in found.items() if not np.isfinite(value).all()]
+  broken = [cut(wanted[ours]) for ours, value in found.items() if not np.isfinite(value).all()]
   if broken:
-    raise ValueError(f'{path} holds values that are not finite, in {broken[0]}: give another file')
+    raise ValueError(f'{path} holds values that are not finite, in {listed(broken)}: give another file')
+  broken = [cut(wanted[ours]) for ours, value in found.items() if ours.endswith('/var') and (value < 0).any()]
+  if broken:
+    raise ValueError(f'{path} holds variances below 0, in {listed(broken)}: give another file')
   return found
+
+
+def cut(name: str) -> str:
+  """A name from a file, which may be anything, for a sentence."""
+  return shown(name if len(name) <= _LONGEST else f'{name[: _LONGEST // 2]}...{name[-_LONGEST // 2 :]}')
+
+
+def listed(names: Collection[str]) -> str:
+  """Some names, and how many more there are."""
+  names = sorted(names)
+  more = f' and {len(names) - _LISTED:,} more' if len(names) > _LISTED else ''
+  return ', '.join(names[:_LISTED]) + more
 
 
 def _open(path: str | os.PathLike) -> Any:
   try:
     return safetensors.safe_open(path, framework='numpy')
   except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(f'{path} cannot be read as .safetensors: {error}; fetch or convert it again') from None
+    reason = ' '.join(str(error).split())
+    raise ValueError(f'{path} cannot be read as .safetensors: {cut(reason)}; fetch or convert it again') from None

@@ -6,6 +6,7 @@ needs the folder or the file again.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -18,13 +19,14 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import models, torchvision
+from fracbits_jax import contents, models, torchvision
 from fracbits_jax.checkpoint import Checkpoints, newest_step
 
 _Shape = tuple[int, ...]
 
 _KEPT = 'initial'  # where a run's folder keeps the weights that it started from, beside its phases
-_PICKLED = ('.pt', '.pth', '.bin', '.pkl', '.ckpt')
+_PICKLED = ('.pt', '.pth', '.bin', '.pkl', '.pickle', '.ckpt', '.tar')
+_PACKED = ('.gz', '.zip', '.xz', '.bz2', '.tgz')  # behind one of those
 _DEMANDED = {'image_mean': list, 'relu6': bool, 'small_images': bool}  # fields of config.model, and their types in JSON
 _LISTED = 8  # shapes that an error names one by one
 
@@ -53,12 +55,14 @@ class Weights:
     clips: the clips of a quantized network by path, such as `classifier/alpha`; empty where there are none.
     is_float: whether a float network was trained to these weights, not a quantized one.
     origin: where they come from, in words.
+    trained_on: the data of the run that they come from, where that is known.
   """
 
   variables: dict[str, Any]
   clips: dict[str, np.ndarray]
   is_float: bool
   origin: str
+  trained_on: contents.Contents | None = None
 
 
 def find(init_from: str, workdir: str | os.PathLike | None = None) -> Source:
@@ -72,10 +76,13 @@ def find(init_from: str, workdir: str | os.PathLike | None = None) -> Source:
   if workdir is not None and newest_step(workdir, _KEPT) is not None:
     return Source(given=init_from, path=pathlib.Path(workdir), phase=_KEPT)
   path = pathlib.Path(init_from).expanduser()
-  if path.suffix in _PICKLED:
+  suffixes = [suffix.lower() for suffix in path.suffixes] or ['']
+  packed = suffixes[-1] in _PACKED and any(suffix in _PICKLED for suffix in suffixes)
+  if (packed or suffixes[-1] in _PICKLED) and not path.is_dir():
+    part = '["state_dict"]' if suffixes[-1] in ('.tar', '.ckpt') or packed else ''
     raise ValueError(
       f'init_from={init_from} is a pickle, which can run any code when it is read: convert it once, where you trust '
-      'it, by safetensors.torch.save_file(torch.load(FILE, weights_only=True), "NAME.safetensors")'
+      f'it, by safetensors.torch.save_file(torch.load(FILE, weights_only=True){part}, "NAME.safetensors")'
     )
   if path.is_dir():
     phases = ('pretrain', *reversed(_config(path)['phases']))
@@ -85,7 +92,7 @@ def find(init_from: str, workdir: str | os.PathLike | None = None) -> Source:
     return Source(given=init_from, path=path, phase=with_checkpoint[0])
   if not path.exists():
     raise ValueError(f"init_from={init_from} does not exist: give a run's folder or a .safetensors file")
-  if path.suffix != '.safetensors':
+  if suffixes[-1] != '.safetensors':
     raise ValueError(f"init_from={init_from} is neither a run's folder nor a .safetensors file: give one of these")
   return Source(given=init_from, path=path)
 
@@ -129,9 +136,20 @@ def load(source: Source, network: str, model: nn.Module, image_shape: Sequence[i
 def _load_file(source: Source, network: str, wanted: dict[str, _Shape]) -> Weights:
   names = torchvision.names(network, wanted)
   needed = {theirs: (ours, torchvision.their_shape(ours, wanted[ours])) for ours, theirs in names.items()}
-  _check(source, network, torchvision.read_shapes(source.path), needed)
-  variables = traverse_util.unflatten_dict(torchvision.read(source.path, names), sep='/')
-  return Weights(variables=variables, clips={}, is_float=True, origin=source.given)
+  shapes = torchvision.read_shapes(source.path)
+  prefix = torchvision.prefix(shapes, needed)
+  _check(source, network, _without(prefix, shapes), needed)
+  found = torchvision.read(source.path, {ours: prefix + theirs for ours, theirs in names.items()})
+  variables = traverse_util.unflatten_dict(found, sep='/')
+  origin = f'{source.given}, whose names begin with {torchvision.cut(prefix)!r}' if prefix else source.given
+  return Weights(variables=variables, clips={}, is_float=True, origin=origin)
+
+
+def _without(prefix: str, shapes: Mapping[str, _Shape]) -> dict[str, _Shape]:
+  """Shapes by names without a prefix; names that lack it stay, and say so where they would be taken for others."""
+  found = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+  others = {name: shape for name, shape in shapes.items() if not name.startswith(prefix)}
+  return found | {f'{name} (without {prefix})' if name in found else name: shape for name, shape in others.items()}
 
 
 def _load_checkpoint(source: Source, network: str, wanted: dict[str, _Shape]) -> Weights:
@@ -157,7 +175,13 @@ def _load_checkpoint(source: Source, network: str, wanted: dict[str, _Shape]) ->
     clips={name.removeprefix('params/'): value for name, value in clips.items()},
     is_float=meta['is_float'] if kept else source.phase == 'pretrain',
     origin=meta['origin'] if kept else f'{source.given}, {source.phase} after {step} steps',
+    trained_on=_trained_on(meta) if kept else contents.read(source.path),
   )
+
+
+def _trained_on(meta: Mapping[str, Any]) -> contents.Contents | None:
+  """What `keep` has noted of the data; older versions have not."""
+  return contents.from_json(meta['trained_on']) if meta.get('trained_on') else None
 
 
 def keep(workdir: str | os.PathLike, weights: Weights) -> None:
@@ -166,7 +190,8 @@ def keep(workdir: str | os.PathLike, weights: Weights) -> None:
   if newest_step(workdir, _KEPT) is None:
     params = traverse_util.flatten_dict(weights.variables['params'], sep='/') | weights.clips
     state = {**weights.variables, 'params': traverse_util.unflatten_dict(params, sep='/')}
-    checkpoints.save(0, state, {'origin': weights.origin, 'is_float': weights.is_float})
+    data = weights.trained_on and dataclasses.asdict(weights.trained_on)
+    checkpoints.save(0, state, {'origin': weights.origin, 'is_float': weights.is_float, 'trained_on': data})
   checkpoints.close()
 
 
@@ -204,15 +229,15 @@ def _check(source: Source, network: str, found: Mapping[str, _Shape], needed: Ma
     found: shapes in the source, by its names.
     needed: by the source's names, the network's name for the same and its shape as it is in the source.
   """
-  extra = found.keys() - needed.keys()
+  extra = [torchvision.cut(name) for name in found.keys() - needed.keys()]
   both = {theirs: theirs if theirs == ours else f'{ours} ({theirs})' for theirs, (ours, _) in needed.items()}
   missing = [name for theirs, name in both.items() if theirs not in found]
   if extra or missing:
     sides = (('only in the weights', extra), ('only in the network', missing))
-    listed = '; '.join(f'{side}: {", ".join(sorted(names))}' for side, names in sides if names)
+    listed = '; '.join(f'{side}: {torchvision.listed(names)}' for side, names in sides if names)
     raise ValueError(f'init_from={source.given} and {network} have different names, {listed}; {_which(found, network)}')
   different = {
-    ours: f'{theirs} is {found[theirs]} and {"" if theirs == ours else f"{ours} "}needs {shape}'
+    ours: f'{theirs} is {torchvision.cut(str(found[theirs]))} and {"" if theirs == ours else f"{ours} "}needs {shape}'
     for theirs, (ours, shape) in needed.items()
     if found[theirs] != shape
   }
@@ -220,15 +245,23 @@ def _check(source: Source, network: str, found: Mapping[str, _Shape], needed: Ma
     telling = lambda ours: (ours.split('/')[1] not in ('classifier', 'stem'), not ours.startswith('params'))
     listed = '; '.join([different[ours] for ours in sorted(different, key=telling)][:_LISTED])
     more = f'; and {len(different) - _LISTED} more' if len(different) > _LISTED else ''
-    raise ValueError(f'init_from={source.given} does not fit {network}: {listed}{more}; {_remedy(different)}')
+    turned = all(sorted(found[t]) == sorted(shape) for t, (ours, shape) in needed.items() if ours in different)
+    remedy = 'their axes are in another order, so transpose them' if turned else _remedy(different)
+    raise ValueError(f'init_from={source.given} does not fit {network}: {listed}{more}; {remedy}')
 
 
 def _which(found: Mapping[str, _Shape], network: str) -> str:
   """The remedy for names that differ: the network that has them all, if there is one."""
   for other in torchvision.NETWORKS:
-    if set(torchvision.names(other, _shapes(models.create(other), (224, 224, 3))).values()) == found.keys():
+    names = _torchvision_names(other)
+    if _without(torchvision.prefix(found, names), found).keys() == names:
       return f'these are weights of {other}, so set model.name to that'
   return f'give weights of {network}'
+
+
+@functools.cache
+def _torchvision_names(network: str) -> frozenset[str]:
+  return frozenset(torchvision.names(network, _shapes(models.create(network), (224, 224, 3))).values())
 
 
 def _remedy(different: Collection[str]) -> str:

@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
+from tiny import tiny
 
-from fracbits_jax import data, sources
+from fracbits_jax import data, experiment, sources
 from fracbits_jax.datasets.digits import Digits
 
 
@@ -225,3 +227,34 @@ def test_unknown_and_unprepared_data_are_explained(tmp_path):
   assert 'python -m fracbits_jax.prepare --dataset=imagenet2012' in str(caught.value)
   assert f'--data_dir={tmp_path}' in str(caught.value)
   assert '\n' not in str(caught.value)
+
+
+def test_orientation_and_background_reach_the_batches_where_they_are_configured(tmp_path):
+  half = np.zeros((64, 96, 4), np.uint8)
+  half[:, :48] = 200, 100, 50, 255  # the right half is transparent, over black
+  note = Image.Exif()
+  note[0x0112] = 6  # a quarter turn: the left half is to be the upper one
+  for i in range(10):
+    path = tmp_path / 'train' / 'ab'[i % 2] / f'{i}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(half).save(path, exif=note)
+
+  def first(**reading):
+    dataset = data.load('folder', data_dir=str(tmp_path), image_size=16, reading=data.Reading(**reading))
+    return next(data.eval_batches(dataset, 'test', batch_size=1))['image'][0]
+
+  assert first()[:, :4, 0].min() == 200
+  assert first()[:, -4:].max() == 0
+  assert first(exif_orientation=True)[:4, :, 0].min() == 200
+  assert first(exif_orientation=True)[-4:].max() == 0
+  assert first(background=(1, 2, 255))[:, -4:].reshape(-1, 3).tolist() == [[1, 2, 255]] * 64
+  both = first(exif_orientation=True, background=(255, 255, 255))
+  assert both[-4:].min() == 255
+  assert both[:4, :, 0].max() == 200
+
+
+def test_a_background_of_the_configuration_is_checked_before_the_data_are_opened(tmp_path):
+  config = tiny(tmp_path, **{'data.background': (255, 255, 300)})
+  with pytest.raises(ValueError, match=r'^data.background=\(255, 255, 300\) is no colour: give red, green and blue'):
+    experiment.prepare(config)
+  assert not (tmp_path / 'tfds').exists()

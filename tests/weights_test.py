@@ -294,3 +294,118 @@ def test_images_of_one_colour_do_not_fit_the_stem(finished, narrow_weights, tmp_
   message = refused(narrow(folder, tmp_path / 'w.safetensors'), tmp_path / 'new')
   assert 'conv1.weight is (16, 3, 7, 7) and params/stem/kernel needs (16, 1, 7, 7)' in message
   assert "the stem depends on the images' colours" in message
+
+
+def load_file(path, network='resnet18', **changes):
+  """The weights in a file for resnet18 x 0.25, or the sentence with which they are refused."""
+  model = models.create(network, 10, width=0.25, **changes)
+  try:
+    return weights.load(weights.find(str(path)), network, model, (32, 32, 3))
+  except ValueError as error:
+    message = str(error)
+  assert '\n' not in message
+  assert len(message) < 2500
+  return message
+
+
+@pytest.mark.parametrize(
+  'prefix', ['module.', 'model.', 'state_dict.', 'module.model.backbone.', 'a.b.c.d.e.f.g.', 'fc.']
+)
+def test_a_prefix_of_all_names_is_taken_off_and_told(prefix, narrow_weights, tmp_path):
+  plain, path = tmp_path / 'plain.safetensors', tmp_path / 'w.safetensors'
+  save_file(narrow_weights, plain)
+  counter = {f'{prefix}bn1.num_batches_tracked': np.zeros((), np.int64)}
+  save_file({prefix + name: value for name, value in narrow_weights.items()} | counter, path)
+  found, expected = load_file(path), load_file(plain)
+  assert expected.origin == str(plain)
+  assert found.origin == f'{path}, whose names begin with {prefix!r}'
+  for group in ('params', 'batch_stats'):
+    flat = [traverse_util.flatten_dict(w.variables[group], sep='/') for w in (found, expected)]
+    assert_same(*flat)
+
+
+def test_what_a_prefix_does_not_explain_is_named(narrow_weights, tmp_path):
+  path = tmp_path / 'w.safetensors'
+  prefixed = {f'model.{name}': value for name, value in narrow_weights.items()}
+  save_file(prefixed | {'loss.weight': np.zeros(1, np.float32), 'fc.bias': np.zeros(10, np.float32)}, path)
+  message = load_file(path)
+  assert 'only in the weights: fc.bias (without model.), loss.weight; give weights of resnet18' in message
+  prefixed.pop('model.fc.bias')
+  save_file(prefixed, path)
+  assert 'only in the network: params/classifier/bias (fc.bias); give weights' in load_file(path)
+  assert load_file(path, 'resnet34').endswith('give weights of resnet34')
+  save_file({f'module.{name}': value for name, value in narrow_weights.items()}, path)
+  assert load_file(path, 'resnet34').endswith('these are weights of resnet18, so set model.name to that')
+  both = {f'{name}.{key}': value for name in ('ema', 'model') for key, value in narrow_weights.items()}
+  save_file(both, path)
+  assert 'only in the weights: model.bn1.bias, ' in load_file(path)
+
+
+def test_names_and_lists_of_them_are_cut(narrow_weights, tmp_path):
+  path = tmp_path / 'w.safetensors'
+  save_file({f'x{i}' + 'y' * 5000 + '\n': np.zeros(1, np.float32) for i in range(300)}, path)
+  message = load_file(path)
+  assert 'only in the weights: x0yyy' in message
+  assert 'y...y' in message
+  assert ' and 292 more; only in the network: ' in message
+  assert message.isprintable()
+  save_file({'z' * 9000: np.zeros(1, np.int8)}, path)
+  assert 'z...z' in load_file(path)
+  save_file(narrow_weights | {'fc.bias': np.zeros((1,) * 30, np.float32)}, path)
+  assert 'fc.bias is (1, 1, ' in load_file(path)
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['w.pth', 'w.PTH', 'w.pt', 'w.Bin', 'w.ckpt', 'w.pkl', 'w.pickle', 'w.pth.tar', 'w.PTH.TAR', 'w.pth.gz', 'v1.2.pt'],
+)
+def test_every_kind_of_pickle_gets_the_hint_how_to_convert_it(name, tmp_path):
+  for there in (False, True):
+    if there:
+      (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r' is a pickle, which can run any code .* safetensors.torch.save_file'):
+      weights.find(str(tmp_path / name))
+
+
+def test_names_that_only_look_like_pickles_are_none(finished, tmp_path):
+  folder, _ = finished
+  shutil.copytree(folder / 'run', tmp_path / 'run.pt')
+  assert weights.find(str(tmp_path / 'run.pt')).phase == 'pretrain'
+  for name in ('w.bin.safetensors', 'w.SAFETENSORS'):
+    save_file({'a': np.zeros(1, np.float32)}, tmp_path / name)
+    assert weights.find(str(tmp_path / name)).phase is None
+
+
+def test_values_that_no_training_leaves_are_refused_by_name(narrow_weights, tmp_path):
+  path, rng = tmp_path / 'w.safetensors', np.random.default_rng(0)
+  names = sorted(narrow_weights)
+  for bad in (np.nan, np.inf, -np.inf):
+    name = names[rng.integers(len(names))]
+    value = narrow_weights[name].copy()
+    value.reshape(-1)[rng.integers(value.size)] = bad
+    save_file(narrow_weights | {name: value}, path)
+    assert f'holds values that are not finite, in {name}: give another file' in load_file(path)
+  for name in ('bn1.running_var', 'layer2.0.downsample.1.running_var'):
+    value = narrow_weights[name].copy()
+    value[3] = -1e-9
+    save_file(narrow_weights | {name: value}, path)
+    assert f'holds variances below 0, in {name}: give another file' in load_file(path)
+
+
+@pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.int64, np.bool_, np.uint16])
+def test_what_is_of_another_type_is_named(dtype, narrow_weights, tmp_path):
+  path = tmp_path / 'w.safetensors'
+  save_file(narrow_weights | {'epoch': np.zeros((), dtype)}, path)
+  assert re.search(r'holds weights of type [A-Z0-9]+, in epoch: give one with F16, BF16, F32, F64', load_file(path))
+  save_file(narrow_weights | {'fc.bias': np.zeros(10, dtype)}, path)
+  assert re.search(r'holds weights of type [A-Z0-9]+, in fc.bias: ', load_file(path))
+
+
+def test_axes_in_another_order_are_told_apart_from_other_sizes(narrow_weights, tmp_path):
+  path = tmp_path / 'w.safetensors'
+  turned = {name: np.ascontiguousarray(value.T) for name, value in narrow_weights.items()}
+  save_file(turned, path)
+  assert load_file(path).endswith('; their axes are in another order, so transpose them')
+  save_file(narrow_weights | {'fc.weight': narrow_weights['fc.weight'].T.copy()}, path)
+  message = load_file(path)
+  assert 'fc.weight is (128, 10) and params/classifier/kernel needs (10, 128); their axes' in message
