@@ -4,11 +4,13 @@ import math
 
 import numpy as np
 
+_BLOCK = 2**16  # codes that are unpacked at a time: their digits take 16 times as many bytes
+
 
 def packed_bytes(shape: tuple[int, ...], bits: np.ndarray) -> int:
   """How many bytes `pack` needs for codes `[..., C_out]` of `bits`, `()` or `[C_out]`."""
-  total = math.prod(shape[:-1]) * sum(int(b) for b in np.broadcast_to(bits, shape[-1:]))
-  return -(-total // 8)
+  widths = int(np.sum(bits, dtype=np.int64)) if np.ndim(bits) else shape[-1] * int(bits)
+  return -(-math.prod(shape[:-1]) * widths // 8)
 
 
 def pack(codes: np.ndarray, bits: np.ndarray) -> bytes:
@@ -27,16 +29,24 @@ def unpack(data: bytes, shape: tuple[int, ...], bits: np.ndarray) -> np.ndarray:
   """The codes that `pack` was given, int32; `ValueError` where `data` has another length."""
   if len(data) != packed_bytes(shape, bits):
     raise ValueError(f'{len(data)} bytes for codes that take {packed_bytes(shape, bits)}')
-  stream = np.unpackbits(np.frombuffer(data, np.uint8), bitorder='little')
+  stream = np.frombuffer(data, np.uint8)
   count, channels, at = math.prod(shape[:-1]), shape[-1], 0
-  rows = np.zeros((channels, count), np.int32)
+  codes = np.zeros(channels * count, np.int32)
   for start, stop, width in _runs(bits, channels):
-    size = (stop - start) * count * width
-    digits = stream[at : at + size].reshape(stop - start, count, width)
-    for i in range(width):
-      rows[start:stop] |= digits[..., i].astype(np.int32) << i
-    at += size
-  return rows.T.reshape(shape)
+    for first in range(start * count, stop * count, _BLOCK) if width else ():
+      block = codes[first : min(first + _BLOCK, stop * count)]
+      _from_bits(stream, at, width, block)
+      at += len(block) * width
+  return codes.reshape(channels, count).T.reshape(shape)
+
+
+def _from_bits(stream: np.ndarray, at: int, width: int, codes: np.ndarray) -> None:
+  """Fills in codes of one bit-width that begin at a bit of a stream of bytes."""
+  stop = at + len(codes) * width
+  digits = np.unpackbits(stream[at // 8 : -(-stop // 8)], bitorder='little')[at % 8 :][: stop - at]
+  digits = digits.reshape(len(codes), width)
+  for i in range(width):
+    codes |= digits[:, i].astype(np.int32) << i
 
 
 def _runs(bits: np.ndarray, channels: int) -> list[tuple[int, int, int]]:
