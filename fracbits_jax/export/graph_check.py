@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from fracbits_jax.export import ops, shapes
+from fracbits_jax.export import ops, shape_values, shapes
 from fracbits_jax.export.graph import Graph, Node
 from fracbits_jax.strict_json import shown
 
@@ -35,7 +35,7 @@ def check(graph: Graph, size: int) -> None:
     raise ValueError(f'its output {shown(graph.output)} is made by no operation')
 
 
-def _result(node: Node, values: Mapping[str, shapes.Value], images: int) -> shapes.Value:
+def _result(node: Node, values: Mapping[str, shape_values.Value], images: int) -> shape_values.Value:
   """What an operation gives for a number of images, which has to be what it should."""
   try:
     inputs = [values[x] if isinstance(x, str) else _value(x.shape, x.dtype.name, images) for x in node.inputs]
@@ -50,8 +50,8 @@ def _result(node: Node, values: Mapping[str, shapes.Value], images: int) -> shap
   return found
 
 
-def _value(shape: Sequence[int], dtype: str, images: int) -> shapes.Value:
+def _value(shape: Sequence[int], dtype: str, images: int) -> shape_values.Value:
   wide = jax.config.jax_enable_x64
-  return shapes.Value(
+  return shape_values.Value(
     tuple(-size * images if size < 0 else size for size in shape), 'int32' if dtype == 'int64' and not wide else dtype
   )

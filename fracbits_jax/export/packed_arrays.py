@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fracbits_jax.export import bitpack, shapes
+from fracbits_jax.export import bitpack, shape_values
 from fracbits_jax.export import packed_fields as fields
 from fracbits_jax.export.grid import Kernel
 from fracbits_jax.quant_config import SCHEMES
@@ -30,8 +30,8 @@ class Writer:
 
   def add(self, array: np.ndarray) -> list[Any]:
     """Takes an array; what stands in its place: the number itself if it has no axes, else its place in the list."""
-    if array.dtype.name not in shapes.DTYPES:
-      raise ValueError(f'an array of {array.dtype.name} cannot be packed: only {", ".join(shapes.DTYPES)}')
+    if array.dtype.name not in shape_values.DTYPES:
+      raise ValueError(f'an array of {array.dtype.name} cannot be packed: only {", ".join(shape_values.DTYPES)}')
     if not array.ndim:
       return [array.dtype.name, array.item()]
     self.specs.append([array.dtype.name, array.shape])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fracbits_jax.export import graph_check, packed_arrays, shapes
+from fracbits_jax.export import graph_check, packed_arrays, shape_values, shapes
 from fracbits_jax.export import packed_fields as fields
 from fracbits_jax.export.graph import Graph, Node
 from fracbits_jax.export.grid import Grid
@@ -107,7 +107,7 @@ def _operand(x: Any, arrays: packed_arrays.Reader) -> Any:
   if isinstance(x, list) and len(x) == 1:
     return arrays.take(x[0], kernel=False)
   dtype, value = fields.entries(x, 2, 'an input of an operation')
-  kind = bool if fields.dtype(dtype) == 'bool' else (int, float) if dtype in shapes.FLOATS else int
+  kind = bool if fields.dtype(dtype) == 'bool' else (int, float) if dtype in shape_values.FLOATS else int
   if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
     raise ValueError(f'a number of {dtype} is {shown(value)}')
   try:
