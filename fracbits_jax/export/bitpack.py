@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-_BLOCK = 2**16  # codes that are unpacked at a time: their digits take 16 times as many bytes
+_BLOCK = 2**16  # codes that are unpacked at a time: their indices take several times as many bytes
 
 
 def packed_bytes(shape: tuple[int, ...], bits: np.ndarray) -> int:
@@ -29,24 +29,25 @@ def unpack(data: bytes, shape: tuple[int, ...], bits: np.ndarray) -> np.ndarray:
   """The codes that `pack` was given, int32; `ValueError` where `data` has another length."""
   if len(data) != packed_bytes(shape, bits):
     raise ValueError(f'{len(data)} bytes for codes that take {packed_bytes(shape, bits)}')
-  stream = np.frombuffer(data, np.uint8)
-  count, channels, at = math.prod(shape[:-1]), shape[-1], 0
-  codes = np.zeros(channels * count, np.int32)
-  for start, stop, width in _runs(bits, channels):
-    for first in range(start * count, stop * count, _BLOCK) if width else ():
-      block = codes[first : min(first + _BLOCK, stop * count)]
-      _from_bits(stream, at, width, block)
-      at += len(block) * width
-  return codes.reshape(channels, count).T.reshape(shape)
+  count, channels = math.prod(shape[:-1]), shape[-1]
+  stream = np.append(np.frombuffer(data, np.uint8), np.zeros(2, np.uint8))  # a code is looked for in three bytes
+  widths = np.broadcast_to(np.asarray(bits, np.int64), (channels,))
+  starts = np.cumsum(widths * count) - widths * count
+  codes = np.zeros((channels, count), np.int32)
+  for width in np.unique(widths[widths > 0]).tolist():
+    of_width = np.flatnonzero(widths == width)
+    for first in range(0, len(of_width) * count, _BLOCK):
+      nth, column = np.divmod(np.arange(first, min(first + _BLOCK, len(of_width) * count)), count)
+      row = of_width[nth]
+      codes[row, column] = _codes(stream, starts[row] + column * width, width)
+  return codes.T.reshape(shape)
 
 
-def _from_bits(stream: np.ndarray, at: int, width: int, codes: np.ndarray) -> None:
-  """Fills in codes of one bit-width that begin at a bit of a stream of bytes."""
-  stop = at + len(codes) * width
-  digits = np.unpackbits(stream[at // 8 : -(-stop // 8)], bitorder='little')[at % 8 :][: stop - at]
-  digits = digits.reshape(len(codes), width)
-  for i in range(width):
-    codes |= digits[:, i].astype(np.int32) << i
+def _codes(stream: np.ndarray, at: np.ndarray, width: int) -> np.ndarray:
+  """The codes of one bit-width that begin at bits of a stream of bytes."""
+  byte = at >> 3
+  word = stream[byte] | stream[byte + 1].astype(np.int32) << 8 | stream[byte + 2].astype(np.int32) << 16
+  return (word >> (at & 7).astype(np.int32)) & (2**width - 1)
 
 
 def _runs(bits: np.ndarray, channels: int) -> list[tuple[int, int, int]]:

@@ -18,7 +18,7 @@ from fracbits_jax.export.grid import Grid
 from fracbits_jax.quant_config import SCHEMES
 from fracbits_jax.strict_json import shown
 
-MAX_NODES = 10_000
+MAX_NODES, MAX_INPUTS, MAX_ARRAYS = 5000, 1000, 10_000
 MAX_COUNT = 10**18
 
 _KEYS = ('name', 'input', 'output', 'nodes', 'arrays', 'layers', 'bitops_g', 'size_mb')
@@ -57,7 +57,9 @@ def parse(header: Any, body: memoryview, size: int) -> Packed:
   if len(fields.list_of(header['nodes'], 'the operations')) > MAX_NODES:
     raise ValueError(f'it has {len(header["nodes"]):,} operations, and at most {MAX_NODES:,} are read')
   name, shape, dtype, input_range = fields.entries(header['input'], 4, 'the input')
-  arrays = packed_arrays.Reader(fields.list_of(header['arrays'], 'the arrays'), body)
+  if len(fields.list_of(header['arrays'], 'the arrays')) > MAX_ARRAYS:
+    raise ValueError(f'it has {len(header["arrays"]):,} arrays, and at most {MAX_ARRAYS:,} are read')
+  arrays = packed_arrays.Reader(header['arrays'], body)
   graph = Graph(
     nodes=tuple(_node(row, arrays) for row in header['nodes']),
     input=fields.name(name),
@@ -83,6 +85,8 @@ def _node(row: Any, arrays: packed_arrays.Reader) -> Node:
     raise ValueError(f'it has an operation {shown(op)} that is unknown')
   if not isinstance(params, dict):
     raise ValueError(f'the parameters of {op} are {shown(params)}')
+  if len(fields.list_of(inputs, 'the inputs of an operation')) > MAX_INPUTS:
+    raise ValueError(f'an operation has {len(inputs):,} inputs, and at most {MAX_INPUTS:,} are read')
   params = _frozen(params)
   if op in ('quantize', 'kernel'):
     fields.name(params.get('layer'))
@@ -92,7 +96,7 @@ def _node(row: Any, arrays: packed_arrays.Reader) -> Node:
     params['kernel'] = arrays.take(params.get('kernel'), kernel=True)
   return Node(
     op=op,
-    inputs=tuple(_operand(x, arrays) for x in fields.list_of(inputs, 'the inputs of an operation')),
+    inputs=tuple(_operand(x, arrays) for x in inputs),
     output=fields.name(output),
     shape=fields.shape(shape),
     dtype=fields.dtype(dtype),
