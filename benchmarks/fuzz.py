@@ -11,6 +11,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import gc
 import pathlib
 import random
 import resource
@@ -152,6 +153,7 @@ def feed(name: str, inputs: int, seed: int, path: pathlib.Path) -> list[str]:
   reader = reader_of(name)
   counts: collections.Counter = collections.Counter()
   slowest = most = 0.0
+  gc.freeze()  # what is there already is not looked through again and again
   start = time.perf_counter()
   for i in range(inputs):
     content = reader.change(random.Random(f'{seed} {name} {i}'))

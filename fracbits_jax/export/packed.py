@@ -60,10 +60,11 @@ def write(source: Source, path: str | os.PathLike) -> str:
   rescale = sum(np.asarray(x).nbytes for node in graph.nodes if node.op == 'affine' for x in node.inputs[1:])
   reported = round(source.size_mb * 1e6)
   rest = len(content) - rescale - reported
+  share = lambda part: f'{part / reported:.2%}' if reported else 'of nothing'
   return (
     f'{path}: {len(content):,} bytes = {reported:,} of kernels and biases, as reported, + {rescale:,} of rescaling '
-    f'({rescale / reported:.2%}; a scale and an offset for each channel, in place of its batch norm) + {rest:,} of '
-    f'graph and bit-widths ({rest / reported:.2%})'
+    f'({share(rescale)}; a scale and an offset for each channel, in place of its batch norm) + {rest:,} of '
+    f'graph and bit-widths ({share(rest)})'
   )
 
 
@@ -101,6 +102,11 @@ def _check_read_back(content: bytes, graph: Graph) -> None:
     found = _parse(content).graph
   except ValueError as error:
     raise ValueError(f'the network cannot be packed: {error}; export it as stablehlo') from None
+  for node, written in zip(found.nodes, graph.nodes, strict=True):
+    if written.op == 'kernel' and not _near(node.params['kernel'], written.params['kernel']):
+      raise ValueError(
+        f'the kernel of {node.params["layer"]} cannot be packed: its values are not finite, or on no grid'
+      )
   if not _same(list(vars(found).values()), list(vars(graph).values())):
     raise ValueError('the network cannot be packed: it is read back as another one; export it as stablehlo')
 
@@ -111,7 +117,7 @@ def _same(read: Any, written: Any) -> bool:
     return _same(list(vars(read).values()), list(vars(written).values()))
   if isinstance(written, Kernel):
     fields = ('codes', 'bits', 'scheme', 'alpha')
-    return _same([getattr(read, f) for f in fields], [getattr(written, f) for f in fields]) and _near(read, written)
+    return _same([getattr(read, f) for f in fields], [getattr(written, f) for f in fields])
   if isinstance(written, np.ndarray | np.generic | jax.Array):
     a, b = np.asarray(read), np.asarray(written)
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
@@ -124,5 +130,4 @@ def _same(read: Any, written: Any) -> bool:
 
 def _near(read: Kernel, written: Kernel) -> bool:
   """Whether the codes of a kernel stand for its values, but for a rounding."""
-  near = np.isclose(read.value, written.value, rtol=1e-5, atol=1e-6 * max(1.0, abs(written.alpha)))
-  return bool(near.all())
+  return np.allclose(read.value, written.value, rtol=1e-5, atol=1e-6 * max(1.0, abs(written.alpha)))
