@@ -155,6 +155,8 @@ def _fitting(rng: random.Random, header: Any, body: memoryview) -> bytes:
     length = sum(_length(*spec) for spec in header['arrays'])
   except (TypeError, ValueError, KeyError, OverflowError):
     return bytes(body)
+  if type(length) is not int:
+    return bytes(body)
   content = bytes(body)[: max(0, length)]
   return content + (rng.randbytes(length - len(content)) if len(content) < length < 10**6 else b'')
 
