@@ -116,16 +116,9 @@ def _at_most(seconds: float) -> Iterator[None]:
 def judge(reader: Reader, path: pathlib.Path, content: bytes) -> Outcome:
   """What a reader does with a file, written to `path`."""
   path.write_bytes(content)
-  verdict, found, hung, start = 'accepted', None, False, time.process_time()
-  try:
-    with _at_most(MAX_SECONDS):
-      found = reader.read(path)
-  except (Exception, Hang) as error:
-    message, hung = str(error), isinstance(error, Hang)
-    clean = message.isprintable() and 0 < len(message) <= MAX_MESSAGE
-    verdict = 'refused' if type(error) is ValueError and clean else f'{type(error).__name__}: {message!r}'
-  seconds = time.process_time() - start
-  megabytes = 0.0 if reader.own_bytes is None or hung else _megabytes(reader, path, found)
+  found, verdict, seconds, megabytes = _read(reader, path, traced=reader.own_bytes is not None)
+  if reader.own_bytes is not None and seconds > MAX_SECONDS / 10:  # much of which may be the tracing of memory
+    found, verdict, seconds, _ = _read(reader, path, traced=False)
   if megabytes > MAX_MEGABYTES:
     verdict = f'{verdict}, with {megabytes:.0f} MB'
   if verdict == 'accepted':
@@ -137,15 +130,25 @@ def judge(reader: Reader, path: pathlib.Path, content: bytes) -> Outcome:
   return Outcome(verdict=verdict, seconds=seconds, megabytes=megabytes)
 
 
-def _megabytes(reader: Reader, path: pathlib.Path, found: Any) -> float:
-  """The largest memory that a file takes while it is read once more, beside its result, in 10^6 bytes."""
-  tracemalloc.start()
+def _read(reader: Reader, path: pathlib.Path, *, traced: bool) -> tuple[Any, str, float, float]:
+  """The result, whether there is one or why not, the processor's seconds and, if traced, 10^6 bytes beside the result."""
+  found, verdict, megabytes = None, 'accepted', 0.0
+  if traced:
+    tracemalloc.start()
+  start = time.process_time()
   try:
-    with contextlib.suppress(Exception):
-      reader.read(path)
-    return (tracemalloc.get_traced_memory()[1] - (0 if found is None else reader.own_bytes(found))) / 1e6
-  finally:
+    with _at_most(10 * MAX_SECONDS if traced else MAX_SECONDS):
+      found = reader.read(path)
+  except (Exception, Hang) as error:
+    message = str(error)
+    clean = message.isprintable() and 0 < len(message) <= MAX_MESSAGE
+    verdict = 'refused' if type(error) is ValueError and clean else f'{type(error).__name__}: {message!r}'
+  seconds = time.process_time() - start
+  if traced:
+    most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    megabytes = (most - (0 if found is None else reader.own_bytes(found))) / 1e6
+  return found, verdict, seconds, megabytes
 
 
 def feed(name: str, inputs: int, seed: int, path: pathlib.Path) -> list[str]:

@@ -83,6 +83,11 @@ def _file(model: nn.Module, x: np.ndarray, seed: int, path: pathlib.Path) -> byt
 
 
 @functools.cache
+def _bodies() -> tuple[bytes, ...]:
+  return tuple(bytes(packed_header.unseal(content)[1]) for content in files())
+
+
+@functools.cache
 def _headers() -> fuzz_text.Texts:
   texts = tuple(json.dumps(packed_header.unseal(content)[0]) for content in files())
   return fuzz_text.Texts(files=texts, parts=fuzz_text.json_parts, strangers=_STRANGERS)
@@ -98,10 +103,10 @@ def sealed_file(rng: random.Random) -> bytes:
   if rng.randrange(25) == 0:
     return _sealed(zlib.compress(fuzz_hostile.header(rng), 1), bytes(rng.randrange(2)))
   how, which = rng.randrange(9), rng.randrange(len(files()))
-  header, body = packed_header.unseal(files()[which])
+  header, body = json.loads(_headers().files[which]), _bodies()[which]
   if how == 0:  # the compressed header itself
     compressed = zlib.compress(json.dumps(header).encode(), rng.choice((0, 1, 9)))
-    return _sealed(fuzz_text.damaged(rng, compressed), bytes(body))
+    return _sealed(fuzz_text.damaged(rng, compressed), body)
   if how < 4:
     text = fuzz_text.broken_text(rng, _headers())
   else:
@@ -109,7 +114,7 @@ def sealed_file(rng: random.Random) -> bytes:
       _change(rng, header)
     text = json.dumps(header)
     body = _fitting(rng, header, body)
-  body = fuzz_text.damaged(rng, bytes(body)) if rng.randrange(12) == 0 else bytes(body)
+  body = fuzz_text.damaged(rng, body) if rng.randrange(12) == 0 else body
   return _sealed(zlib.compress(text.encode('utf-8', 'surrogatepass'), 1), body)
 
 
@@ -149,15 +154,15 @@ def _other(rng: random.Random, value: Any) -> Any:
   return rng.choice((list(value) * 2, list(value)[::-1], list(value)[1:], []))
 
 
-def _fitting(rng: random.Random, header: Any, body: memoryview) -> bytes:
+def _fitting(rng: random.Random, header: Any, body: bytes) -> bytes:
   """A body as long as the arrays of a header need, if that is not too long."""
   try:
     length = sum(_length(*spec) for spec in header['arrays'])
   except (TypeError, ValueError, KeyError, OverflowError):
-    return bytes(body)
+    return body
   if type(length) is not int:
-    return bytes(body)
-  content = bytes(body)[: max(0, length)]
+    return body
+  content = body[: max(0, length)]
   return content + (rng.randbytes(length - len(content)) if len(content) < length < 10**6 else b'')
 
 

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import packed_nets
 import pytest
@@ -33,8 +34,10 @@ def test_whatever_is_written_is_read_with_equal_answers(tmp_path):
     packed.write(source, tmp_path / 'net')
     found = packed.read(tmp_path / 'net').graph
     met.update(node.op for node in found.nodes)
-    y, _ = graph.evaluate(found, inputs)
-    expected = model.apply(source.variables, inputs)
+    both = jax.jit(
+      lambda variables, x, found=found, model=model: (graph.evaluate(found, x)[0], model.apply(variables, x))
+    )
+    y, expected = both(source.variables, inputs)
     np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-3 * np.nanmax(np.abs(expected)), err_msg=str(model))
   assert set(ops.OPS) - met == _MADE_OTHERWISE
 

@@ -86,7 +86,7 @@ OPS: dict[str, Callable[..., jax.Array]] = {
   'reshape': lambda p, x, *_: lax.reshape(x, p['new_sizes']),
   'rev': lambda p, x: lax.rev(x, p['dimensions']),
   'select_n': lambda p, which, *cases: lax.select_n(which, *cases),
-  'slice': lambda p, x: lax.slice(x, p['start_indices'], p['limit_indices'], p['strides']),
+  'slice': lambda p, x: lax.slice(x, p['start_indices'], p['limit_indices'], p.get('strides')),
   'squeeze': lambda p, x: lax.squeeze(x, p['dimensions']),
   'transpose': lambda p, x: lax.transpose(x, p['permutation']),
 }
