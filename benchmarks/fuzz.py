@@ -60,7 +60,7 @@ class Reader:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-  """What a reader did: `accepted`, `refused` or else; the seconds of the processor; 10^6 bytes beside the result."""
+  """What a reader did: `accepted`, `refused` or else; the seconds of the processor; MB beside the result."""
 
   verdict: str
   seconds: float
@@ -131,7 +131,7 @@ def judge(reader: Reader, path: pathlib.Path, content: bytes) -> Outcome:
 
 
 def _read(reader: Reader, path: pathlib.Path, *, traced: bool) -> tuple[Any, str, float, float]:
-  """The result, whether there is one or why not, the processor's seconds and, if traced, 10^6 bytes beside the result."""
+  """The result, whether there is one or why not, the processor's seconds and, if traced, MB beside the result."""
   found, verdict, megabytes = None, 'accepted', 0.0
   if traced:
     tracemalloc.start()

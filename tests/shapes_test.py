@@ -58,5 +58,5 @@ def _of_jax(op, params, inputs):
   ],
 )
 def test_sizes_beyond_all_bounds_are_refused(op, params, inputs):
-  with pytest.raises(ValueError, match='(it would give|a parameter is|exponent)'):
+  with pytest.raises(ValueError, match=r'(it would give|a parameter is)'):
     shapes.result(op, params, [Value(*value) for value in inputs])
