@@ -7,10 +7,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from fracbits_jax import strict_json
 from fracbits_jax.cost import METRICS
 from fracbits_jax.files import read_text, write_whole
 from fracbits_jax.layers import FLOAT_BITS
 from fracbits_jax.lookup import is_unit
+from fracbits_jax.strict_json import shown
 
 FORMAT = 'fracbits_policy'
 VERSION = 1
@@ -38,25 +40,10 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
   """
   text = read_text(path, max_bytes=_MAX_BYTES, kind='JSON')
   try:
-    document = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
-  except (ValueError, RecursionError) as error:
+    document = strict_json.loads(text)
+  except ValueError as error:
     raise ValueError(f'it is not JSON ({error}): give a file that a run wrote') from None
   return _parse(document)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    seen: set[str] = set()
-    twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-    raise ValueError(f'{_shown(twice)} is given twice in one object')
-  return found
-
-
-def _integer(digits: str) -> int:
-  if len(digits) > 40:  # int takes the longer, the longer they are, and then speaks of limits of its own
-    raise ValueError(f'an integer of {len(digits):,} digits')
-  return int(digits)
 
 
 def _parse(document: Any) -> dict[str, Any]:
@@ -64,7 +51,7 @@ def _parse(document: Any) -> dict[str, Any]:
     raise ValueError(f'"format" is not "{FORMAT}": give a file that a run wrote')
   version = document.get('version')
   if type(version) is not int or version != VERSION:
-    raise ValueError(f'"version" is {_shown(version)}: this program reads version {VERSION}')
+    raise ValueError(f'"version" is {shown(version)}: this program reads version {VERSION}')
   layers = tuple(_parse_rows(document, 'layers', _parse_entry))
   if not layers:
     raise ValueError('"layers" is empty: give a policy of a network')
@@ -78,7 +65,7 @@ def _parse_rows(document: Mapping, key: str, parse: Callable[[Mapping], Any]) ->
   for number, row in enumerate(_field(document, key, list), start=1):
     try:
       if not isinstance(row, dict):
-        raise ValueError(f'it is {_shown(row)}: give an object')
+        raise ValueError(f'it is {shown(row)}: give an object')
       yield parse(row)
     except ValueError as error:
       raise ValueError(f'entry {number} of "{key}": {error}') from None
@@ -87,16 +74,16 @@ def _parse_rows(document: Mapping, key: str, parse: Callable[[Mapping], Any]) ->
 def _parse_spent(row: Mapping) -> dict[str, Any]:
   metric, unit = _field(row, 'metric', str), _field(row, 'unit', str)
   if metric not in METRICS:
-    raise ValueError(f'"metric" is {_shown(metric)}: give one of {", ".join(METRICS)}')
+    raise ValueError(f'"metric" is {shown(metric)}: give one of {", ".join(METRICS)}')
   if not is_unit(unit):
-    raise ValueError(f'"unit" is {_shown(unit)}: give a few letters, digits, spaces or /^*._-')
+    raise ValueError(f'"unit" is {shown(unit)}: give a few letters, digits, spaces or /^*._-')
   return {'metric': metric, 'unit': unit, 'target': _number(row, 'target'), 'cost': _number(row, 'cost')}
 
 
 def _parse_entry(row: Mapping) -> dict[str, Any]:
   name, kernel, learned = _field(row, 'name', str), row.get('kernel'), _field(row, 'learned', list)
   if not name.isprintable() or len(name) > _MAX_NAME:
-    raise ValueError(f'"name" is {_shown(name)}: give the path of a layer, up to {_MAX_NAME} printable characters')
+    raise ValueError(f'"name" is {shown(name)}: give the path of a layer, up to {_MAX_NAME} printable characters')
   if any(which not in ('kernel', 'input') for which in learned) or len(set(learned)) < len(learned):
     raise ValueError('"learned" is not a list of "kernel", "input", both once or neither: give what was learned')
   if kernel == []:
@@ -127,33 +114,25 @@ def _check_names(layers: Sequence[Mapping]) -> None:
 def _field(row: Mapping, key: str, kind: type) -> Any:
   value = row.get(key)
   if not isinstance(value, kind):
-    raise ValueError(f'"{key}" is {_shown(value)}: give {"a list" if kind is list else "a string"}')
+    raise ValueError(f'"{key}" is {shown(value)}: give {"a list" if kind is list else "a string"}')
   return value
 
 
 def _number(row: Mapping, key: str, most: float = 1e30) -> float:
   value = row.get(key)
   if type(value) not in (int, float) or not 0 <= value <= most:
-    raise ValueError(f'"{key}" is {_shown(value)}: give a number from 0 to {most:g}')
+    raise ValueError(f'"{key}" is {shown(value)}: give a number from 0 to {most:g}')
   return float(value)
 
 
 def _count(row: Mapping, key: str) -> int:
   value = row.get(key)
   if type(value) is not int or not 0 <= value <= _MAX_COUNT:
-    raise ValueError(f'"{key}" is {_shown(value)}: give an integer from 0 to {_MAX_COUNT:g}')
+    raise ValueError(f'"{key}" is {shown(value)}: give an integer from 0 to {_MAX_COUNT:g}')
   return value
 
 
 def _bit(key: str, value: Any) -> int:
   if type(value) is not int or not 0 <= value <= FLOAT_BITS:
-    raise ValueError(f'"{key}" is {_shown(value)}, which is no bit-width: give an integer from 0 to {FLOAT_BITS}')
+    raise ValueError(f'"{key}" is {shown(value)}, which is no bit-width: give an integer from 0 to {FLOAT_BITS}')
   return value
-
-
-def _shown(value: Any) -> str:
-  """A value of a JSON file for a message: one line, and short however long the value is."""
-  if value is None or isinstance(value, dict | list):
-    return 'missing' if value is None else 'an object' if isinstance(value, dict) else 'a list'
-  text = json.dumps(value)
-  return text if len(text) <= 40 else f'{text[:40]}...'

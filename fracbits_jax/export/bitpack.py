@@ -4,11 +4,13 @@ import math
 
 import numpy as np
 
+_BLOCK = 2**16  # codes that are unpacked at a time: their indices take several times as many bytes
+
 
 def packed_bytes(shape: tuple[int, ...], bits: np.ndarray) -> int:
   """How many bytes `pack` needs for codes `[..., C_out]` of `bits`, `()` or `[C_out]`."""
-  total = math.prod(shape[:-1]) * sum(int(b) for b in np.broadcast_to(bits, shape[-1:]))
-  return -(-total // 8)
+  widths = int(np.sum(bits, dtype=np.int64)) if np.ndim(bits) else shape[-1] * int(bits)
+  return -(-math.prod(shape[:-1]) * widths // 8)
 
 
 def pack(codes: np.ndarray, bits: np.ndarray) -> bytes:
@@ -27,16 +29,25 @@ def unpack(data: bytes, shape: tuple[int, ...], bits: np.ndarray) -> np.ndarray:
   """The codes that `pack` was given, int32; `ValueError` where `data` has another length."""
   if len(data) != packed_bytes(shape, bits):
     raise ValueError(f'{len(data)} bytes for codes that take {packed_bytes(shape, bits)}')
-  stream = np.unpackbits(np.frombuffer(data, np.uint8), bitorder='little')
-  count, channels, at = math.prod(shape[:-1]), shape[-1], 0
-  rows = np.zeros((channels, count), np.int32)
-  for start, stop, width in _runs(bits, channels):
-    size = (stop - start) * count * width
-    digits = stream[at : at + size].reshape(stop - start, count, width)
-    for i in range(width):
-      rows[start:stop] |= digits[..., i].astype(np.int32) << i
-    at += size
-  return rows.T.reshape(shape)
+  count, channels = math.prod(shape[:-1]), shape[-1]
+  stream = np.append(np.frombuffer(data, np.uint8), np.zeros(2, np.uint8))  # a code is looked for in three bytes
+  widths = np.broadcast_to(np.asarray(bits, np.int64), (channels,))
+  starts = np.cumsum(widths * count) - widths * count
+  codes = np.zeros((channels, count), np.int32)
+  for width in np.unique(widths[widths > 0]).tolist():
+    of_width = np.flatnonzero(widths == width)
+    for first in range(0, len(of_width) * count, _BLOCK):
+      nth, column = np.divmod(np.arange(first, min(first + _BLOCK, len(of_width) * count)), count)
+      row = of_width[nth]
+      codes[row, column] = _codes(stream, starts[row] + column * width, width)
+  return codes.T.reshape(shape)
+
+
+def _codes(stream: np.ndarray, at: np.ndarray, width: int) -> np.ndarray:
+  """The codes of one bit-width that begin at bits of a stream of bytes."""
+  byte = at >> 3
+  word = stream[byte] | stream[byte + 1].astype(np.int32) << 8 | stream[byte + 2].astype(np.int32) << 16
+  return (word >> (at & 7).astype(np.int32)) & (2**width - 1)
 
 
 def _runs(bits: np.ndarray, channels: int) -> list[tuple[int, int, int]]:

@@ -163,7 +163,7 @@ class _Reader:
   def read(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
     """The values of a jaxpr's outputs."""
     known = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
-    get = lambda atom: np.asarray(atom.val) if isinstance(atom, core.Literal) else known[atom]
+    get = lambda atom: np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else known[atom]
     for equation in jaxpr.eqns:
       results = self._equation(equation, [get(atom) for atom in equation.invars])
       known.update(zip(equation.outvars, results, strict=True))
@@ -249,6 +249,8 @@ def _plain_params(params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _plain(value: Any) -> Any:
   if value is None or isinstance(value, bool | float | str):
     return value
+  if isinstance(value, jax.lax.GatherScatterMode):
+    return value.name.lower()
   if isinstance(value, tuple) and hasattr(value, '_asdict'):
     return {key: _plain(entry) for key, entry in value._asdict().items()}
   if isinstance(value, tuple | list):

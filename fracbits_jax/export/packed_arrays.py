@@ -1,0 +1,104 @@
+"""The arrays and kernels of a packed file: what its header says of each, and their bytes, one behind the other."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fracbits_jax.export import bitpack, shape_values
+from fracbits_jax.export import packed_fields as fields
+from fracbits_jax.export.grid import Kernel
+from fracbits_jax.quant_config import SCHEMES
+
+# How many elements are read, by the bytes of the body, and beside them: those of 0 bits take none.
+ELEMENTS_PER_BYTE, FREE_ELEMENTS = 16, 2**22
+
+
+class Writer:
+  """The arrays of a network on their way into a file.
+
+  Attributes:
+    specs: what the header says of each.
+    chunks: the bytes of each.
+  """
+
+  def __init__(self):
+    self.specs: list[Any] = []
+    self.chunks: list[bytes] = []
+
+  def add(self, array: np.ndarray) -> list[Any]:
+    """Takes an array; what stands in its place: the number itself if it has no axes, else its place in the list."""
+    if array.dtype.name not in shape_values.DTYPES:
+      raise ValueError(f'an array of {array.dtype.name} cannot be packed: only {", ".join(shape_values.DTYPES)}')
+    if not array.ndim:
+      return [array.dtype.name, array.item()]
+    self.specs.append([array.dtype.name, array.shape])
+    self.chunks.append(np.ascontiguousarray(array).astype(array.dtype.newbyteorder('<')).tobytes())
+    return [len(self.specs) - 1]
+
+  def add_kernel(self, kernel: Kernel) -> int:
+    """Takes a kernel; its place in the list."""
+    self.specs.append([kernel.scheme, kernel.codes.shape, kernel.bits.tolist(), kernel.alpha])
+    self.chunks.append(bitpack.pack(kernel.codes, kernel.bits))
+    return len(self.specs) - 1
+
+
+class Reader:
+  """The arrays of a file, each of them taken by one operation."""
+
+  def __init__(self, specs: Sequence[Any], body: memoryview):
+    self._specs, self._used = [_spec(spec) for spec in specs], [False] * len(specs)
+    lengths = [_length(spec) for spec in self._specs]
+    if sum(lengths) != len(body):
+      raise ValueError(f'its arrays take {sum(lengths):,} bytes and it has {len(body):,}')
+    elements = sum(math.prod(max(1, side) for side in spec[1]) for spec in self._specs)
+    most = FREE_ELEMENTS + ELEMENTS_PER_BYTE * len(body)
+    if elements > most:
+      raise ValueError(f'its arrays have {elements:,} entries, and at most {most:,} are read from {len(body):,} bytes')
+    ends = np.cumsum([0, *lengths], dtype=np.int64).tolist()
+    self._chunks = [body[start:stop] for start, stop in itertools.pairwise(ends)]
+
+  def take(self, at: Any, kernel: bool) -> Any:
+    """The array, or the kernel, at a place of the list."""
+    if type(at) is not int or not 0 <= at < len(self._specs) or self._used[at]:
+      raise ValueError('an operation takes an array that is not there, or one that another has taken')
+    spec, chunk, self._used[at] = self._specs[at], self._chunks[at], True
+    if kernel != (spec[0] in SCHEMES):
+      raise ValueError('an operation takes a kernel for an array, or an array for a kernel')
+    if kernel:
+      scheme, shape, bits, alpha = spec
+      return Kernel(codes=bitpack.unpack(chunk, shape, bits), bits=bits, scheme=scheme, alpha=alpha)
+    if spec[0] == 'bool' and np.frombuffer(chunk, np.uint8).max(initial=0) > 1:
+      raise ValueError('an array of true and false has other values')
+    found = np.frombuffer(chunk, np.dtype(spec[0]).newbyteorder('<')).reshape(spec[1])
+    return found.astype(spec[0])
+
+  def check_used(self) -> None:
+    """Raises `ValueError` if an array is left over."""
+    if not all(self._used):
+      raise ValueError('it has an array that no operation takes')
+
+
+def _spec(spec: Any) -> tuple[Any, ...]:
+  """What is said of an array: (dtype, shape), or of a kernel: (scheme, shape, bits, alpha)."""
+  if not isinstance(spec, list) or not spec or spec[0] not in SCHEMES:
+    dtype, shape = fields.entries(spec, 2, 'an array')
+    return fields.dtype(dtype), fields.shape(shape, least=0)
+  scheme, shape, bits, alpha = fields.entries(spec, 4, 'a kernel')
+  shape = fields.shape(shape, least=0)
+  widths = bits if isinstance(bits, list) else [bits]
+  if not shape or (isinstance(bits, list) and len(bits) != shape[-1]):
+    raise ValueError('a kernel has no channels, or not as many bit-widths as channels')
+  if not all(type(b) is int and 0 <= b <= fields.MAX_BITS for b in widths):
+    raise ValueError(f'a kernel has bit-widths that are not integers from 0 to {fields.MAX_BITS}')
+  alpha = fields.number(alpha, 'the scale of a kernel', -fields.MAX_FLOAT, fields.MAX_FLOAT)
+  return scheme, shape, np.asarray(bits, np.int32), alpha
+
+
+def _length(spec: tuple[Any, ...]) -> int:
+  """The bytes of an array, before any of them is read."""
+  if spec[0] in SCHEMES:
+    return bitpack.packed_bytes(spec[1], spec[2])
+  return math.prod(spec[1]) * np.dtype(spec[0]).itemsize

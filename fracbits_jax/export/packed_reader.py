@@ -1,0 +1,168 @@
+"""A packed network from what its file holds, which anybody may have written.
+
+Sizes are checked before anything of them is made: what a file can make its reader allocate is a small multiple of its
+own size, and what its network computes of an image is a multiple of the file's and the image's.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fracbits_jax.export import graph_check, packed_arrays, shape_values, shapes
+from fracbits_jax.export import packed_fields as fields
+from fracbits_jax.export.graph import Graph, Node
+from fracbits_jax.export.grid import Grid
+from fracbits_jax.quant_config import SCHEMES
+from fracbits_jax.strict_json import shown
+
+MAX_NODES, MAX_INPUTS, MAX_ARRAYS = 5000, 1000, 10_000
+MAX_COUNT = 10**18
+
+_KEYS = ('name', 'input', 'output', 'nodes', 'arrays', 'layers', 'bitops_g', 'size_mb')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Packed:
+  """What a packed file holds.
+
+  Attributes:
+    name: of the network.
+    graph: the network; batch norms are one scale and one offset a channel.
+    input_range: least and largest input where inputs are integers, such as (0, 255) for images; `None` for real ones.
+    layers: for each layer its `name`, `kernel` bits (a list where each channel has its own), `input` bits, `macs` and
+      `weights`.
+    bitops_g: BitOPs of an input, in 10^9.
+    size_mb: size of the kernels and biases, in 10^6 bytes.
+  """
+
+  name: str
+  graph: Graph
+  input_range: tuple[int, int] | None
+  layers: tuple[Mapping[str, Any], ...]
+  bitops_g: float
+  size_mb: float
+
+
+def parse(header: Any, body: memoryview, size: int) -> Packed:
+  """The network of a file of `size` bytes.
+
+  Raises:
+    ValueError: what is wrong with it, without the file's name.
+  """
+  if not isinstance(header, dict) or set(header) != set(_KEYS):
+    raise ValueError(f'its header is not an object of {", ".join(_KEYS)}')
+  if len(fields.list_of(header['nodes'], 'the operations')) > MAX_NODES:
+    raise ValueError(f'it has {len(header["nodes"]):,} operations, and at most {MAX_NODES:,} are read')
+  name, shape, dtype, input_range = fields.entries(header['input'], 4, 'the input')
+  if len(fields.list_of(header['arrays'], 'the arrays')) > MAX_ARRAYS:
+    raise ValueError(f'it has {len(header["arrays"]):,} arrays, and at most {MAX_ARRAYS:,} are read')
+  arrays = packed_arrays.Reader(header['arrays'], body)
+  graph = Graph(
+    nodes=tuple(_node(row, arrays) for row in header['nodes']),
+    input=fields.name(name),
+    input_shape=_input_shape(shape),
+    input_dtype=fields.dtype(dtype),
+    output=fields.name(header['output']),
+  )
+  arrays.check_used()
+  graph_check.check(graph, size)
+  return Packed(
+    name=fields.name(header['name']),
+    graph=graph,
+    input_range=None if input_range is None else _input_range(input_range),
+    layers=tuple(_layers(fields.list_of(header['layers'], 'the layers'), graph)),
+    bitops_g=fields.number(header['bitops_g'], 'the BitOPs', 0, 1e30),
+    size_mb=fields.number(header['size_mb'], 'the size', 0, 1e30),
+  )
+
+
+def _node(row: Any, arrays: packed_arrays.Reader) -> Node:
+  op, inputs, output, shape, dtype, params = fields.entries(row, 6, 'an operation')
+  if not isinstance(op, str) or op not in shapes.RULES:
+    raise ValueError(f'it has an operation {shown(op)} that is unknown')
+  if not isinstance(params, dict):
+    raise ValueError(f'the parameters of {op} are {shown(params)}')
+  if len(fields.list_of(inputs, 'the inputs of an operation')) > MAX_INPUTS:
+    raise ValueError(f'an operation has {len(inputs):,} inputs, and at most {MAX_INPUTS:,} are read')
+  params = _frozen(params)
+  if op in ('quantize', 'kernel'):
+    fields.name(params.get('layer'))
+  if op == 'quantize':
+    params['grid'] = _grid(params.get('grid'))
+  if op == 'kernel':
+    params['kernel'] = arrays.take(params.get('kernel'), kernel=True)
+  return Node(
+    op=op,
+    inputs=tuple(_operand(x, arrays) for x in inputs),
+    output=fields.name(output),
+    shape=fields.shape(shape),
+    dtype=fields.dtype(dtype),
+    params=params,
+  )
+
+
+def _operand(x: Any, arrays: packed_arrays.Reader) -> Any:
+  """The name of a value, an array, or a number as an array."""
+  if isinstance(x, str):
+    return x
+  if isinstance(x, list) and len(x) == 1:
+    return arrays.take(x[0], kernel=False)
+  dtype, value = fields.entries(x, 2, 'an input of an operation')
+  kind = bool if fields.dtype(dtype) == 'bool' else (int, float) if dtype in shape_values.FLOATS else int
+  if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+    raise ValueError(f'a number of {dtype} is {shown(value)}')
+  try:
+    with np.errstate(over='raise'):
+      return np.asarray(value, dtype)
+  except (OverflowError, FloatingPointError):
+    raise ValueError(f'a number of {dtype} is {shown(value)}, out of its range') from None
+
+
+def _grid(value: Any) -> Grid:
+  names = [field.name for field in dataclasses.fields(Grid)]
+  if not isinstance(value, dict) or set(value) != set(names):
+    raise ValueError(f'the grid of a quantizer is no object of {", ".join(names)}')
+  bits, signed, scheme = value['bits'], value['signed'], value['scheme']
+  if type(bits) is not int or not 0 <= bits <= fields.MAX_BITS or type(signed) is not bool or scheme not in SCHEMES:
+    raise ValueError('the inputs of a layer have a grid that is not possible')
+  alpha = fields.number(value['alpha'], 'the clip of a quantizer', 0, fields.MAX_FLOAT)
+  return Grid(bits=bits, alpha=alpha, signed=signed, scheme=scheme)
+
+
+def _layers(rows: Sequence[Any], graph: Graph) -> Iterator[dict[str, Any]]:
+  kernels = {node.params['layer']: node.params['kernel'].bits.tolist() for node in graph.nodes if node.op == 'kernel'}
+  seen: set[str] = set()
+  for row in rows:
+    name, bits, macs, weights = fields.entries(row, 4, 'a layer')
+    if fields.name(name) in seen:
+      raise ValueError(f'the layer {shown(name)} is there twice')
+    seen.add(name)
+    if type(bits) is not int or not 0 <= bits <= 32:
+      raise ValueError(f'the inputs of the layer {shown(name)} have {shown(bits)} bits')
+    if any(type(count) is not int or not 0 <= count <= MAX_COUNT for count in (macs, weights)):
+      raise ValueError(f'the layer {shown(name)} has {shown(macs)} multiplications and {shown(weights)} weights')
+    yield {'name': name, 'kernel': kernels.get(name, 32), 'input': bits, 'macs': macs, 'weights': weights}
+
+
+def _input_shape(value: Any) -> tuple[int, ...]:
+  shape = fields.shape(value)
+  if not shape or shape[0] != -1 or min(shape[1:], default=0) < 0 or math.prod(shape[1:]) > 2**28:
+    raise ValueError('the shape of its input is not -1, for the number of inputs, and the sides of an input')
+  return shape
+
+
+def _input_range(value: Any) -> tuple[int, int]:
+  low, high = fields.entries(value, 2, 'the range of the input')
+  if type(low) is not int or type(high) is not int or not -(2**31) <= low <= high < 2**31:
+    raise ValueError('the range of the input is not two integers')
+  return low, high
+
+
+def _frozen(value: Any) -> Any:
+  """A value of JSON with tuples for lists."""
+  if isinstance(value, dict):
+    return {key: _frozen(entry) for key, entry in value.items()}
+  return tuple(map(_frozen, value)) if isinstance(value, list) else value
