@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from export_nets import IMAGES
 
-from fracbits_jax.export import comparison, graph, integer, packed
+from fracbits_jax.export import comparison, graph, integer, packed, rescale, values
 from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.grid import Grid
 
@@ -75,11 +75,9 @@ def test_a_transformer_multiplies_integers_between_its_float_operations():
 def test_rounding_is_half_to_even_and_clipped():
   # scale (integer + 1/2) lies in the middle between two codes.
   grid = Grid(bits=3, alpha=7.0, signed=False, scheme='original')
-  value = integer.Value(
-    integers=jnp.arange(-3, 12, dtype=jnp.int32), bound=12.0, scale=np.float64(1), offset=np.float64(0.5)
-  )
   with jax.enable_x64(True):
-    codes = np.asarray(integer._codes(value, grid))
+    value = values.value(jnp.arange(-3, 12, dtype=jnp.int32), 12.0, 1.0, 0.5)
+    codes = np.asarray(rescale.codes(value, grid, 'layer'))
   np.testing.assert_array_equal(codes, [0, 0, 0, 0, 2, 2, 4, 4, 6, 6, 7, 7, 7, 7, 7])
 
 
