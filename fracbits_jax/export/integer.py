@@ -184,10 +184,11 @@ class _Pass:
     x, constant = ints[0], as_affine(node)
     if constant is not None:
       return affine(x, *constant[1:])
+    if node.op == 'concatenate':
+      shapes = [self.shapes.get(name) for name in node.inputs if isinstance(name, str)]
+      return concatenated(ints, shapes, node.params['dimension']) if len(ints) == len(operands) else None
     if len(ints) == 2 and len(operands) == 2:
       return self._of_two(node, *ints)
-    if node.op == 'concatenate' and len(ints) == len(operands):
-      return concatenated(ints, [self.shapes[name] for name in node.inputs], node.params['dimension'])
     if len(ints) == 1 and isinstance(x.integers, np.ndarray):
       return _moved_kernel(node, x) if node.op in _LAYOUT else None
     if len(ints) == 1:
@@ -230,17 +231,17 @@ class _Pass:
     if any(shape[axis] < 0 for axis in axes) or (node.op == 'reduce_window_max' and _has_empty_windows(node, shape)):
       return None
     (ends,) = self._ends(node)
+    add = lambda array: _pool(node, array)
     if node.op.endswith('max'):
       x = positive(rescale.aligned(x, axes, ends))
-      fields = {'offset': x.offset, 'bound': x.bound, 'error': x.error}
+      pooled, offset = changed(x, integers=add(x.integers)), x.offset
     else:
-      x = rescale.summable(x, axes, count, ends)
-      fields = {'offset': _pooled_offset(node, x, shape), 'bound': x.bound * count, 'error': x.error * count}
-    fields |= {name: getattr(x, name) for name in ('scale', 'low', 'high')}
-    if node.op.startswith('reduce_window'):
-      return value(_pool(node, x.integers), **fields)
-    squeezed = {name: np.squeeze(array, axes) if array.ndim == len(shape) else array for name, array in fields.items()}
-    return value(_pool(node, x.integers), **squeezed)
+      pooled = rescale.summed(x, axes, count, ends, add)
+      offset = _pooled_offset(node, pooled.offset, shape)
+    fields = {name: getattr(pooled, name) for name in ('bound', 'scale', 'low', 'high', 'error')} | {'offset': offset}
+    if not node.op.startswith('reduce_window'):
+      fields = {name: np.squeeze(array, axes) if array.ndim else array for name, array in fields.items()}
+    return value(pooled.integers, **fields)
 
   def _layer(self, node: Node) -> str:
     """The name of the layer whose kernel a product has."""
@@ -319,11 +320,11 @@ def _pool(node: Node, array: jax.Array) -> jax.Array:
   return lax.reduce_window(array, jnp.int32(np.iinfo(np.int32).min), lax.max, *window)
 
 
-def _pooled_offset(node: Node, x: Value, shape: Sequence[int]) -> np.ndarray:
-  """What the offsets of the numbers add up to; padding has none."""
-  if not x.offset.any():
+def _pooled_offset(node: Node, offset: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+  """What offsets add up to; padding has none."""
+  if not offset.any():
     return np.zeros(())
-  offset = x.offset if x.offset.ndim else x.offset.reshape((1,) * len(shape))
+  offset = offset if offset.ndim else offset.reshape((1,) * len(shape))
   full = tuple(offset.shape[axis] if size < 0 else size for axis, size in enumerate(shape))
   with jax.ensure_compile_time_eval():
     pooled = np.asarray(_pool(node, jnp.asarray(np.broadcast_to(offset, full))))

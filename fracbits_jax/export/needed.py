@@ -66,11 +66,11 @@ def of_operands(
 
 
 def terms(node: Node, shape: Sequence[int]) -> tuple[tuple[int, ...], int]:
-  """The axes along which a sum adds the numbers of a tensor of some shape, and how many."""
-  if node.op == 'reduce_sum':
-    sizes = {axis: shape[axis] for axis in node.params['axes']}
-  else:
+  """The axes along which a sum or a maximum takes the numbers of a tensor of some shape, and how many."""
+  if node.op.startswith('reduce_window'):
     sizes = {axis: size for axis, size in enumerate(node.params['window_dimensions']) if size > 1}
+  else:
+    sizes = {axis: shape[axis] for axis in node.params['axes']}
   return tuple(sizes), abs(math.prod(sizes.values()))
 
 

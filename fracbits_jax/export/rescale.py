@@ -11,7 +11,7 @@ digits behind the point.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -46,11 +46,8 @@ class Rescaling:
 
   def __call__(self, integers: jax.Array, least: np.ndarray, most: np.ndarray) -> jax.Array:
     """The results, int32."""
-    scaled = self.scaled(integers)
-    whole = scaled >> self.shift
-    rest, half = scaled - (whole << self.shift), np.left_shift(np.int64(1), self.shift - 1)
-    up = (rest > half) | ((rest == half) & (whole % 2 == 1))
-    return jnp.clip(whole + up, least.astype(np.int64), most.astype(np.int64)).astype(jnp.int32)
+    rounded = _shifted(self.scaled(integers), self.shift)
+    return jnp.clip(rounded, least.astype(np.int64), most.astype(np.int64)).astype(jnp.int32)
 
 
 def rescaling(bound: np.ndarray, scale: np.ndarray, offset: np.ndarray, reach: float) -> Rescaling:
@@ -78,6 +75,13 @@ def rescaling(bound: np.ndarray, scale: np.ndarray, offset: np.ndarray, reach: f
   inexact = np.ldexp(multiplier.astype(np.float64), -shift) != scale
   error = rounding + np.ldexp(steps * inexact + 1, -shift - 1)
   return Rescaling(zero=zero.astype(np.int64), multiplier=multiplier, offset=addend, shift=shift, error=error)
+
+
+def _shifted(integers: jax.Array, shift: np.ndarray) -> jax.Array:
+  """integers / 2^shift, rounded half to even, int64."""
+  whole = integers >> shift
+  twice, one = (integers - (whole << shift)) * 2, np.left_shift(np.int64(1), shift)
+  return whole + ((twice > one) | ((twice == one) & (whole % 2 == 1)))
 
 
 def codes(x: Value, grid: Grid, layer: str, tolerance: float = TOLERANCE) -> jax.Array:
@@ -164,10 +168,24 @@ def added(first: Value, second: Value, ends: Sequence[Interval]) -> Value:
   return value(first.integers + second.integers, bound, scale, offset, error=first.error + second.error)
 
 
-def summable(x: Value, axes: Sequence[int], count: int, ends: Interval) -> Value:
-  """A value of which `count` integers along the axes can be added in 32 bits; it may stop at the ends."""
+def summed(x: Value, axes: Sequence[int], count: int, ends: Interval, add: Callable[[jax.Array], jax.Array]) -> Value:
+  """The sums of `count` numbers along the axes, but for their offsets, with the axes that `add` leaves.
+
+  Integers are added in 64 bits, and the sum is rounded, half to even, to as many digits as fit into 32.
+
+  Args:
+    x: what is summed.
+    axes: along which.
+    count: how many numbers.
+    ends: where each may stop.
+    add: the sum of an array of integers.
+  """
   scales_differ = x.scale.size > 1 and any(x.scale.shape[axis] > 1 for axis in axes)
-  if x.limited or scales_differ or (x.bound * count >= 2.0**31).any():
+  if x.limited or scales_differ:
     x = narrowed(x, *ends)
-    x = fixed(x, digits(shared(x.largest(), axes) * count))
-  return changed(x, bound=shared(x.bound, axes), error=shared(x.error, axes))
+    x = fixed(x, digits(shared(x.largest(), axes)))
+  bound, error = shared(x.bound, axes) * count, shared(x.error, axes) * count
+  shift = np.maximum(np.frexp(bound)[1] - 31, 0).max()
+  integers = _shifted(add(x.integers.astype(jnp.int64)), shift).astype(jnp.int32)
+  error = error + np.abs(x.scale) * (2.0 ** (shift - 1) if shift else 0.0)
+  return changed(x, integers=integers, bound=np.ldexp(bound, -shift) + 1, scale=np.ldexp(x.scale, shift), error=error)
