@@ -1,11 +1,11 @@
 """Integer inference of random networks beside float64: `python benchmarks/integer.py [--networks=200] [--seed=0]`.
 
-Small networks of convolutions with every kind of padding, groups, dilations and strides, transposed ones, pools, slices,
+Small networks of convolutions with all kinds of padding, groups, dilations and strides, transposed ones, pools, slices,
 pads, reshapes, concatenations, sums, branches of squeeze and excitation. Their batch norms have variances from 1e-12 to
-1e12, channel by channel, and gammas of either sign and 0. Clips are where some channel of the inputs has its values, so that
-codes are not all the first or the last. Each layer is given the codes of float64, and its own are compared with those: they have to
-be equal, unless float64 is within `rescale.TOLERANCE` of a step of a tie, or the network has to be refused by one
-sentence. Prints the counts; ends with status 1 where anything else came about.
+1e12, channel by channel, and gammas of either sign and 0. Clips are where some channel of the inputs has its values, so
+that codes are not all the first or the last. Each layer is given the codes of float64, and its own are compared with
+those: they have to be equal, unless float64 is within `rescale.TOLERANCE` of a step of a tie, or the network has to be
+refused by one sentence. Prints the counts; ends with status 1 where anything else came about.
 """
 
 import argparse
@@ -33,9 +33,9 @@ from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense, quantized_cl
 SHAPE = (2, 8, 8, 3)
 CHANNELS = 4
 BLOCKS = (
-  'same', 'circular', 'reflect', 'valid', 'strided', 'grouped', 'depthwise', 'dilated', 'transposed', 'max_pool', 'avg_pool',
-  'residual', 'difference', 'scaled residual', 'concatenated', 'sliced', 'padded', 'edge', 'to_depth', 'flipped', 'shuffled',
-  'squeeze', 'relu6', 'norm', 'upsampled', 'largest', 'twice',
+  'same', 'circular', 'reflect', 'valid', 'strided', 'grouped', 'depthwise', 'dilated', 'transposed', 'max_pool',
+  'avg_pool', 'residual', 'difference', 'scaled residual', 'concatenated', 'sliced', 'padded', 'edge', 'to_depth',
+  'flipped', 'shuffled', 'squeeze', 'relu6', 'norm', 'upsampled', 'largest', 'twice',
 )  # fmt: skip
 
 
@@ -189,9 +189,7 @@ def with_clips(graph: Graph, inputs: np.ndarray, seed: int) -> Graph:
 
   comparison.in_doubles(graph, inputs, choose)
   with_grid = lambda node: {**node.params, 'grid': chosen[node.output]}
-  nodes = [
-    dataclasses.replace(node, params=with_grid(node)) if node.output in chosen else node for node in graph.nodes
-  ]
+  nodes = [dataclasses.replace(node, params=with_grid(node)) if node.output in chosen else node for node in graph.nodes]
   return dataclasses.replace(graph, nodes=tuple(nodes))
 
 

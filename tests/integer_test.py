@@ -76,7 +76,7 @@ def test_rounding_is_half_to_even_and_clipped():
   # scale (integer + 1/2) lies in the middle between two codes.
   grid = Grid(bits=3, alpha=7.0, signed=False, scheme='original')
   with jax.enable_x64(True):
-    value = values.value(jnp.arange(-3, 12, dtype=jnp.int32), 12.0, 1.0, 0.5)
+    value = values.value(jnp.arange(-3, 12, dtype=jnp.int32), -3, 11, 1.0, 0.5)
     codes = np.asarray(rescale.codes(value, grid, 'layer'))
   np.testing.assert_array_equal(codes, [0, 0, 0, 0, 2, 2, 4, 4, 6, 6, 7, 7, 7, 7, 7])
 

@@ -133,7 +133,7 @@ class _Pass:
     """All values, and the codes of the quantizers."""
     start: Any = jnp.asarray(inputs, jnp.float32)
     if self.integer_inputs:
-      start = value(jnp.asarray(inputs).astype(jnp.int32), 255.0, 1.0)
+      start = value(jnp.asarray(inputs).astype(jnp.int32), 0.0, 255.0, 1.0)
     values: dict[str, Any] = {self.graph.input: start}
     codes: dict[str, jax.Array] = {}
     for node in self.graph.nodes:
@@ -238,7 +238,9 @@ class _Pass:
     else:
       pooled = rescale.summed(x, axes, count, ends, add)
       offset = _pooled_offset(node, pooled.offset, shape)
-    fields = {name: getattr(pooled, name) for name in ('bound', 'scale', 'low', 'high', 'error')} | {'offset': offset}
+    fields = {name: getattr(pooled, name) for name in ('least', 'most', 'scale', 'low', 'high', 'error')} | {
+      'offset': offset
+    }
     if not node.op.startswith('reduce_window'):
       fields = {name: np.squeeze(array, axes) if array.ndim else array for name, array in fields.items()}
     return value(pooled.integers, **fields)
@@ -284,13 +286,13 @@ def _of_kernel(kernel: Kernel) -> Value:
   integers = np.round(times * (kernel.codes - kernel.zero)).astype(np.int32)
   scale = np.asarray(kernel.scale / times)
   scale = scale.reshape((1,) * (integers.ndim - 1) + (-1,)) if scale.ndim else scale
-  return value(integers, float(np.abs(integers).max(initial=0)), scale)
+  return value(integers, float(integers.min(initial=0)), float(integers.max(initial=0)), scale)
 
 
 def _of_codes(codes: jax.Array, grid: Grid) -> Value:
   times, largest = _doubled(grid.zero), 2**grid.bits - 1
   shift = round(times * grid.zero)
-  return value(times * codes - shift, float(max(shift, times * largest - shift)), grid.scale / times)
+  return value(times * codes - shift, float(-shift), float(times * largest - shift), grid.scale / times)
 
 
 def _limits(node: Node) -> dict[str, np.ndarray] | None:

@@ -50,7 +50,7 @@ def multiply_accumulate(node: Node, first: Value, second: Value, count: int, lay
       offset = np.asarray(multiply(everywhere, jnp.asarray(kernel.integers * kernel.scale, jnp.float64), 1))
   error = x.error.max() * product.weights * np.abs(product.scale)
   integers = multiply(x.integers, jnp.asarray(kernel.integers), count)
-  return value(integers, bound, scale * product.scale, offset, error=error)
+  return value(integers, -bound, bound, scale * product.scale, offset, error=error)
 
 
 class _Product:

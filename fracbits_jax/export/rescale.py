@@ -128,11 +128,10 @@ def fixed(x: Value, digits: np.ndarray) -> Value:
   """As fixed-point numbers with `digits` binary digits behind the point, which have to fit."""
   scale, offset = np.ldexp(x.scale, digits), np.ldexp(x.offset, digits)
   least, most = (np.round(np.ldexp(limit, digits)) for limit in x.interval())
-  bound = np.maximum(np.abs(least), np.abs(most))
-  rescaled = rescaling(x.bound, scale, offset, float(bound.max()))
+  rescaled = rescaling(x.bound, scale, offset, float(np.maximum(np.abs(least), np.abs(most)).max()))
   exact = (scale == np.round(scale)) & (offset == np.round(offset)) & ~np.isfinite(x.low) & ~np.isfinite(x.high)
   error = x.error + np.where(exact, 0.0, np.ldexp(rescaled.error + 0.5, -digits))
-  return value(rescaled(x.integers, least, most), bound, np.ldexp(1.0, -digits), error=error)
+  return value(rescaled(x.integers, least, most), least, most, np.ldexp(1.0, -digits), error=error)
 
 
 def aligned(x: Value, axes: Sequence[int], ends: Interval) -> Value:
@@ -140,7 +139,8 @@ def aligned(x: Value, axes: Sequence[int], ends: Interval) -> Value:
   if x.varies(axes):
     x = narrowed(x, *ends)
     x = fixed(x, digits(shared(x.largest(), axes)))
-  return changed(x, bound=shared(x.bound, axes), error=shared(x.error, axes))
+  least, most = shared(x.least, axes, np.min), shared(x.most, axes)
+  return changed(x, least=least, most=most, error=shared(x.error, axes))
 
 
 def narrowed(x: Value, low: np.ndarray, high: np.ndarray) -> Value:
@@ -157,15 +157,15 @@ def added(first: Value, second: Value, ends: Sequence[Interval]) -> Value:
     second: the other.
     ends: of both, the numbers at which they may stop.
   """
-  values, bound = (first, second), first.bound + second.bound
-  if not (first.limited or second.limited) and np.array_equal(first.scale, second.scale) and (bound < 2.0**31).all():
-    places, scale, offset = None, first.scale, first.offset + second.offset
-  else:
-    values = [narrowed(x, *end) for x, end in zip(values, ends, strict=True)]
-    places = digits(values[0].largest() + values[1].largest())
-    first, second = (fixed(x, places) for x in values)
-    scale, offset, bound = np.ldexp(1.0, -places), 0.0, first.bound + second.bound
-  return value(first.integers + second.integers, bound, scale, offset, error=first.error + second.error)
+  exact = not (first.limited or second.limited) and np.array_equal(first.scale, second.scale)
+  if not exact or (first.bound + second.bound >= 2.0**31).any():
+    first, second = (narrowed(x, *end) for x, end in zip((first, second), ends, strict=True))
+    places = digits(first.largest() + second.largest())
+    first, second = fixed(first, places), fixed(second, places)
+  sums = {
+    name: getattr(first, name) + getattr(second, name) for name in ('integers', 'least', 'most', 'offset', 'error')
+  }
+  return value(scale=first.scale, **sums)
 
 
 def summed(x: Value, axes: Sequence[int], count: int, ends: Interval, add: Callable[[jax.Array], jax.Array]) -> Value:
@@ -184,8 +184,10 @@ def summed(x: Value, axes: Sequence[int], count: int, ends: Interval, add: Calla
   if x.limited or scales_differ:
     x = narrowed(x, *ends)
     x = fixed(x, digits(shared(x.largest(), axes)))
-  bound, error = shared(x.bound, axes) * count, shared(x.error, axes) * count
-  shift = np.maximum(np.frexp(bound)[1] - 31, 0).max()
+  least = np.minimum(shared(x.least, axes, np.min) * count, 0)  # 0 where there is nothing but padding
+  most, error = np.maximum(shared(x.most, axes) * count, 0), shared(x.error, axes) * count
+  shift = np.maximum(np.frexp(np.maximum(-least, most))[1] - 31, 0).max()
   integers = _shifted(add(x.integers.astype(jnp.int64)), shift).astype(jnp.int32)
   error = error + np.abs(x.scale) * (2.0 ** (shift - 1) if shift else 0.0)
-  return changed(x, integers=integers, bound=np.ldexp(bound, -shift) + 1, scale=np.ldexp(x.scale, shift), error=error)
+  least, most = np.floor(np.ldexp(least, -shift)), np.ceil(np.ldexp(most, -shift))
+  return changed(x, integers=integers, least=least, most=most, scale=np.ldexp(x.scale, shift), error=error)

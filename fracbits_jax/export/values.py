@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_BY_CHANNEL = ('bound', 'scale', 'offset', 'low', 'high', 'error')
+_BY_CHANNEL = ('least', 'most', 'scale', 'offset', 'low', 'high', 'error')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,7 +25,8 @@ class Value:
 
   Attributes:
     integers: int32; a NumPy array where they are a kernel.
-    bound: the largest |integer| there can be, float64, broadcastable against the integers as all that follow.
+    least: the least integer there can be, float64, broadcastable against the integers as all that follow.
+    most: the largest.
     scale: of either sign; 0 where a channel is constant.
     offset: the real number of the integer 0.
     low: real numbers below it are it.
@@ -34,7 +35,8 @@ class Value:
   """
 
   integers: Any
-  bound: np.ndarray
+  least: np.ndarray
+  most: np.ndarray
   scale: np.ndarray
   offset: np.ndarray
   low: np.ndarray
@@ -46,10 +48,15 @@ class Value:
     """Whether there are limits."""
     return bool(np.isfinite(self.low).any() or np.isfinite(self.high).any())
 
+  @property
+  def bound(self) -> np.ndarray:
+    """The largest |integer| there can be."""
+    return np.maximum(np.abs(self.least), np.abs(self.most))
+
   def interval(self) -> tuple[np.ndarray, np.ndarray]:
     """The least and the largest real number there can be."""
-    reach = np.abs(self.scale) * self.bound
-    return np.clip(self.offset - reach, self.low, self.high), np.clip(self.offset + reach, self.low, self.high)
+    ends = self.scale * self.least + self.offset, self.scale * self.most + self.offset
+    return np.clip(np.minimum(*ends), self.low, self.high), np.clip(np.maximum(*ends), self.low, self.high)
 
   def largest(self) -> np.ndarray:
     """The largest |real| there can be."""
@@ -67,19 +74,29 @@ class Value:
 
 
 def value(
-  integers: Any, bound: Any, scale: Any, offset: Any = 0.0, low: Any = -math.inf, high: Any = math.inf, error: Any = 0.0
+  integers: Any,
+  least: Any,
+  most: Any,
+  scale: Any,
+  offset: Any = 0.0,
+  low: Any = -math.inf,
+  high: Any = math.inf,
+  error: Any = 0.0,
 ) -> Value:
   """A `Value` of arrays that broadcast against the integers; limits that cannot be reached are left out."""
-  bound, scale, offset, low, high, error = (np.asarray(x, np.float64) for x in (bound, scale, offset, low, high, error))
+  least, most, scale, offset, low, high, error = (
+    np.asarray(x, np.float64) for x in (least, most, scale, offset, low, high, error)
+  )
   if not (np.isfinite(scale).all() and np.isfinite(offset).all()):
     raise ValueError('a scale or an offset of a channel is beyond what float64 holds: look at the batch norms for it')
-  reach = np.abs(scale) * bound
-  at_low, at_high = offset + reach <= low, offset - reach >= high
+  ends = scale * least + offset, scale * most + offset
+  lowest, highest = np.minimum(*ends), np.maximum(*ends)
+  at_low, at_high = highest <= low, lowest >= high
   scale = np.where(at_low | at_high, 0.0, scale)
   offset = np.where(at_low, low, np.where(at_high, high, offset))
-  low = np.where(at_low | at_high | (offset - reach >= low), -math.inf, low)
-  high = np.where(at_low | at_high | (offset + reach <= high), math.inf, high)
-  by_channel = dict(zip(_BY_CHANNEL, map(_shrunk, (bound, scale, offset, low, high, error)), strict=True))
+  low = np.where(at_low | at_high | (lowest >= low), -math.inf, low)
+  high = np.where(at_low | at_high | (highest <= high), math.inf, high)
+  by_channel = dict(zip(_BY_CHANNEL, map(_shrunk, (least, most, scale, offset, low, high, error)), strict=True))
   return Value(integers=integers, **by_channel)
 
 
@@ -109,7 +126,8 @@ def positive(x: Value) -> Value:
   if not (x.scale < 0).any():
     return x
   sign = np.where(x.scale < 0, -1, 1).astype(np.int32)
-  return changed(x, integers=x.integers * sign, scale=np.abs(x.scale))
+  least, most = np.minimum(x.least * sign, x.most * sign), np.maximum(x.least * sign, x.most * sign)
+  return changed(x, integers=x.integers * sign, least=least, most=most, scale=np.abs(x.scale))
 
 
 def moved(x: Value, move: Callable[[Any, int], Any], shape: Sequence[int], to: Sequence[int], count: int) -> Value:
@@ -125,7 +143,9 @@ def moved(x: Value, move: Callable[[Any, int], Any], shape: Sequence[int], to: S
   integers = move(x.integers, count)
   everywhere = all(getattr(x, name).size == 1 for name in _BY_CHANNEL)
   if everywhere and not x.offset.any() and (x.low <= 0).all() and (x.high >= 0).all():
-    return changed(x, integers=integers, **{name: getattr(x, name).reshape(()) for name in _BY_CHANNEL})
+    scalars = {name: getattr(x, name).reshape(()) for name in _BY_CHANNEL}
+    with_zero = {'least': np.minimum(x.least.min(), 0), 'most': np.maximum(x.most.max(), 0)}
+    return value(integers, **scalars | with_zero)
   found = _moved_channels(x, move, shape, 1)
   if any(
     array.size > 1 and array.shape[axis] > 1 for array in found.values() for axis, size in enumerate(to) if size < 0
@@ -139,7 +159,7 @@ def _moved_channels(x: Value, move: Callable, shape: Sequence[int], count: int) 
   with jax.ensure_compile_time_eval():
     places = jnp.arange(1, 1 + math.prod(shape), dtype=jnp.int32).reshape(shape)
     index = np.asarray(move(places, count)) - 1
-  beside = {'offset': 0.0, 'low': -math.inf, 'high': math.inf, 'error': 0.0}
+  beside = {'least': 0.0, 'most': 0.0, 'offset': 0.0, 'low': -math.inf, 'high': math.inf, 'error': 0.0}
   found = {}
   for name in _BY_CHANNEL:
     array = np.broadcast_to(getattr(x, name), shape).reshape(-1)[np.maximum(index, 0)]
