@@ -66,6 +66,7 @@ def rescaling(bound: np.ndarray, scale: np.ndarray, offset: np.ndarray, reach: f
   rounding = _DOUBLE * (np.abs(offset) + np.abs(zero * scale))
   # A step of more than twice what matters leads out of it from any integer, as a step of just that does.
   far = reach + 2
+  rounding = np.where((np.abs(scale) > 2 * far) & (np.abs(rest) > far + rounding), 0.0, rounding)
   scale, rest = np.clip(scale, -2 * far, 2 * far), np.clip(rest, -far - 1, far + 1)
   exponent = lambda array: np.frexp(array)[1]
   shift = np.clip(_MULTIPLIER_BITS - exponent(scale), 1, 60 - exponent(far + 1)).astype(np.int64)
@@ -108,9 +109,10 @@ def codes(x: Value, grid: Grid, layer: str, tolerance: float = TOLERANCE) -> jax
   error, (low, high) = x.error + rescaled.error * step, x.interval()
   error = np.where(code(low - error) == code(high + error), 0.0, error / step)
   if (error > tolerance).any():
+    largest = np.max(np.where(error > tolerance, x.largest(), 0.0))
     raise ValueError(
       f'the inputs of {layer} are known to {error.max():.2g} of a step of their {grid.bits} bits, and {tolerance:.2g} '
-      f'is needed, since numbers up to {x.largest().max():.3g} take 28 bits before it: look for a batch norm with a '
+      f'is needed, since numbers up to {largest:.3g} take 28 bits before it: look for a batch norm with a '
       'variance near 0, or give the layer a larger clip'
     )
   least, most = code(x.low), code(x.high)
