@@ -27,13 +27,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
-from jax import lax
 
 from fracbits_jax.export import ops, rescale
 from fracbits_jax.export.fold import as_affine
 from fracbits_jax.export.graph import Graph, Node
-from fracbits_jax.export.grid import Grid, Kernel
-from fracbits_jax.export.needed import EVERYTHING, Interval, needed, of_operands, terms
+from fracbits_jax.export.grid import Grid
+from fracbits_jax.export.needed import EVERYTHING, Interval, needed, of_operands
+from fracbits_jax.export.pools import pooled
 from fracbits_jax.export.products import multiply_accumulate
 from fracbits_jax.export.values import (
   Value,
@@ -42,7 +42,8 @@ from fracbits_jax.export.values import (
   concatenated,
   limited,
   moved,
-  positive,
+  of_codes,
+  of_kernel,
   sized,
   value,
 )
@@ -139,11 +140,11 @@ class _Pass:
     for node in self.graph.nodes:
       operands = [values[x] if isinstance(x, str) else x for x in node.inputs]
       if node.op == 'kernel':
-        found: Any = _of_kernel(node.params['kernel'])
+        found: Any = of_kernel(node.params['kernel'])
       elif node.op == 'quantize':
         grid: Grid = node.params['grid']
         codes[node.output] = self._codes(operands[0], node)
-        found = _of_codes(jnp.asarray(given.get(node.output, codes[node.output]), jnp.int32), grid)
+        found = of_codes(jnp.asarray(given.get(node.output, codes[node.output]), jnp.int32), grid)
       else:
         found = self._computed(node, operands)
       values[node.output] = found
@@ -217,33 +218,13 @@ class _Pass:
     if node.op == 'convert_element_type':
       return x if np.issubdtype(np.dtype(node.dtype), np.floating) else None
     if node.op in ('reduce_sum', 'reduce_window_sum', 'reduce_max', 'reduce_window_max'):
-      return self._pooled(node, x)
+      (ends,) = self._ends(node)
+      return pooled(node, x, self.shapes[node.inputs[0]], ends)
     if node.op in _LAYOUT or _pads_zeros(node) or self._gathers(node, operands):
       rest = [np.asarray(y, np.int32) for y in operands[1:]]
       move = lambda array, count: ops.apply(node.op, node.params, [array, *rest], count)
       return moved(x, move, self.shapes[node.inputs[0]], node.shape, self.count)
     return None
-
-  def _pooled(self, node: Node, x: Value) -> Value | None:
-    """A sum or a maximum along axes or of windows; `None` where it is one of images, or of windows without elements."""
-    shape = self.shapes[node.inputs[0]]
-    axes, count = terms(node, shape)
-    if any(shape[axis] < 0 for axis in axes) or (node.op == 'reduce_window_max' and _has_empty_windows(node, shape)):
-      return None
-    (ends,) = self._ends(node)
-    add = lambda array: _pool(node, array)
-    if node.op.endswith('max'):
-      x = positive(rescale.aligned(x, axes, ends))
-      pooled, offset = changed(x, integers=add(x.integers)), x.offset
-    else:
-      pooled = rescale.summed(x, axes, count, ends, add)
-      offset = _pooled_offset(node, pooled.offset, shape)
-    fields = {name: getattr(pooled, name) for name in ('least', 'most', 'scale', 'low', 'high', 'error')} | {
-      'offset': offset
-    }
-    if not node.op.startswith('reduce_window'):
-      fields = {name: np.squeeze(array, axes) if array.ndim else array for name, array in fields.items()}
-    return value(pooled.integers, **fields)
 
   def _layer(self, node: Node) -> str:
     """The name of the layer whose kernel a product has."""
@@ -276,25 +257,6 @@ def _real(x: Any) -> Any:
   return x.real() if isinstance(x, Value) else x
 
 
-def _doubled(zero: np.ndarray) -> int:
-  """2 where a zero is half an integer, so that what is doubled is an integer; 1 otherwise."""
-  return 2 if (np.asarray(zero) % 1).any() else 1
-
-
-def _of_kernel(kernel: Kernel) -> Value:
-  times = _doubled(kernel.zero)
-  integers = np.round(times * (kernel.codes - kernel.zero)).astype(np.int32)
-  scale = np.asarray(kernel.scale / times)
-  scale = scale.reshape((1,) * (integers.ndim - 1) + (-1,)) if scale.ndim else scale
-  return value(integers, float(integers.min(initial=0)), float(integers.max(initial=0)), scale)
-
-
-def _of_codes(codes: jax.Array, grid: Grid) -> Value:
-  times, largest = _doubled(grid.zero), 2**grid.bits - 1
-  shift = round(times * grid.zero)
-  return value(times * codes - shift, float(-shift), float(times * largest - shift), grid.scale / times)
-
-
 def _limits(node: Node) -> dict[str, np.ndarray] | None:
   """The limits that a node gives its value, or `None`."""
   constants = [np.asarray(x, np.float64) for x in node.inputs if not isinstance(x, str)]
@@ -307,43 +269,6 @@ def _limits(node: Node) -> dict[str, np.ndarray] | None:
 
 def _pads_zeros(node: Node) -> bool:
   return node.op == 'pad' and not isinstance(node.inputs[1], str) and not np.asarray(node.inputs[1]).any()
-
-
-def _pool(node: Node, array: jax.Array) -> jax.Array:
-  """A sum or a maximum of integers, or a sum of float64."""
-  p = node.params
-  if node.op == 'reduce_sum':
-    return jnp.sum(array, tuple(p['axes']), dtype=array.dtype)
-  if node.op == 'reduce_max':
-    return jnp.max(array, tuple(p['axes']))
-  window = p['window_dimensions'], p['window_strides'], p['padding'], p['base_dilation'], p['window_dilation']
-  if node.op == 'reduce_window_sum':
-    return lax.reduce_window(array, jnp.zeros((), array.dtype), lax.add, *window)
-  return lax.reduce_window(array, jnp.int32(np.iinfo(np.int32).min), lax.max, *window)
-
-
-def _pooled_offset(node: Node, offset: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-  """What offsets add up to; padding has none."""
-  if not offset.any():
-    return np.zeros(())
-  offset = offset if offset.ndim else offset.reshape((1,) * len(shape))
-  full = tuple(offset.shape[axis] if size < 0 else size for axis, size in enumerate(shape))
-  with jax.ensure_compile_time_eval():
-    pooled = np.asarray(_pool(node, jnp.asarray(np.broadcast_to(offset, full))))
-  return np.expand_dims(pooled, node.params['axes']) if node.op == 'reduce_sum' else pooled
-
-
-def _has_empty_windows(node: Node, shape: Sequence[int]) -> bool:
-  """Whether a maximum is one of padding alone."""
-  padded = [axis for axis, pad in enumerate(node.params['padding']) if any(pad)]
-  if not padded:
-    return False
-  others = {'window_dimensions': 1, 'window_strides': 1, 'padding': (0, 0), 'base_dilation': 1, 'window_dilation': 1}
-  along = lambda key, other: tuple(x if axis in padded else other for axis, x in enumerate(node.params[key]))
-  window = [along(key, other) for key, other in others.items()]
-  with jax.ensure_compile_time_eval():
-    ones = jnp.ones([size if axis in padded else 1 for axis, size in enumerate(shape)], jnp.float32)
-    return bool((lax.reduce_window(ones, 0.0, lax.add, *window) == 0).any())
 
 
 def _moved_kernel(node: Node, kernel: Value) -> Value:

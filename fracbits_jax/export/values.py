@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fracbits_jax.export.grid import Grid, Kernel
+
 _BY_CHANNEL = ('least', 'most', 'scale', 'offset', 'low', 'high', 'error')
 
 
@@ -98,6 +100,27 @@ def value(
   high = np.where(at_low | at_high | (highest <= high), math.inf, high)
   by_channel = dict(zip(_BY_CHANNEL, map(_shrunk, (least, most, scale, offset, low, high, error)), strict=True))
   return Value(integers=integers, **by_channel)
+
+
+def _doubled(zero: np.ndarray) -> int:
+  """2 where a zero is half an integer, so that what is doubled is an integer; 1 otherwise."""
+  return 2 if (np.asarray(zero) % 1).any() else 1
+
+
+def of_kernel(kernel: Kernel) -> Value:
+  """The integers of a kernel, a NumPy array."""
+  times = _doubled(kernel.zero)
+  integers = np.round(times * (kernel.codes - kernel.zero)).astype(np.int32)
+  scale = np.asarray(kernel.scale / times)
+  scale = scale.reshape((1,) * (integers.ndim - 1) + (-1,)) if scale.ndim else scale
+  return value(integers, float(integers.min(initial=0)), float(integers.max(initial=0)), scale)
+
+
+def of_codes(codes: jax.Array, grid: Grid) -> Value:
+  """The integers that codes of a layer's inputs stand for."""
+  times, largest = _doubled(grid.zero), 2**grid.bits - 1
+  shift = round(times * grid.zero)
+  return value(times * codes - shift, float(-shift), float(times * largest - shift), grid.scale / times)
 
 
 def changed(x: Value, **fields: Any) -> Value:
