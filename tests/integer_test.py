@@ -1,4 +1,5 @@
 import dataclasses
+from fractions import Fraction
 
 import export_nets
 import jax
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 from export_nets import IMAGES
 
-from fracbits_jax.export import comparison, graph, integer, packed
+from benchmarks import integer as study
+from fracbits_jax.export import comparison, graph, integer, packed, rescale, values
 from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.grid import Grid
 
@@ -75,12 +77,86 @@ def test_a_transformer_multiplies_integers_between_its_float_operations():
 def test_rounding_is_half_to_even_and_clipped():
   # scale (integer + 1/2) lies in the middle between two codes.
   grid = Grid(bits=3, alpha=7.0, signed=False, scheme='original')
-  value = integer.Value(
-    integers=jnp.arange(-3, 12, dtype=jnp.int32), bound=12.0, scale=np.float64(1), offset=np.float64(0.5)
-  )
   with jax.enable_x64(True):
-    codes = np.asarray(integer._codes(value, grid))
+    value = values.value(jnp.arange(-3, 12, dtype=jnp.int32), -3, 11, 1.0, 0.5)
+    codes = np.asarray(rescale.codes(value, grid, 'layer'))
   np.testing.assert_array_equal(codes, [0, 0, 0, 0, 2, 2, 4, 4, 6, 6, 7, 7, 7, 7, 7])
+
+
+def _exact_code(integer, scale, offset, low, high, grid):
+  """A code by fractions, and the distance from a tie."""
+  real = Fraction(int(integer)) * Fraction(float(scale)) + Fraction(float(offset))
+  real = min(max(real, Fraction(float(low))), Fraction(float(high)))
+  position = real / Fraction(grid.step) + Fraction(grid.zero)
+  return min(max(round(position), 0), 2**grid.bits - 1), abs(position % 1 - Fraction(1, 2))
+
+
+@pytest.mark.parametrize(('bits', 'signed'), [(8, False), (3, True), (16, False)])
+def test_any_scale_and_offset_gives_the_exact_code(bits, signed):
+  """Scales of any size and either sign, and offsets that leave the integers on the grid or far from it."""
+  rng, channels = np.random.default_rng(bits), 400
+  grid = Grid(bits=bits, alpha=float(np.float32(0.7)), signed=signed, scheme='original')
+  bound = np.floor(2.0 ** rng.uniform(0, 31, channels))
+  scale = rng.choice([-1, 1], channels) * 10.0 ** rng.uniform(-30, 11, channels) * grid.step / bound
+  scale[::2] = rng.choice([-1, 1], channels // 2) * grid.step * 2.0 ** rng.uniform(-20, 2, channels // 2)
+  middle = np.round(rng.uniform(-1, 1, channels) * bound)
+  offset = rng.uniform(-1, 1, channels) - scale * middle
+  offset[::9], offset[::13], scale[::31] = 0.0, rng.choice([-1e30, 1e30]), 0.0
+  near = middle + rng.integers(-9, 10, (5, channels))
+  anywhere = rng.uniform(-1, 1, (3, channels)) * bound
+  integers = np.clip([*near, -bound, bound, *anywhere], -bound, bound).astype(np.int32)
+  low, high = (np.where(rng.random(channels) < 0.3, limit, end) for limit, end in ((0.1, -np.inf), (0.3, np.inf)))
+  channel = lambda array: array[None]
+  with jax.enable_x64(True):
+    x = values.value(jnp.asarray(integers), *map(channel, (-bound, bound, scale, offset, low, high)))
+    found = np.asarray(rescale.codes(x, grid, 'layer'))
+  ends = np.clip(low, -1e300, 1e300), np.clip(high, -1e300, 1e300)
+  for (row, c), code in np.ndenumerate(found):
+    expected, distance = _exact_code(integers[row, c], scale[c], offset[c], ends[0][c], ends[1][c], grid)
+    assert code == expected or distance < rescale.TOLERANCE, (row, c)
+  assert len(np.unique(found)) > 7
+
+
+def _compared(seed, blocks, exponent=12.0, **how):
+  net = study.Net(blocks, **how)
+  captured = graph.capture(net, study.random_variables(net, seed, exponent), study.images(seed))
+  return study.compared(study.with_clips(captured, study.images(seed), seed), study.images(seed), compiled=False)
+
+
+def test_batch_norms_of_any_variance_give_the_codes_of_float64():
+  """Variances from 1e-12 to 1e12, gammas of either sign and 0, twice in a row, before a max pool and a mean."""
+  found = [_compared(seed, ('norm', 'max_pool', 'same')) for seed in range(4)]
+  assert [each.refusal for each in found] == [''] * 4
+  assert sum(each.codes for each in found) == 4 * 2 * (4 * 4 * 4 + 4)
+  assert sum(each.wrong + each.in_float for each in found) == 0
+
+
+def test_sums_give_the_codes_of_float64():
+  found = [_compared(seed, ('max_pool', 'residual', 'avg_pool'), exponent=3.0) for seed in range(4)]
+  assert [each.refusal for each in found] == [''] * 4
+  assert sum(each.wrong + each.in_float for each in found) == 0
+
+
+@pytest.mark.parametrize('blocks', [('circular', 'reflect'), ('twice', 'sliced', 'concatenated', 'shuffled')])
+def test_codes_are_moved_as_codes(blocks):
+  found = _compared(1, blocks, head='max')
+  assert not found.refusal
+  assert found.codes > 500
+  assert found.wrong == found.in_float == 0
+
+
+def test_sums_that_are_too_coarse_for_the_next_codes_are_refused():
+  """28 bits hold numbers of a hundred million, but not the codes of a sum of two. Beside a small one all is well."""
+  big, bigger = (values.value(jnp.asarray([999, -999], jnp.int32), -999, 999, scale) for scale in (1e6 / 3, -1e6 / 7))
+  grid, everything = Grid(bits=8, alpha=1.0, signed=True, scheme='lsq'), (-np.inf, np.inf)
+  with jax.enable_x64(True):
+    total = rescale.added(big, bigger, [everything] * 2)
+    with pytest.raises(ValueError, match=r'the inputs of conv are known to .* of a step of their 8 bits'):
+      rescale.codes(total, grid, 'conv')
+    small = values.value(jnp.asarray([1, 2], jnp.int32), -3, 3, 0.1)
+    ends = [(-1.31, 1.31), everything]
+    codes = rescale.codes(rescale.added(big, small, ends), grid, 'conv')
+  np.testing.assert_array_equal(codes, [255, 0])
 
 
 def test_wide_accumulators_are_refused():

@@ -1,12 +1,15 @@
 """How far inference with integers agrees with the network in floating point, layer by layer and as a whole."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax.export.graph import Graph, evaluate
+from fracbits_jax.export import ops
+from fracbits_jax.export.graph import Graph, Node, evaluate
 from fracbits_jax.export.grid import Grid
 from fracbits_jax.export.integer import inference
 
@@ -60,8 +63,8 @@ def compare(
     for name, node in quantizers.items():
       other = found[name] != codes[name]
       total['codes'], total['different'] = total['codes'] + other.size, total['different'] + int(other.sum())
-      distance = _distance_from_tie(values[before[name]][other], node.params['grid'])
-      largest['farthest_from_tie'] = max(largest['farthest_from_tie'], distance)
+      distance = distance_from_tie(values[before[name]][other].astype(np.float64), node.params['grid'])
+      largest['farthest_from_tie'] = max(largest['farthest_from_tie'], float(distance.max(initial=0.0)))
     output, _ = in_integers(x)
     total['predictions'] += int((output.argmax(-1) != expected.argmax(-1)).sum())
     largest['largest_difference'] = max(largest['largest_difference'], float(np.abs(output - expected).max()))
@@ -69,7 +72,57 @@ def compare(
   return Comparison(**total, **largest)
 
 
-def _distance_from_tie(values: np.ndarray, grid: Grid) -> float:
-  """The largest distance of values from the middle between two codes, in units of a code."""
-  position = values.astype(np.float64) / (grid.scale or 1.0) + grid.zero
-  return float(np.max(np.abs(position - np.floor(position) - 0.5), initial=0.0))
+def in_doubles(
+  graph: Graph, inputs: Any, choose: Callable[[Node, np.ndarray], Grid] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """What a graph gives in float64, on its own: what integers have to agree with where float32 is too coarse.
+
+  Args:
+    graph: the network.
+    inputs: examples `[N, ...]`.
+    choose: gives a grid to use in place of that of a `quantize` node, given the values before it.
+
+  Returns:
+    All values by name, float64, and the codes of the quantizers.
+  """
+  with jax.enable_x64(True):
+    values: dict[str, Any] = {graph.input: jnp.asarray(inputs, jnp.float64)}
+    codes = {}
+    for node in graph.nodes:
+      operands = [values[x] if isinstance(x, str) else _double(x) for x in node.inputs]
+      if node.op == 'kernel':
+        kernel = node.params['kernel']
+        found = jnp.asarray((kernel.codes - kernel.zero) * kernel.scale)
+      elif node.op == 'quantize':
+        before = np.asarray(operands[0])
+        grid = choose(node, before) if choose else node.params['grid']
+        codes[node.output] = _codes(before, grid)
+        found = jnp.asarray((codes[node.output] - grid.zero) * grid.scale)
+      elif node.op == 'convert_element_type':
+        found = operands[0] if np.issubdtype(np.dtype(node.dtype), np.floating) else operands[0].astype(node.dtype)
+      else:
+        found = ops.apply(node.op, node.params, operands, len(inputs))
+      values[node.output] = found
+    return {name: np.asarray(found) for name, found in values.items()}, codes
+
+
+def _double(x: Any) -> jax.Array:
+  x = jnp.asarray(x)
+  return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _codes(x: np.ndarray, grid: Grid) -> np.ndarray:
+  if not grid.bits:
+    return np.zeros(x.shape, np.int32)
+  if grid.scheme == 'lsq' and grid.signed and grid.bits == 1:
+    return (x >= 0).astype(np.int32)
+  position = x / grid.step + grid.zero if grid.step else np.full(x.shape, grid.zero)
+  return np.clip(np.round(position), 0, 2**grid.bits - 1).astype(np.int32)
+
+
+def distance_from_tie(x: np.ndarray, grid: Grid) -> np.ndarray:
+  """How far real numbers are from where two codes meet, in steps of a grid."""
+  if grid.scheme == 'lsq' and grid.signed and grid.bits == 1:
+    return np.abs(x) / grid.step
+  position = x / (grid.step or 1.0) + grid.zero
+  return np.abs(position - np.floor(position) - 0.5)

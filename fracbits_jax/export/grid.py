@@ -15,6 +15,8 @@ import numpy as np
 from fracbits_jax import layers, quantize
 from fracbits_jax.layers import QuantConfig
 
+_TINY = 1e-12
+
 
 def spacing(scheme: str, bits: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
   """Scale and zero of a grid with two sides, of a kernel or of signed inputs.
@@ -58,6 +60,11 @@ class Grid:
     if self.signed:
       return float(spacing(self._two_sided, np.asarray(self.bits), self.alpha)[0])
     return self.alpha / (2**self.bits - 1) if self.bits else 0.0
+
+  @property
+  def step(self) -> float:
+    """What inputs are divided by: the scale, but for a clip below 1e-12, which the quantizers take as 1e-12."""
+    return self.scale * max(self.alpha, _TINY) / self.alpha if self.alpha else 0.0
 
   @property
   def zero(self) -> float:

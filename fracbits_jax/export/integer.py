@@ -1,21 +1,24 @@
 """Inference with integers: what a program on a device without floating point computes.
 
-A value is a tensor of integers with, for each channel, a scale and an offset that stand for its real numbers:
+A value is a tensor of integers with, for each channel, a scale, an offset and limits that make its real numbers:
 
     real = clip(scale integer + offset, low, high)
 
-Convolutions and dense layers multiply and accumulate integers in 32 bits. What follows them (kernel and input scales,
-SAT's factor, batch norm, bias) only changes scale and offset, until the next layer's codes are made: then each channel
-is rescaled once, by an integer multiplier, an integer offset and a shift:
+Convolutions and dense layers multiply and accumulate integers in 32 bits. What follows them only changes scale, offset
+and limits: kernel and input scales, SAT's factor, batch norm, bias, ReLU; max pools take the largest integer; reshapes,
+slices, pads and concatenations move integers together with the numbers of their channels. All of that is exact. When
+the next layer's codes are made, each channel is rescaled once, see `rescale`:
 
-    code = clip((integer multiplier + offset) / 2^shift, 0, 2^bits - 1),    rounded half to even
+    code = clip((multiplier (integer - zero) + offset) / 2^shift, 0, 2^bits - 1),    rounded half to even
 
-Where tensors are added, pooled or reshaped they are first rescaled in the same way to fixed-point numbers of at most 30
-bits and a sign, with one power of two for the tensor. Ranges are known from the kernels, so nothing overflows.
+Where tensors of different scales are added, and where numbers behind a ReLU are averaged, they are first rescaled in
+the same way to fixed-point numbers of 28 bits and a sign, each channel with a power of two of its own. They stop where
+nothing depends on them any more, beyond the clips of the layers that they reach, see `needed`. Ranges are known from
+the kernels, so nothing overflows; and it is known how far a real number can be from that of the network. Where that is
+more than 2^-10 of a step of a layer's codes, the network is refused. The codes are therefore those of the network in
+exact arithmetic, unless that is within 2^-10 of a step of the middle between two codes.
 """
 
-import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,52 +27,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
-from jax import lax
 
-from fracbits_jax.export import ops
+from fracbits_jax.export import ops, rescale
 from fracbits_jax.export.fold import as_affine
 from fracbits_jax.export.graph import Graph, Node
-from fracbits_jax.export.grid import Grid, Kernel
+from fracbits_jax.export.grid import Grid
+from fracbits_jax.export.needed import EVERYTHING, Interval, needed, of_operands
+from fracbits_jax.export.pools import pooled
+from fracbits_jax.export.products import multiply_accumulate
+from fracbits_jax.export.values import (
+  Value,
+  affine,
+  changed,
+  concatenated,
+  limited,
+  moved,
+  of_codes,
+  of_kernel,
+  sized,
+  value,
+)
 
-_ACCUMULATOR = 2.0**31  # what 32 bits hold
-_FIXED = 2.0**30  # the largest fixed-point number
-_MULTIPLIER_BITS = 30
-_MAX_SHIFT = 46
 _LAYOUT = ('reshape', 'transpose', 'squeeze', 'expand_dims', 'slice', 'rev', 'broadcast_in_dim')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Value:
-  """A tensor of integers and the real numbers that they stand for.
-
-  Attributes:
-    integers: int32; a NumPy array where they are a kernel.
-    bound: the largest |integer| there can be.
-    scale: float64, broadcastable against the integers.
-    offset: the same.
-    low: real numbers below it are it.
-    high: real numbers above it are it.
-  """
-
-  integers: jax.Array
-  bound: float
-  scale: np.ndarray
-  offset: np.ndarray
-  low: float = -math.inf
-  high: float = math.inf
-
-  @property
-  def plain(self) -> bool:
-    """Whether the integers are the real numbers but for one scale."""
-    return self.scale.size == 1 and not self.offset.any() and self.low == -math.inf and self.high == math.inf
-
-  def real(self) -> jax.Array:
-    """The real numbers, float32."""
-    return jnp.clip(self.integers * self.scale + self.offset, self.low, self.high).astype(jnp.float32)
-
-  def largest(self) -> float:
-    """A bound of |real|."""
-    return float(np.max(np.abs(self.scale) * self.bound + np.abs(self.offset), initial=0.0))
+_LOGIT_ERROR = 2.0**-20  # of the largest real number there can be where it is used as one
 
 
 def inference(
@@ -112,249 +92,187 @@ def float_operations(graph: Graph, *, integer_inputs: bool = True) -> tuple[str,
 
 
 class Interpreter:
-  """Computes a graph; values are `Value`, or arrays where they are real numbers."""
+  """Computes a graph; values are `Value`, or arrays where they are real numbers.
+
+  A first pass finds what values can be, without computing them; from that follows where they may stop.
+  """
 
   def __init__(self, graph: Graph, integer_inputs: bool):
     self.graph, self.integer_inputs = graph, integer_inputs
     self.in_float: list[str] = []
 
   def __call__(self, inputs: Any, keep: Sequence[str], given: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    self.in_float = []
+    first = _Pass(self.graph, self.integer_inputs, len(inputs))
+    jax.eval_shape(lambda x: first(x, {})[1], jax.ShapeDtypeStruct(np.shape(inputs), jnp.asarray(inputs).dtype))
+    quantizers = {node.output for node in self.graph.nodes if node.op == 'quantize'}
+    outside = [name for name in keep if name not in quantizers]
+    stops = needed(self.graph, first.intervals, first.shapes, outside)
+    second = _Pass(self.graph, self.integer_inputs, len(inputs), first.intervals, stops)
+    values, codes = second(inputs, given)
+    self.in_float = second.in_float
+    real = lambda name: second.real(values[name], name)
+    return real(self.graph.output), {name: codes[name] if name in codes else real(name) for name in keep}
+
+
+class _Pass:
+  """One pass over a graph; without `stops` it only finds intervals, and no number is too coarse for it."""
+
+  def __init__(
+    self,
+    graph: Graph,
+    integer_inputs: bool,
+    count: int,
+    intervals: Mapping[str, Interval] = FrozenDict(),
+    stops: Mapping[str, Interval] | None = None,
+  ):
+    self.graph, self.integer_inputs, self.count = graph, integer_inputs, count
+    self.shapes = {graph.input: graph.input_shape, **{node.output: node.shape for node in graph.nodes}}
+    self.intervals, self.stops = dict(intervals), stops
+    self.in_float: list[str] = []
+
+  def __call__(self, inputs: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """All values, and the codes of the quantizers."""
     start: Any = jnp.asarray(inputs, jnp.float32)
     if self.integer_inputs:
-      start = _value(jnp.asarray(inputs).astype(jnp.int32), 255.0, 1.0)
+      start = value(jnp.asarray(inputs).astype(jnp.int32), 0.0, 255.0, 1.0)
     values: dict[str, Any] = {self.graph.input: start}
     codes: dict[str, jax.Array] = {}
     for node in self.graph.nodes:
-      found = self._node(node, [values[x] if isinstance(x, str) else x for x in node.inputs], len(inputs), codes, given)
+      operands = [values[x] if isinstance(x, str) else x for x in node.inputs]
+      if node.op == 'kernel':
+        found: Any = of_kernel(node.params['kernel'])
+      elif node.op == 'quantize':
+        grid: Grid = node.params['grid']
+        codes[node.output] = self._codes(operands[0], node)
+        found = of_codes(jnp.asarray(given.get(node.output, codes[node.output]), jnp.int32), grid)
+      else:
+        found = self._computed(node, operands)
       values[node.output] = found
-    real = lambda name: codes[name] if name in codes else _real(values[name])
-    return _real(values[self.graph.output]), {name: real(name) for name in keep}
+      if isinstance(found, Value):
+        self.intervals.setdefault(node.output, found.interval())
+    return values, codes
 
-  def _node(self, node: Node, operands: list[Any], count: int, codes: dict[str, Any], given: dict[str, Any]) -> Any:
-    if node.op == 'kernel':
-      return _of_kernel(node.params['kernel'])
-    if node.op == 'quantize':
-      grid: Grid = node.params['grid']
-      found = _codes(operands[0], grid)
-      codes[node.output] = found
-      return _of_codes(jnp.asarray(given.get(node.output, found), jnp.int32), grid)
-    found = self._in_integers(node, operands, count)
+  def real(self, x: Any, name: str) -> Any:
+    """Real numbers; raises `ValueError` where they are too coarse."""
+    if self.stops is not None and isinstance(x, Value) and x.error.max() > _LOGIT_ERROR * x.largest().max():
+      raise ValueError(
+        f'{name} is known to {x.error.max() / x.largest().max():.2g} of its largest value, and {_LOGIT_ERROR:.2g} is '
+        'needed: quantize the inputs of the layers before it, so that they multiply codes'
+      )
+    return _real(x)
+
+  def _codes(self, x: Any, node: Node) -> jax.Array:
+    grid: Grid = node.params['grid']
+    if not isinstance(x, Value):
+      return grid.codes(grid.quantize(x))
+    tolerance = rescale.TOLERANCE if self.stops is not None else math.inf
+    return rescale.codes(x, grid, node.params['layer'], tolerance)
+
+  def _computed(self, node: Node, operands: list[Any]) -> Any:
+    found = self._in_integers(node, operands)
     if found is None:
       self.in_float.append(node.output)
-      found = ops.apply(node.op, node.params, [jnp.asarray(_real(x)) for x in operands], count)
-      found = found.astype(node.dtype)
+      names = [x if isinstance(x, str) else '' for x in node.inputs]
+      reals = [jnp.asarray(self.real(x, name)) for x, name in zip(operands, names, strict=True)]
+      found = ops.apply(node.op, node.params, reals, self.count).astype(node.dtype)
     return found
 
-  def _in_integers(self, node: Node, operands: list[Any], count: int) -> Value | jax.Array | None:
+  def _in_integers(self, node: Node, operands: list[Any]) -> Value | None:
     """What a node gives in integers, or `None`."""
     ints = [x for x in operands if isinstance(x, Value)]
     if not ints:
       return None
-    x = ints[0]
-    if node.op in ('conv_general_dilated', 'dot_general') and len(ints) == 2:
-      return _multiply_accumulate(node, *ints, count)
-    affine = as_affine(node)
-    if affine is not None:
-      return _affine(x, *affine[1:])
-    if node.op in ('max', 'min') and len(ints) == 1:
-      constant = next(y for y in operands if not isinstance(y, Value))
-      if np.ndim(constant) == 0 or np.size(constant) == 1:
-        return _limited(x, node.op, float(np.asarray(constant).reshape(())))
-    if node.op == 'add' and len(ints) == 2:
-      return _sum(*ints)
+    x, constant = ints[0], as_affine(node)
+    if constant is not None:
+      return affine(x, *constant[1:])
+    if node.op == 'concatenate':
+      shapes = [self.shapes.get(name) for name in node.inputs if isinstance(name, str)]
+      return concatenated(ints, shapes, node.params['dimension']) if len(ints) == len(operands) else None
+    if len(ints) == 2 and len(operands) == 2:
+      return self._of_two(node, *ints)
+    if len(ints) == 1 and isinstance(x.integers, np.ndarray):
+      return _moved_kernel(node, x) if node.op in _LAYOUT else None
+    if len(ints) == 1:
+      return self._of_one(node, x, operands)
+    return None
+
+  def _of_two(self, node: Node, first: Value, second: Value) -> Value | None:
+    if node.op in ('conv_general_dilated', 'dot_general'):
+      return multiply_accumulate(node, first, second, self.count, self._layer(node))
+    if (
+      node.op not in ('add', 'sub') or isinstance(first.integers, np.ndarray) or isinstance(second.integers, np.ndarray)
+    ):
+      return None
+    ends = self._ends(node)
+    if node.op == 'sub':
+      second, ends = affine(second, np.float64(-1), np.float64(0)), [ends[0], (-ends[1][1], -ends[1][0])]
+    return rescale.added(first, second, ends)
+
+  def _of_one(self, node: Node, x: Value, operands: list[Any]) -> Value | None:
+    """What a node gives of one value and constants."""
+    limits = _limits(node)
+    if limits is not None:
+      return limited(x, **limits)
+    if node.op == 'neg':
+      return affine(x, np.float64(-1), np.float64(0))
     if node.op == 'convert_element_type':
       return x if np.issubdtype(np.dtype(node.dtype), np.floating) else None
-    if node.op == 'reduce_sum':
-      return _reduced(x, node.params['axes'])
-    if node.op in _LAYOUT and isinstance(x.integers, np.ndarray):
-      return _moved_kernel(node, x)
-    if node.op in ('reduce_window_max', *_LAYOUT) or _pads_zeros(node, operands):
-      x = _fixed(x)
-      rest = [jnp.asarray(y, jnp.int32) for y in operands[1:]]
-      return dataclasses.replace(x, integers=_moved(node, x.integers, rest, count))
-    if node.op == 'concatenate' and len(ints) == len(operands):
-      return _concatenated(ints, node.params['dimension'])
+    if node.op in ('reduce_sum', 'reduce_window_sum', 'reduce_max', 'reduce_window_max'):
+      (ends,) = self._ends(node)
+      return pooled(node, x, self.shapes[node.inputs[0]], ends)
+    if node.op in _LAYOUT or _pads_zeros(node) or self._gathers(node, operands):
+      rest = [np.asarray(y, np.int32) for y in operands[1:]]
+      move = lambda array, count: ops.apply(node.op, node.params, [array, *rest], count)
+      return moved(x, move, self.shapes[node.inputs[0]], node.shape, self.count)
     return None
+
+  def _layer(self, node: Node) -> str:
+    """The name of the layer whose kernel a product has."""
+    producers = {before.output: before for before in self.graph.nodes if before.op in ('kernel', *_LAYOUT)}
+    for name in node.inputs:
+      while name in producers:
+        before = producers[name]
+        if before.op == 'kernel':
+          return before.params['layer']
+        name = before.inputs[0]
+    return node.output
+
+  def _ends(self, node: Node) -> list[Interval]:
+    """Where the operands of a node may stop."""
+    if self.stops is None:
+      return [EVERYTHING] * len(node.inputs)
+    return of_operands(node, self.stops.get(node.output, EVERYTHING), self.intervals, self.shapes)
+
+  def _gathers(self, node: Node, operands: list[Any]) -> bool:
+    """Whether a node takes elements from places that are known and exist."""
+    if node.op != 'gather' or not isinstance(operands[0], Value) or isinstance(node.inputs[1], str):
+      return False
+    shape = sized(self.shapes[node.inputs[0]], 1)
+    with jax.ensure_compile_time_eval():
+      places = jnp.arange(1, 1 + math.prod(shape), dtype=jnp.int32).reshape(shape)
+      return bool((ops.apply('gather', node.params, [places, jnp.asarray(operands[1])], 1) > 0).all())
 
 
 def _real(x: Any) -> Any:
   return x.real() if isinstance(x, Value) else x
 
 
-def _value(integers: jax.Array, bound: float, scale: Any) -> Value:
-  return Value(integers=integers, bound=bound, scale=np.asarray(scale, np.float64), offset=np.zeros(()))
+def _limits(node: Node) -> dict[str, np.ndarray] | None:
+  """The limits that a node gives its value, or `None`."""
+  constants = [np.asarray(x, np.float64) for x in node.inputs if not isinstance(x, str)]
+  if node.op in ('max', 'min') and len(constants) == 1:
+    return {'low' if node.op == 'max' else 'high': constants[0]}
+  if node.op == 'clamp' and len(constants) == 2 and isinstance(node.inputs[1], str):
+    return {'low': np.minimum(*constants), 'high': constants[1]}
+  return None
 
 
-def _doubled(zero: np.ndarray) -> int:
-  """2 where a zero is half an integer, so that what is doubled is an integer; 1 otherwise."""
-  return 2 if (np.asarray(zero) % 1).any() else 1
-
-
-def _of_kernel(kernel: Kernel) -> Value:
-  times = _doubled(kernel.zero)
-  integers = np.round(times * (kernel.codes - kernel.zero)).astype(np.int32)
-  return _value(integers, float(np.abs(integers).max(initial=0)), kernel.scale / times)
-
-
-def _of_codes(codes: jax.Array, grid: Grid) -> Value:
-  times, largest = _doubled(grid.zero), 2**grid.bits - 1
-  shift = round(times * grid.zero)
-  return _value(times * codes - shift, float(max(shift, times * largest - shift)), grid.scale / times)
-
-
-def _rescaled(x: Value, scale: np.ndarray, offset: np.ndarray) -> tuple[jax.Array, np.ndarray]:
-  """(integers scale + offset) as int64 with `shift` binary digits behind the point, and the shift of each channel."""
-  scale, offset = np.broadcast_arrays(np.asarray(scale, np.float64), np.asarray(offset, np.float64))
-  size = lambda array: np.ceil(np.log2(np.maximum(np.abs(array), 1e-30)))
-  shift = np.minimum(_MULTIPLIER_BITS - size(scale), 60 - np.maximum(size(offset), 0))
-  shift = np.clip(shift, 1, _MAX_SHIFT).astype(np.int64)
-  multiplier, addend = (np.round(np.ldexp(array, shift)).astype(np.int64) for array in (scale, offset))
-  return x.integers.astype(jnp.int64) * multiplier + addend, shift
-
-
-def _codes(x: Any, grid: Grid) -> jax.Array:
-  """The codes of a layer's inputs."""
-  if not isinstance(x, Value):
-    return grid.codes(grid.quantize(x))
-  if grid.bits == 0:
-    return jnp.zeros(x.integers.shape, jnp.int32)
-  grid_low, grid_high = (0.0 if not grid.signed else -grid.alpha), grid.alpha
-  if x.low > grid_low or x.high < grid_high:
-    x = _fixed(x)  # a limit that the grid does not have
-  if grid.scheme == 'lsq' and grid.signed and grid.bits == 1:
-    scaled, _ = _rescaled(x, x.scale / grid.scale, x.offset / grid.scale)
-    return (scaled >= 0).astype(jnp.int32)
-  scaled, shift = _rescaled(x, x.scale / grid.scale, x.offset / grid.scale + grid.zero)
-  whole = scaled >> shift
-  rest, half = scaled - (whole << shift), np.int64(1) << (shift - 1)
-  up = (rest > half) | ((rest == half) & (whole % 2 == 1))
-  return jnp.clip(whole + up, 0, 2**grid.bits - 1).astype(jnp.int32)
-
-
-def _fixed(x: Value, digits: int | None = None) -> Value:
-  """As fixed-point numbers with `digits` binary digits behind the point, as many as fit where it is `None`."""
-  if x.plain and digits is None:
-    return dataclasses.replace(x, scale=x.scale.reshape(()), offset=np.zeros(()))
-  if digits is None:
-    digits = _digits(x.largest())
-  scaled, shift = _rescaled(x, np.ldexp(x.scale, digits), np.ldexp(x.offset, digits))
-  integers = (scaled + (np.int64(1) << (shift - 1))) >> shift
-  limit = lambda real: float(np.clip(np.round(np.ldexp(real, digits)), -_FIXED, _FIXED))
-  low, high = (limit(real) if math.isfinite(real) else real * _FIXED for real in (x.low, x.high))
-  if math.isfinite(x.low) or math.isfinite(x.high):
-    integers = jnp.clip(integers, int(max(low, -_FIXED)), int(min(high, _FIXED)))
-  return _value(integers.astype(jnp.int32), np.ldexp(x.largest(), digits) + 1, np.ldexp(1.0, -digits))
-
-
-def _digits(largest: float) -> int:
-  """How many binary digits behind the point fit beside numbers up to `largest`."""
-  return math.floor(math.log2(_FIXED / max(largest, 1e-9))) - 1
-
-
-def _affine(x: Value, scale: np.ndarray, offset: np.ndarray) -> Value:
-  if math.isfinite(x.low) or math.isfinite(x.high):
-    x = _fixed(x)
-  return dataclasses.replace(x, scale=x.scale * scale, offset=x.offset * scale + offset)
-
-
-def _limited(x: Value, op: str, limit: float) -> Value:
-  if op == 'max':
-    return dataclasses.replace(x, low=max(x.low, limit), high=max(x.high, limit))
-  return dataclasses.replace(x, low=min(x.low, limit), high=min(x.high, limit))
-
-
-def _sum(*values: Value) -> Value:
-  digits = _digits(sum(x.largest() for x in values))
-  values = [_fixed(x, digits) for x in values]
-  integers = functools.reduce(jnp.add, (x.integers for x in values))
-  return _value(integers, sum(x.bound for x in values), values[0].scale)
-
-
-def _concatenated(values: Sequence[Value], axis: int) -> Value:
-  digits = _digits(max(x.largest() for x in values))
-  values = [_fixed(x, digits) for x in values]
-  integers = jnp.concatenate([x.integers for x in values], axis)
-  return _value(integers, max(x.bound for x in values), values[0].scale)
-
-
-def _reduced(x: Value, axes: Sequence[int]) -> Value:
-  count = math.prod(x.integers.shape[axis] for axis in axes)
-  x = _fixed(x)
-  if x.bound * count >= _ACCUMULATOR:
-    x = _fixed(x, _digits(x.largest() * count))
-  integers = jnp.sum(x.integers, tuple(axes), dtype=jnp.int32)
-  return dataclasses.replace(x, integers=integers, bound=x.bound * count)
-
-
-def _pads_zeros(node: Node, operands: list[Any]) -> bool:
-  return node.op == 'pad' and not isinstance(operands[1], Value) and not np.asarray(operands[1]).any()
-
-
-def _moved(node: Node, integers: jax.Array, rest: list[jax.Array], count: int) -> jax.Array:
-  if node.op != 'reduce_window_max':
-    return ops.apply(node.op, node.params, [integers, *rest], count)
-  p = node.params
-  window = p['window_dimensions'], p['window_strides'], p['padding'], p['base_dilation'], p['window_dilation']
-  return lax.reduce_window(integers, jnp.int32(np.iinfo(np.int32).min), lax.max, *window)
+def _pads_zeros(node: Node) -> bool:
+  return node.op == 'pad' and not isinstance(node.inputs[1], str) and not np.asarray(node.inputs[1]).any()
 
 
 def _moved_kernel(node: Node, kernel: Value) -> Value:
   with jax.ensure_compile_time_eval():
     move = lambda array: np.asarray(ops.apply(node.op, node.params, [jnp.asarray(array)], 1))
     integers, scale = move(kernel.integers), move(np.broadcast_to(kernel.scale, kernel.integers.shape))
-  return dataclasses.replace(kernel, integers=integers, scale=scale)
-
-
-def _multiply_accumulate(node: Node, first: Value, second: Value, count: int) -> Value | None:
-  """A convolution or a matrix product with a kernel; `None` for what is neither, such as a product of activations."""
-  x, kernel = (second, first) if isinstance(first.integers, np.ndarray) else (first, second)
-  scale = _output_scale(node, kernel, x.integers.ndim, kernel_first=kernel is first)
-  if scale is None:
-    return None
-  if x.scale.size > 1 or math.isfinite(x.low) or math.isfinite(x.high):
-    x = _fixed(x)
-  multiply = lambda a, b, count: ops.apply(node.op, node.params, [b, a] if kernel is first else [a, b], count)
-  offset = np.zeros(())
-  if x.offset.any():
-    # Where a convolution pads there is no offset, so it is the product of the offset and the kernel at each position.
-    with jax.ensure_compile_time_eval():
-      everywhere = jnp.broadcast_to(jnp.asarray(x.offset, jnp.float64), (1, *x.integers.shape[1:]))
-      offset = np.asarray(multiply(everywhere, jnp.asarray(kernel.integers * kernel.scale, jnp.float64), 1))
-  weights = np.abs(kernel.integers.astype(np.float64))
-  bound = float(np.max(np.sum(weights, axis=_summed_axes(node, weights.ndim, kernel is first)))) * x.bound
-  if bound >= _ACCUMULATOR:
-    raise ValueError(
-      f'{node.output} needs accumulators of more than 32 bits, up to {bound:.3g}: use kernels and inputs of fewer bits'
-    )
-  integers = multiply(x.integers, jnp.asarray(kernel.integers), count)
-  return Value(integers=integers, bound=bound, scale=x.scale * scale, offset=offset)
-
-
-def _summed_axes(node: Node, rank: int, kernel_first: bool) -> tuple[int, ...]:
-  """The axes of the kernel that are summed over."""
-  numbers = node.params['dimension_numbers']
-  if node.op == 'conv_general_dilated':
-    return tuple(axis for axis in range(rank) if axis != numbers['rhs_spec'][0])
-  return tuple(numbers[0][0 if kernel_first else 1])
-
-
-def _output_scale(node: Node, kernel: Value, x_rank: int, *, kernel_first: bool) -> np.ndarray | None:
-  """The kernel's scale, broadcastable against the outputs; `None` where the operation is no product with a kernel."""
-  numbers = node.params['dimension_numbers']
-  if not isinstance(kernel.integers, np.ndarray) or (node.op == 'dot_general' and numbers[1][0]):
-    return None
-  if kernel.scale.size == 1:
-    return kernel.scale.reshape(())
-  summed = _summed_axes(node, kernel.integers.ndim, kernel_first)
-  full = np.broadcast_to(kernel.scale, kernel.integers.shape)
-  one = full[tuple(slice(0, 1) if axis in summed else slice(None) for axis in range(full.ndim))]
-  if (full != one).any():
-    return None
-  one = np.squeeze(one, summed)
-  if node.op == 'conv_general_dilated':
-    shape = [1] * x_rank
-    shape[numbers['out_spec'][1]] = one.size
-    return one.reshape(shape)
-  free = x_rank - len(summed)
-  return one.reshape((*one.shape, *(1,) * free) if kernel_first else (*(1,) * free, *one.shape))
+  return changed(kernel, integers=integers, scale=scale)
