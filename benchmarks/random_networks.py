@@ -1,0 +1,277 @@
+"""Small random networks for exports: what people put between and around quantized layers, drawn from a list."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from fracbits_jax.export import ops
+from fracbits_jax.export.source import Source, source_of
+from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense, quantized_class
+
+SCHEMES = ('original', 'modified', 'lsq')
+EXAMPLES, SIDE, CHANNELS = 3, 6, 4
+
+
+class Network(nn.Module):
+  """A network that a seed draws.
+
+  Attributes:
+    seed: of what is drawn.
+    operations: names from `OPERATIONS`, one behind the other.
+    quant: how its layers are quantized, but for signs.
+  """
+
+  seed: int
+  operations: tuple[str, ...]
+  quant: QuantConfig
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    rng = np.random.default_rng(self.seed)
+    for name in self.operations:
+      x = OPERATIONS[name](self, rng, x)
+    x = x.mean((1, 2)) if rng.random() < 0.5 else x.reshape(x.shape[0], -1)
+    return self.layer(rng, QuantDense, features=3)(x)
+
+  def layer(self, rng: np.random.Generator, kind: type[nn.Module], **fields: Any) -> nn.Module:
+    """A quantized layer; its inputs have one side or two."""
+    quant = dataclasses.replace(self.quant, signed_input=bool(rng.random() < 0.4))
+    return quantized_class(kind)(quant=quant, use_bias=bool(rng.random() < 0.5), **fields)
+
+
+def _conv(net: Network, rng: np.random.Generator, x: jax.Array, **fields: Any) -> jax.Array:
+  side = int(rng.choice([1, 3]))
+  settings = {'features': CHANNELS, 'kernel_size': (side, side), 'padding': str(rng.choice(['SAME', 'VALID']))} | fields
+  if min(x.shape[1:3]) < 3:
+    settings['padding'] = 'SAME'
+  return net.layer(rng, QuantConv, **settings)(x)
+
+
+def _padded_conv(padding: str) -> Callable:
+  def apply(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+    padded = padding if min(x.shape[1:3]) > 1 else 'SAME'
+    return _conv(net, rng, x, kernel_size=(3, 3), padding=padded, strides=int(rng.choice([1, 2])))
+
+  return apply
+
+
+def _depthwise(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  channels = x.shape[-1]
+  return _conv(net, rng, x, kernel_size=(3, 3), features=channels, feature_group_count=channels)
+
+
+def _grouped(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  return _conv(net, rng, x, feature_group_count=2 if x.shape[-1] % 2 == 0 else 1)
+
+
+def _transposed(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  strides = (2, 2) if max(x.shape[1:3]) < 8 else (1, 1)
+  fields = {'features': CHANNELS, 'kernel_size': (3, 2), 'strides': strides}
+  return net.layer(rng, nn.ConvTranspose, padding=str(rng.choice(['SAME', 'VALID'])), **fields)(x)
+
+
+def _dense(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  return net.layer(rng, QuantDense, features=CHANNELS)(x)
+
+
+def _pool(pool: Callable) -> Callable:
+  def apply(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+    stride = int(rng.choice([1, 2]))
+    return pool(x, (2, 2), (stride, stride), str(rng.choice(['SAME', 'VALID'])) if min(x.shape[1:3]) > 2 else 'SAME')
+
+  return apply
+
+
+def _norm(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  return nn.BatchNorm(use_running_average=True)(x)
+
+
+def _layer_norm(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  return nn.LayerNorm()(x)
+
+
+def _squeeze_and_excite(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  y = x.mean((1, 2), keepdims=True)
+  y = nn.relu(_conv(net, rng, y, kernel_size=(1, 1), features=2))
+  gate = nn.sigmoid if rng.random() < 0.5 else nn.hard_sigmoid
+  return x * gate(_conv(net, rng, y, kernel_size=(1, 1), features=x.shape[-1]))
+
+
+def _branches(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  parts = [_conv(net, rng, x, kernel_size=(1, 1)), x if rng.random() < 0.5 else nn.relu(x)]
+  return jnp.concatenate(parts, axis=-1)
+
+
+def _joined_rows(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  return jnp.concatenate([x, _conv(net, rng, x, kernel_size=(1, 1), features=x.shape[-1])], axis=1)
+
+
+def _residual(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  return x + _conv(net, rng, x, kernel_size=(3, 3), padding='SAME', features=x.shape[-1])
+
+
+def _reshape(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  """Tokens, mixed, as an image again."""
+  tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+  return _dense(net, rng, tokens).reshape(*x.shape[:-1], CHANNELS)
+
+
+def _patches(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  """Two neighbours of a row become channels."""
+  if x.shape[2] % 2:
+    return x[:, :, :-1] if x.shape[2] > 1 else x
+  return x.reshape(*x.shape[:2], x.shape[2] // 2, 2 * x.shape[3])
+
+
+def _mixed_tokens(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  """A dense layer over the places, as an MLP-Mixer has it."""
+  tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+  mixed = net.layer(rng, QuantDense, features=tokens.shape[1])(tokens.swapaxes(1, 2))
+  return mixed.swapaxes(1, 2).reshape(x.shape)
+
+
+def _attention(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+  q, k, v = (_dense(net, rng, tokens) for _ in range(3))
+  return (nn.softmax(jnp.einsum('nic,njc->nij', q, k)) @ v).reshape(*x.shape[:-1], CHANNELS)
+
+
+def _slice(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  if min(x.shape[1:3]) < 3:
+    return x
+  steps = [x[:, 1:, :-1], x[:, ::2], x[:, :, :2], x[..., 1:] if x.shape[-1] > 1 else x, x[:, ::-1]]
+  return steps[rng.integers(len(steps))]
+
+
+def _pad(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  if max(x.shape[1:3]) > 9:
+    return x
+  mode = str(rng.choice(['constant', 'edge', 'wrap', 'symmetric']))
+  return jnp.pad(x, ((0, 0), (1, 1), (0, 1), (0, 0)), mode=mode)
+
+
+def _transpose(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  return x.swapaxes(1, 2)
+
+
+def _upsample(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  if max(x.shape[1:3]) > 5:
+    return x
+  return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def _split(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  """Halves of the channels in the other order, one of them through a layer: a shuffle."""
+  first, second = jnp.split(x[..., : x.shape[-1] // 2 * 2], 2, axis=-1) if x.shape[-1] > 1 else (x, x)
+  return jnp.concatenate([second, _conv(net, rng, first, kernel_size=(1, 1), features=first.shape[-1])], axis=-1)
+
+
+def _function(function: Callable) -> Callable:
+  return lambda net, rng, x: function(x)
+
+
+OPERATIONS: dict[str, Callable[[Network, np.random.Generator, jax.Array], jax.Array]] = {
+  'attention': _attention,
+  'average pool': _pool(nn.avg_pool),
+  'batch norm': _norm,
+  'branches': _branches,
+  'circular': _padded_conv('CIRCULAR'),
+  'clip': _function(lambda x: jnp.clip(x, -0.5, 1.5)),
+  'convolution': _conv,
+  'dense': _dense,
+  'depthwise': _depthwise,
+  'gelu': _function(nn.gelu),
+  'grouped': _grouped,
+  'hard swish': _function(nn.hard_swish),
+  'joined rows': _joined_rows,
+  'layer norm': _layer_norm,
+  'max pool': _pool(nn.max_pool),
+  'mixed tokens': _mixed_tokens,
+  'pad': _pad,
+  'patches': _patches,
+  'reflected': _padded_conv('REFLECT'),
+  'relu': _function(nn.relu),
+  'relu6': _function(nn.relu6),
+  'reshape': _reshape,
+  'residual': _residual,
+  'slice': _slice,
+  'split': _split,
+  'squeeze and excite': _squeeze_and_excite,
+  'transpose': _transpose,
+  'transposed': _transposed,
+  'upsample': _upsample,
+}
+
+
+def draw(seed: int, *, widths: tuple[int, ...] = (2, 4, 8), most: int = 6) -> tuple[Source, np.ndarray]:
+  """A random network as something to export, and inputs for it.
+
+  Args:
+    seed: of everything.
+    widths: bit-widths of its kernels and inputs.
+    most: the largest number of its operations.
+  """
+  rng = np.random.default_rng(seed)
+  scheme, granularity = str(rng.choice(SCHEMES)), str(rng.choice(['layer', 'kernel']))
+  names = tuple(map(str, rng.choice(list(OPERATIONS), rng.integers(2, most + 1))))
+  return of_operations(names, seed, widths=widths, scheme=scheme, granularity=granularity)
+
+
+def of_operations(
+  names: tuple[str, ...], seed: int, *, widths: tuple[int, ...], scheme: str, granularity: str
+) -> tuple[Source, np.ndarray]:
+  """A network with operations of one's choice, and inputs for it; `seed` draws the rest."""
+  rng = np.random.default_rng(seed)
+  images = bool(rng.random() < 0.5)
+  quant = QuantConfig(scheme=scheme, granularity=granularity, choices=(2, 4, 8))
+  model = Network(seed, names, quant)
+  shape = (EXAMPLES, SIDE, SIDE, CHANNELS)
+  x = rng.integers(0, 256, shape) if images else rng.standard_normal(shape)
+  x = x.astype(np.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+  variables = jax.tree_util.tree_map_with_path(lambda path, leaf: _value(rng, path, leaf.shape, widths), shapes)
+  settings = {'name': f'seed {seed}', 'input_range': (0, 255) if images else None}
+  source = source_of(model, variables, x, **settings)
+  variables = _with_clips(variables, _clips(source, rng, x))
+  return source_of(model, variables, x, **settings), x
+
+
+def _value(rng: np.random.Generator, path: Any, shape: tuple[int, ...], widths: tuple[int, ...]) -> np.ndarray:
+  names = [key.key for key in path]
+  if names[0] == 'bits':
+    return rng.choice(widths, shape).astype(np.float32)
+  if names[-1] == 'kernel':
+    value = rng.standard_normal(shape) / np.sqrt(max(np.prod(shape[:-1]), 1))
+  elif names[-1] in ('bias', 'mean'):
+    value = 0.3 * rng.standard_normal(shape)
+  else:  # scales, variances and ranges
+    value = rng.uniform(0.5, 1.5, shape)
+  return value.astype(np.float32)
+
+
+def _clips(source: Source, rng: np.random.Generator, x: np.ndarray) -> dict[str, np.float32]:
+  """A clip for the inputs of each layer, near the size of what it sees."""
+  values, clips = {source.graph.input: jnp.asarray(x)}, {}
+  read = lambda value: values[value] if isinstance(value, str) else jnp.asarray(value)
+  for node in source.graph.nodes:
+    if node.op == 'quantize':
+      seen, params = np.asarray(read(node.inputs[0])), dict(node.params)
+      alpha = np.float32(np.abs(seen).max() * rng.uniform(0.4, 1.1) or 1.0)
+      clips[params['layer']] = alpha
+      params['grid'] = dataclasses.replace(params['grid'], alpha=float(alpha))
+      node = dataclasses.replace(node, params=params)
+    values[node.output] = ops.apply(node.op, node.params, [read(v) for v in node.inputs], len(x))
+  return clips
+
+
+def _with_clips(variables: Any, clips: dict[str, np.float32]) -> Any:
+  def replaced(path: Any, leaf: np.ndarray) -> np.ndarray:
+    *layer, name = (key.key for key in path[1:])
+    return clips.get('/'.join(layer), leaf) if path[0].key == 'params' and name == 'alpha' else leaf
+
+  return jax.tree_util.tree_map_with_path(replaced, variables)
