@@ -21,20 +21,9 @@ import jax.numpy as jnp
 
 from fracbits_jax import quantize
 from fracbits_jax.bitwidths import as_bits, power_of_two
+from fracbits_jax.derivatives import with_backward, with_slopes
 from fracbits_jax.inlined import inlined
 from fracbits_jax.sums import sums
-
-
-@jax.custom_jvp
-def _scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
-  """`x`, with its gradient multiplied by `factor`."""
-  del factor
-  return x
-
-
-@_scale_gradient.defjvp
-def _scale_gradient_jvp(primals, tangents):
-  return primals[0], primals[1] * tangents[0]
 
 
 def gradient_scale(bits: jax.Array, count: int, *, signed: bool) -> jax.Array:
@@ -70,27 +59,18 @@ def _level_and_slopes(ratio: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax
   level, largest = _level(ratio, bits), jnp.where(bits > 1, 1 - power_of_two(1 - bits), 1)
   inside = (ratio >= -1) & (ratio <= largest)
   range_slope = jnp.where(bits <= 0, 0, level - jnp.where(inside, ratio, 0))  # a ratio that is clipped may be infinite
-  return level, inside.astype(jnp.float32), range_slope
+  inside = inside.astype(jnp.float32)
+  # Rounding is straight-through, so that q - x / alpha is constant between two bit-widths.
+  return with_slopes(level, (ratio, inside)), inside, jax.lax.stop_gradient(range_slope)
 
 
 def _ratio(x, alpha):
   return x.astype(jnp.float32) / jnp.maximum(jnp.abs(alpha), quantize.SMALLEST)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-@inlined(4)
-def _twos_complement(x, bits, alpha, noise, choices):
-  q, _ = quantize.interpolate(functools.partial(_level, _ratio(x, alpha)), bits, choices, noise)
-  return (jnp.abs(alpha) * q).astype(x.dtype)
-
-
-def _twos_complement_fwd(x, bits, alpha, noise, choices):
-  return _twos_complement(x, bits, alpha, noise, choices), (x, bits, alpha, noise)
-
-
 @inlined(0)
-def _twos_complement_bwd(choices, residuals, g):
-  x, bits, alpha, noise = residuals
+def _twos_complement_backward(choices, arguments, g):
+  x, bits, alpha, noise = arguments
   g32, quantizer = g.astype(jnp.float32), functools.partial(_level_and_slopes, _ratio(x, alpha))
   (_, inside, range_slope), (bits_slope, _, _) = quantize.interpolate(quantizer, bits, choices, noise)
   if len(choices) > 1:
@@ -101,7 +81,11 @@ def _twos_complement_bwd(choices, residuals, g):
   return (g32 * inside).astype(x.dtype), g_bits, jnp.sum(towards_alpha) * quantize.side(alpha), None
 
 
-_twos_complement.defvjp(_twos_complement_fwd, _twos_complement_bwd)
+@with_backward(_twos_complement_backward, static=(4,))
+@inlined(4)
+def _twos_complement(x, bits, alpha, noise, choices):
+  q, _ = quantize.interpolate(functools.partial(_level, _ratio(x, alpha)), bits, choices, noise)
+  return (jnp.abs(alpha) * q).astype(x.dtype)
 
 
 def kernel(
@@ -138,7 +122,7 @@ def kernel(
   w, bits, alpha = jnp.asarray(w), as_bits(bits, learned), jnp.asarray(alpha, jnp.float32)
   quantize.check_kernel_bits(w, bits)
   quantize.check_scalars(alpha=alpha)
-  alpha = _scale_gradient(alpha, gradient_scale(bits, w.size, signed=True))
+  alpha = with_slopes(alpha, (alpha, gradient_scale(bits, w.size, signed=True)))
   bits, noise = (None if b is None else quantize.with_rank(b, w) for b in (bits, noise))
   return _twos_complement(w, bits, alpha, noise, quantize.allowed(choices, learned))
 
@@ -161,7 +145,7 @@ def activation(
   """
   x, bits, alpha = jnp.asarray(x), as_bits(bits, learned), jnp.asarray(alpha, jnp.float32)
   quantize.check_scalars(bits=bits, alpha=alpha)
-  alpha = _scale_gradient(alpha, gradient_scale(bits, math.prod(x.shape[1:]), signed=signed))
+  alpha = with_slopes(alpha, (alpha, gradient_scale(bits, math.prod(x.shape[1:]), signed=signed)))
   if not signed:
     return quantize.activation(x, bits, alpha, choices=choices, noise=noise, learned=learned)
   bits, noise = (None if b is None else quantize.with_rank(b, x) for b in (bits, noise))
