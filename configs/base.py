@@ -60,8 +60,7 @@ def get_config() -> ConfigDict:
   config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's own default
   config.data.image_size = config_dict.placeholder(int)  # None: the data set's own
   config.data.exif_orientation = False  # True: turn images as their EXIF data say; TIFF files always are
-  # Red, green and blue, 0 to 255, behind what is transparent; None: the colours that the file has there, often black.
-  config.data.background = config_dict.placeholder(tuple)
+  config.data.background = config_dict.placeholder(tuple)  # (R, G, B) behind transparency; None: what the file has
   config.data.batch_size = 256  # over all devices
   config.data.accumulate = 1  # parts of a batch that a device computes one after the other; one update for all
   config.data.workers = 0  # processes that read and augment images; 0: a thread, enough for small sets

@@ -42,6 +42,8 @@ class Field:
       return None
     if not _is(self.kind, value):
       return self.refusal()
+    if value == '':
+      return f'is empty: give text{" or None" if self.optional else ""}'
     if self.kind not in ('integer', 'number'):
       return None
     over = self.least < value if self.above else self.least <= value

@@ -55,7 +55,8 @@ def _with(config, changes):
 
 
 @pytest.mark.parametrize('name', sorted(settings.FIELDS))
-def test_a_nasty_value_is_refused_in_one_sentence_or_means_something(prepared, name):
+def test_a_nasty_value_is_refused_in_one_sentence_or_means_something(prepared, name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)  # what is taken for a folder is made
   accepted = []
   for value in NASTY:
     config = _with(prepared, {name: value})
