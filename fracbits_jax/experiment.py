@@ -14,6 +14,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from fracbits_jax import cost, data, discretize, lookup, models, optim, policy, step, weights
+from fracbits_jax.files import check_name
 from fracbits_jax.layers import QuantConfig
 
 PHASES = ('pretrain', 'search', 'finetune')
@@ -82,6 +83,8 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   """
   _check_phases(config)
   _check_numbers(config)
+  if config.data.data_dir is not None and config.data.dataset != data.FOLDER:
+    check_name(config.data.data_dir, 'choose another data.data_dir')
   data.check_name(config.data.dataset, config.data.data_dir)
   source = weights.find(config.init_from, workdir) if config.init_from is not None else None
   config = _with_demands(config, source)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from matplotlib.figure import Figure
 
 from fracbits_jax import plots
-from fracbits_jax.files import write_whole
+from fracbits_jax.files import readable, write_whole
 
 _PAPER = {'paper': ('#ffffff', '#14181d'), 'card': ('#f8f9fb', '#1b2026')}
 _SAFE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # so a browser makes sure that nothing is loaded
@@ -36,7 +36,7 @@ def write(path: pathlib.Path, title: str, parts: Sequence[str]) -> None:
 
 def text(plain: str) -> str:
   """Text as HTML."""
-  return html.escape(plain)
+  return html.escape(readable(plain))
 
 
 def header(title: str, about: str, verdict: str) -> str:
