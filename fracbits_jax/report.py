@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fracbits_jax import compare, run_page
+from fracbits_jax import compare, process, run_page
 from fracbits_jax.policy import Policy, load
 from fracbits_jax.progress import read_rows
 from fracbits_jax.verdict import excess, percent
@@ -105,4 +105,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+  process.settle()
   sys.exit(main())

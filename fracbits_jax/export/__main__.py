@@ -6,6 +6,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from fracbits_jax import process
+
 # format -> (module, the extra that has its packages, suffix of its files)
 FORMATS = {
   'packed': ('fracbits_jax.export.packed', None, '.fracbits'),
@@ -49,4 +51,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+  process.settle()
   sys.exit(main())
