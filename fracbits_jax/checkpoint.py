@@ -25,6 +25,7 @@ with extras.needed():
   from absl import logging
 
 from fracbits_jax import hosts
+from fracbits_jax.files import check_name
 
 _DIGEST = 'sha256'
 
@@ -74,6 +75,7 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False, multiprocessing_options=alone)
     self._folder = _folder(workdir, phase)
     self._create, self._say = create, say
+    check_name(workdir, 'give the folder another name')
     _ignore_late_reads()
     try:
       if create:

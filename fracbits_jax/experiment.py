@@ -17,6 +17,7 @@ with extras.needed():
   from ml_collections import ConfigDict
 
 from fracbits_jax import cost, data, discretize, lookup, models, optim, policy, settings, step, weights
+from fracbits_jax.files import check_name
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.settings import PHASES
 
@@ -67,6 +68,8 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   settings.check(config)
   _check_phases(config)
   _check_values(config)
+  if config.data.data_dir is not None and config.data.dataset != data.FOLDER:
+    check_name(config.data.data_dir, 'choose another data.data_dir')
   data.check_name(config.data.dataset, config.data.data_dir)
   reading = data.Reading(
     exif_orientation=config.data.exif_orientation, background=config.data.background and tuple(config.data.background)

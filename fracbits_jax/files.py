@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 
 
@@ -17,6 +18,23 @@ def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
   with writing(path):
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     partial.replace(path)
+
+
+def check_name(path: str | os.PathLike, remedy: str) -> None:
+  """Raises `ValueError` with one sentence where a path is not text, which some libraries cannot open.
+
+  Args:
+    path: of a file or a folder, there or not.
+    remedy: how the sentence ends.
+  """
+  whole = str(pathlib.Path(path).absolute())
+  if whole != readable(whole):
+    raise ValueError(f'{readable(os.fspath(path))}: its path, {readable(whole)}, is not text in UTF-8: {remedy}')
+
+
+def readable(text: str) -> str:
+  """A text in which bytes of names that are no text are replaced, so that it can be written anywhere."""
+  return re.sub('[\ud800-\udfff]', '\ufffd', text)
 
 
 @contextlib.contextmanager

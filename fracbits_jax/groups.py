@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from fracbits_jax.files import readable
 from fracbits_jax.records import check_config, check_result, read_finished
 
 # How a run is watched and kept, not what comes out of it.
@@ -107,8 +108,8 @@ def _compared(settings: Mapping[str, Any], phases: Sequence[str]) -> dict[str, A
 def _names(folders: Sequence[pathlib.Path]) -> list[str]:
   """The ends of the paths, as long as it takes to tell them apart."""
   depth = 1
-  short = lambda: ['/'.join(folder.parts[-depth:]) for folder in folders]
-  while len(set(short())) < len(folders):
+  short = lambda: [readable('/'.join(folder.parts[-depth:])) for folder in folders]
+  while len(set(short())) < len(folders) and depth < max(len(folder.parts) for folder in folders):
     depth += 1
   return short()
 

@@ -10,7 +10,7 @@ with extras.needed():
   from matplotlib.figure import Figure
 
 from fracbits_jax import plots
-from fracbits_jax.files import write_whole
+from fracbits_jax.files import readable, write_whole
 
 _PAPER = {'paper': ('#ffffff', '#14181d'), 'card': ('#f8f9fb', '#1b2026')}
 _SAFE = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"  # so a browser makes sure that nothing is loaded
@@ -39,7 +39,7 @@ def write(path: pathlib.Path, title: str, parts: Sequence[str]) -> None:
 
 def text(plain: str) -> str:
   """Text as HTML; what is no Unicode, as in the name of a folder, is a question mark."""
-  return html.escape(plain.encode('utf-8', 'replace').decode())
+  return html.escape(readable(plain))
 
 
 def header(title: str, about: str, verdict: str) -> str:

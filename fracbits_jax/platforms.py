@@ -12,6 +12,7 @@ import flax
 import jax
 
 import fracbits_jax
+from fracbits_jax import process
 
 # XLA's CPU backend hands convolutions to YNNPACK, whose gradients of kernels take up to five times as long as those of
 # Eigen; products and reductions are well off with it.
@@ -92,5 +93,5 @@ def cache_compilations(folder: str | os.PathLike | None = None) -> None:
       already, as by the environment variable `JAX_COMPILATION_CACHE_DIR`.
   """
   if jax.config.jax_compilation_cache_dir is None:
-    base = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+    base = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or process.home() / '.cache')
     jax.config.update('jax_compilation_cache_dir', str(folder or base / 'fracbits_jax'))

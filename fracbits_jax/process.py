@@ -50,7 +50,10 @@ def _lasting(stream: io.TextIOBase | None) -> io.TextIOBase:
     return open(os.devnull, 'w')
   if not isinstance(stream, io.TextIOWrapper):
     return stream  # somebody else's
-  raw = _Lasting(stream.fileno(), 'w', closefd=False)
+  try:
+    raw = _Lasting(stream.fileno(), 'w', closefd=False)
+  except (OSError, ValueError):
+    return stream
   utf8 = (stream.encoding or '').lower().replace('-', '') == 'utf8'
   return io.TextIOWrapper(
     raw if stream.write_through else io.BufferedWriter(raw),
@@ -61,21 +64,35 @@ def _lasting(stream: io.TextIOBase | None) -> io.TextIOBase:
   )
 
 
-def _find_home() -> None:
-  """Sets `HOME` to a folder of this user among the temporary ones where there is none that can be written to."""
+def home() -> pathlib.Path:
+  """The home folder, or one of this user among the temporary ones where there is none that can be written to."""
   try:
-    home = pathlib.Path.home()
+    found = pathlib.Path.home()
+    if found.is_dir() and os.access(found, os.W_OK | os.X_OK):
+      return found
   except RuntimeError:  # a user without a name, as in a container
-    home = None
-  if home is not None and home.is_dir() and os.access(home, os.W_OK | os.X_OK):
-    return
+    pass
   user = os.getuid() if hasattr(os, 'getuid') else os.getpid()
   folder = pathlib.Path(tempfile.gettempdir()) / f'fracbits_jax-{user}'
   try:
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or (hasattr(os, 'getuid') and folder.stat().st_uid != user):
-      raise PermissionError  # somebody else has made it
+    if not folder.is_symlink() and (not hasattr(os, 'getuid') or folder.stat().st_uid == user):
+      return folder
   except OSError:
-    folder = pathlib.Path(tempfile.mkdtemp(prefix='fracbits_jax-'))
-  os.environ['HOME'] = str(folder)
-  print(f'no home folder can be written to: {folder} takes its place, for caches and data', file=sys.stderr)
+    pass
+  return pathlib.Path(tempfile.mkdtemp(prefix='fracbits_jax-'))  # somebody else has made that one
+
+
+def _find_home() -> None:
+  """Names a folder that can be written to to those who look for the home folder, where it is none."""
+  folder, given = home(), pathlib.Path(os.path.expanduser('~'))
+  if folder == given:
+    return
+  if not given.is_dir():
+    os.environ['HOME'] = str(folder)
+  places = {'XDG_CACHE_HOME': '.cache', 'MPLCONFIGDIR': 'matplotlib', 'TFDS_DATA_DIR': 'tensorflow_datasets'}
+  for variable, name in places.items():
+    if not (given / name).is_dir() or variable == 'XDG_CACHE_HOME':  # data that can only be read are read
+      os.environ.setdefault(variable, str(folder / name))
+  text = f'no home folder can be written to: {folder} takes its place, for caches and data'
+  print(text, file=sys.stderr)

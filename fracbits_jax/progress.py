@@ -108,14 +108,14 @@ def line(row: Mapping[str, Any], width: int | None = None) -> str:
   """A row as a line of at most `width` characters: what matters less is left out first."""
   # (how much it matters, text), in the order in which they stand.
   parts = [(8, f'{row["phase"]:<8} epoch {row["epoch"]:g}/{row["epochs"]:g}')]
-  parts += [(2, f'step {row["step"]}/{row["steps"]}'), (4, f'loss {row["loss"]:.4f}')]
+  parts += [(2, f'step {row["step"]}/{row["steps"]}'), (3, f'loss {row["loss"]:.4f}')]
   parts += [(5, f'accuracy {row["accuracy"]:.1%}')]
   if 'validation_accuracy' in row:
     parts.append((7, f'validation {row["validation_accuracy"]:.1%}'))
   spent = [(b, b['cost'] / b['target']) for b in row['budgets']] if 'cost' in row else []
   long = [(0, f'cost {b["cost"]:.4g}/{b["target"]:.4g} {b["unit"]} ({ratio:.3f})') for b, ratio in spent]
   short = [(6, f'cost {max(ratio for _, ratio in spent):.1%}')] if spent else []  # of the target
-  end = [(1, f'{row["images_per_second"]:,.0f} images/s'), (3, f'{duration(row["seconds_left"])} left')]
+  end = [(1, f'{row["images_per_second"]:,.0f} images/s'), (4, f'{duration(row["seconds_left"])} left')]
   join = lambda parts: '  '.join(text for _, text in parts)
   found = [*parts, *long, *end]
   if width is None or len(join(found)) <= width:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fracbits_jax import extras
+from fracbits_jax import extras, process
 from fracbits_jax.policy import Policy, load
 from fracbits_jax.records import check_config, check_result, read_finished, read_object, read_rows
 from fracbits_jax.verdict import bits_text, excess, percent
@@ -116,4 +116,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+  process.settle()
   sys.exit(main())

@@ -38,7 +38,7 @@ from fracbits_jax.batches import TrainBatches
 from fracbits_jax.best_states import BestStates
 from fracbits_jax.checkpoint import PrimaryCheckpoints, newest_step
 from fracbits_jax.experiment import PHASES, Experiment, check_policy, phase_steps, prepare
-from fracbits_jax.files import write_whole
+from fracbits_jax.files import check_name, write_whole
 from fracbits_jax.lock import Lock
 from fracbits_jax.monitor import Monitor
 from fracbits_jax.nonfinite import NotFinite
@@ -69,6 +69,7 @@ def run(
   """
   workdir = pathlib.Path(workdir)
   agreement.check(agreement.settings(config))
+  hosts.primary(lambda: check_name(workdir, 'choose another --workdir'))
   experiment = hosts.everywhere(lambda: prepare(config, workdir))
   agreement.check(agreement.settings(experiment.config) | agreement.data(experiment.dataset))
   finished = lambda: _finished(workdir, experiment, accept_changes)

@@ -24,7 +24,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import lax
 
-from fracbits_jax import assignment, calibrate, extras, layers, policy, wrap
+from fracbits_jax import assignment, calibrate, extras, layers, policy, process, wrap
 from fracbits_jax import cost as costs
 from fracbits_jax.assignment import Scores
 from fracbits_jax.layers import QuantConfig
@@ -252,4 +252,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+  process.settle()
   sys.exit(main())

@@ -1,12 +1,18 @@
 import contextlib
 import itertools
 import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from images_test import encode, photo
 
-from fracbits_jax import data
+from fracbits_jax import data, preemption, train
 
 
 @pytest.fixture(scope='module')
@@ -88,3 +94,81 @@ def test_hosts_evaluate_each_image_once_in_the_same_number_of_batches(pictures):
   seen = lambda batches: sorted(i.tobytes() for b in batches for i in b['image'][b['mask'] == 1])
   assert seen(itertools.chain(*shares)) == seen(whole)
   assert len(seen(whole)) == 36
+
+
+def stopped_workers():
+  """Stops all worker processes, as a file system does that does not answer."""
+  children = multiprocessing.active_children()
+  for child in children:
+    os.kill(child.pid, signal.SIGSTOP)
+  return children
+
+
+def test_a_run_that_is_asked_to_stop_does_not_wait_for_a_worker_that_is_stuck(pictures, monkeypatch):
+  monkeypatch.setattr(preemption, '_PATIENCE_SECONDS', 0.3)
+  expected = take(data.train_batches(pictures, batch_size=8, seed=1), 12)
+  batches = data.train_batches(pictures, batch_size=8, seed=1, workers=1, wait=preemption.waiting)
+  began = time.monotonic()
+  with contextlib.closing(batches), preemption.watched():
+    got = take(batches, 1)
+    children = stopped_workers()
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(preemption.Preempted, match='stopped by SIGTERM: the same command goes on') as caught:
+      got.extend(batches)
+  assert caught.value.stuck
+  assert time.monotonic() - began < 20  # Grain alone would wait for each worker as long
+  for child in children:
+    child.join(5)
+    assert not child.is_alive()
+  assert batches.get_state() == {'next_index': len(got)}
+  with contextlib.closing(data.train_batches(pictures, batch_size=8, seed=1)) as again:
+    again.set_state(batches.get_state())
+    assert_equal([*got, *take(again, 12 - len(got))], expected)
+
+
+def test_an_evaluation_that_is_asked_to_stop_does_not_wait_either(pictures, monkeypatch):
+  monkeypatch.setattr(preemption, '_PATIENCE_SECONDS', 0.3)
+  batches = data.eval_batches(pictures, 'train', batch_size=3, workers=1)
+  with preemption.watched():
+    next(batches)
+    stopped_workers()
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(preemption.Preempted):
+      list(train._received(batches))
+
+
+ORPHANS = """
+import multiprocessing, os, sys
+from fracbits_jax import data
+if __name__ == '__main__':
+  pictures = data.load('folder', data_dir=sys.argv[1], image_size=16)
+  batches = data.train_batches(pictures, batch_size=8, seed=0, workers=2)
+  next(batches)
+  print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+  os.kill(os.getpid(), 9)
+"""
+
+
+def is_running(pid):
+  try:
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+  except OSError:
+    return False
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks into /proc')
+def test_workers_end_with_a_main_process_that_was_killed(tmp_path):
+  for i in range(18):
+    path = tmp_path / 'train' / 'ab'[i % 2] / f'{i}.jpg'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode(photo(20, 20)).data)
+  (tmp_path / 'script.py').write_text(ORPHANS)
+  root = pathlib.Path(__file__).parents[1]
+  command = [sys.executable, str(tmp_path / 'script.py'), str(tmp_path)]
+  done = subprocess.run(command, env={**os.environ, 'PYTHONPATH': str(root)}, stdout=subprocess.PIPE, check=False)
+  workers = [int(pid) for pid in done.stdout.split()]
+  assert len(workers) == 2
+  until = time.monotonic() + 20
+  while any(map(is_running, workers)) and time.monotonic() < until:
+    time.sleep(0.05)
+  assert not any(map(is_running, workers))

@@ -31,7 +31,8 @@ PRETRAIN = {'phases': ('pretrain',), 'pretrain.epochs': 1e3, 'eval_epochs': 1e3,
 class TwoHosts:
   """`main.py` on two hosts; each has a folder of its own that the other does not see."""
 
-  def __init__(self, folder, config):
+  def __init__(self, folder, config, *extra):
+    """`extra` are flags of host 1 alone."""
     with socket.socket() as probe:
       probe.bind(('localhost', 0))
       port = probe.getsockname()[1]
@@ -45,7 +46,7 @@ class TwoHosts:
       arguments = (f'--config={folder / "recipe.py"}', f'--workdir={self.workdirs[i]}')
       where = (f'--coordinator=localhost:{port}', '--hosts=2', f'--host={i}')
       with self._outputs[i].open('w') as output:
-        command = [sys.executable, 'main.py', *arguments, *where]
+        command = [sys.executable, 'main.py', *arguments, *where, *(extra if i else ())]
         process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
       self.processes.append(process)
 
@@ -139,9 +140,36 @@ def test_a_users_mistake_is_said_on_both_hosts(tmp_path):
     assert 'Traceback' not in two.output(host)
 
 
+def test_hosts_with_other_settings_end_with_the_same_sentence(tmp_path):
+  with TwoHosts(tmp_path, tiny(tmp_path, **SEARCH), '--config.search.learning_rate=0.123', '--config.seed=4') as two:
+    assert two.wait() == [1, 1]
+  for host in range(2):
+    (line,) = [line for line in two.output(host).splitlines() if line.startswith('error: ')]
+    assert 'search.learning_rate is ' in line
+    assert '0.123 on host 1; seed is 0 on host 0 and 4 on host 1; give all of them the same command' in line
+    assert 'Traceback' not in two.output(host)
+  assert not two.workdirs[0].exists()
+
+
+@pytest.mark.parametrize('address', ['127.0.0.1', '0.0.0.0', '::1', '::'])
+def test_a_port_that_is_taken_is_refused_in_one_sentence(address, monkeypatch):
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda **arguments: pytest.fail('it would end by a signal'))
+  with socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET) as taken:
+    try:
+      taken.bind((address, 0))
+    except OSError:
+      pytest.skip(f'this machine has no {address}')
+    taken.listen()
+    port = taken.getsockname()[1]
+    with pytest.raises(ValueError, match=f'port {port} of this machine cannot be used .*: give all hosts another one'):
+      hosts.start(f'localhost:{port}', 2, 0)
+
+
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
+    (('node0:0', 2, 1), '--coordinator=node0:0 has no port: give HOST:PORT with one from 1 to 65535'),
+    (('node0:70000', 2, 1), 'has no port'),
     (('node0:1234', 2, None), '--coordinator, --hosts and --host belong together'),
     (('node0', 2, 1), '--coordinator=node0 is no address: give HOST:PORT of host 0'),
     (('node0:1234', 2, 2), '--host=2 is none of 2 hosts: give a number from 0 to 1'),

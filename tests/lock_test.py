@@ -140,3 +140,19 @@ def test_a_file_that_says_nothing_is_no_lock(content, tmp_path):
   (tmp_path / lock.NAME).write_text(content)
   hold(tmp_path)
   assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_its_holder_removes_while_it_is_opened_is_made_anew(tmp_path, monkeypatch):
+  original, opened = lock._flock, []
+
+  def flock(file):
+    if not opened:
+      (tmp_path / lock.NAME).unlink()
+    opened.append(file)
+    return original(file)
+
+  monkeypatch.setattr(lock, '_flock', flock)
+  with contextlib.closing(lock.Lock(tmp_path)):
+    assert len(opened) == 2
+    with pytest.raises(ValueError, match=f'in use by process {os.getpid()}'):
+      hold(tmp_path)

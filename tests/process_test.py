@@ -64,17 +64,20 @@ def test_a_user_without_a_home_gets_a_folder_for_caches(home):
     'from fracbits_jax import process\n'
     'if os.getuid() == 0: os.setuid(54321)\n'
     'process.settle()\n'
-    'print(pathlib.Path.home()); (pathlib.Path.home() / "file").touch()\n'
+    'for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "TFDS_DATA_DIR"): pathlib.Path(os.environ[name]).mkdir()\n'
+    'print(pathlib.Path(os.environ["XDG_CACHE_HOME"]).parent, pathlib.Path.home().is_dir())\n'
   )
   tmp_path = pathlib.Path(tempfile.mkdtemp(dir='/tmp'))  # those of pytest are closed to other users
   tmp_path.chmod(0o777)
   variables = {**os.environ, 'HOME': home, 'TMPDIR': str(tmp_path)}
-  variables = {name: value for name, value in variables.items() if value is not None}
+  own = ('XDG_CACHE_HOME', 'MPLCONFIGDIR', 'TFDS_DATA_DIR')
+  variables = {name: value for name, value in variables.items() if value is not None and name not in own}
   command = [sys.executable, '-c', code]
   done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
-  folder = pathlib.Path(done.stdout.strip())
+  folder, exists = done.stdout.split() or ('nothing', '')
+  folder = pathlib.Path(folder)
   assert (folder.parent, folder.name) == (tmp_path, f'fracbits_jax-{os.getuid() or 54321}'), done.stderr
-  assert (folder / 'file').exists()
+  assert exists == 'True'
   assert folder.stat().st_mode & 0o777 == 0o700
   assert done.stderr.count('\n') == 1
   shutil.rmtree(tmp_path)

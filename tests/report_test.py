@@ -1,5 +1,8 @@
 """Reports of runs that nobody has trained: what they say, and how a real browser shows them."""
 
+import json
+import os
+import pathlib
 import re
 
 import browser
@@ -192,6 +195,55 @@ def test_the_verdict_claims_no_more_than_the_run_knows(changes, part):
   assert ('8 bits everywhere' in text) == (result['phase'] == 'finetune')
   assert all(len(row) == 4 for row in verdict.comparison(result))
   assert [row[1] for row in verdict.comparison(made_up())][1:3] == ['~not measured'] * 2
+
+
+def test_the_verdict_follows_the_figures_whatever_the_costs_are():
+  rng, seen = np.random.default_rng(0), set()
+  for _ in range(300):
+    targets, factors = rng.uniform(0.05, 5, 2), rng.choice([0.9, 1.0, 1.00001, 1.0593, 6.2, np.nan], 2)
+    budgets = [
+      {'metric': metric, 'unit': unit, 'target': target, 'cost': target * factor}
+      for metric, unit, target, factor in zip(('bitops', 'size'), ('GBitOPs', 'MB'), targets, factors, strict=True)
+    ][: rng.integers(1, 3)]
+    uniform = {'bits': 3.0, 'bitops_g': targets[0] * rng.choice([0.5, 1.0]), 'size_mb': targets[1]}
+    result = made_up(phase=str(rng.choice(['search', 'finetune'])), budgets=budgets)
+    result['reference'] = {**result['reference'], 'uniform': uniform}
+    met = all(b['cost'] <= b['target'] for b in budgets)
+    as_cheap = met and all(b['cost'] <= uniform[n] for b, n in zip(budgets, ('bitops_g', 'size_mb'), strict=False))
+    text = verdict.sentence(result)
+    assert ('over the budget' in text) == (not met)
+    assert ('within what 3 bits everywhere would cost' in text) == as_cheap
+    assert ('within the budget' in text) == (met and not as_cheap)
+    tiles = [word for name, _, word in verdict.tiles(result) if name.startswith('Cost')]
+    assert [word.startswith('over the budget') for word in tiles] == [not b['cost'] <= b['target'] for b in budgets]
+    seen.add((met, as_cheap))
+  assert len(seen) == 3
+
+
+def test_a_run_over_its_budget_is_told_on_its_page_in_the_terminal_and_beside_others(tmp_path):
+  for name in ('held', 'over'):
+    result = leave(tmp_path / name)
+    if name == 'over':
+      for spent in (result, *result['budgets']):
+        spent['cost'] = 1.0593 * spent['target']
+      (tmp_path / name / 'result.json').write_text(json.dumps(result))
+    assert ('over the budget by 5.93%' in report.summary(tmp_path / name, result)) == (name == 'over')
+    page = run_page_text(tmp_path / name)
+    assert ('by 5.93%' in page) == (name == 'over')
+    assert ('everywhere would cost' in page) == (name == 'held')
+  assert report.main([str(tmp_path / 'held'), str(tmp_path / 'over'), f'--out={tmp_path / "both"}']) == 0
+  assert 'Over a budget of its own: over.' in (tmp_path / 'both' / 'compare.html').read_text()
+
+
+def run_page_text(folder):
+  assert report.main([str(folder)]) == 0
+  return (folder / 'report.html').read_text()
+
+
+def test_a_folder_whose_name_is_not_text_has_a_report(tmp_path):
+  folder = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b'/n\xff'))
+  leave(folder, phases=('pretrain',))
+  assert '<h1>n\ufffd</h1>' in run_page_text(folder)
 
 
 def test_a_figure_in_a_page_keeps_its_words_and_takes_the_page_s_colours():

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,22 @@ import pytest
 from tiny import tiny
 
 from configs import mbv1_bitops
-from fracbits_jax import cost, experiment, monitor, policy, progress, report, run, workdir
+from fracbits_jax import (
+  begin,
+  checkpoint,
+  cost,
+  events,
+  experiment,
+  monitor,
+  policy,
+  progress,
+  report,
+  run,
+  train,
+  workdir,
+  wrap,
+)
+from fracbits_jax import finished as finished_run
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -114,6 +130,47 @@ def test_a_run_that_was_cut_off_continues_and_ends_where_the_undisturbed_one_end
   assert rows[-1]['loss'] == others[-1]['loss']
 
 
+def test_what_an_attempt_leaves_that_is_not_gone_on_with_is_made_anew(finished, monkeypatch):
+  folder, _ = finished
+  workdir = folder / 'attempts'
+  how = {'phases': ('finetune',), 'report_steps': 3, 'eval_epochs': 1 / 3}
+
+  def attempt(rate, stop_at=None):
+    original = monitor.Monitor.report
+
+    def cut(self, step, state, metrics):
+      original(self, step, state, metrics)
+      self.best = {'step': step, 'validation_accuracy': self.best['validation_accuracy'] + 1} if stop_at else self.best
+      if step == stop_at:
+        raise Stop
+
+    with monkeypatch.context() as patch:
+      patch.setattr(monitor.Monitor, 'report', cut)
+      patch.setattr('fracbits_jax.report.write', lambda workdir, result: None)
+      return run.run(tiny(folder, **how, **{'finetune.learning_rate': rate}), workdir)
+
+  with pytest.raises(Stop):
+    attempt(0.3, stop_at=12)  # of whose states that of the third step is the best, with no checkpoint behind it
+  assert checkpoint.steps(workdir, 'best')
+  result = attempt(0.001)
+  found = finished_run.load(workdir, best=True)
+  expected = checkpoint.Checkpoints(workdir, 'best', create=False)
+  assert expected.restore()[2] == result['best']
+  expected.close()
+  assert max(checkpoint.steps(workdir, 'best')) == result['best']['step']
+  rows = progress.read_rows(workdir)
+  assert [row['step'] for row in rows] == [3, 6, 9, 12, 15, 18]
+  by_step = {row['step']: row['validation_accuracy'] for row in rows}
+  assert result['best']['validation_accuracy'] == max(by_step.values()) == by_step[result['best']['step']]
+  network = wrap.with_fixed_bits(found.experiment.quant_model)
+  evaluate = begin.evaluator(network, found.experiment.dataset, 128)
+  again = evaluate(train.replicate(found.variables), 'validation')['accuracy']
+  assert again == result['best']['validation_accuracy']
+  scalars = [(name, step) for name, step, _ in events.read(workdir / 'tensorboard')]
+  assert len(scalars) == len(set(scalars))
+  assert {step for name, step in scalars if name == 'finetune/loss'} == {3, 6, 9, 12, 15, 18}
+
+
 def test_a_given_policy_is_finetuned_without_a_search(finished):
   folder, searched = finished
   changes = {'phases': ('finetune',), 'policy': str(folder / 'run' / 'policy.json'), 'finetune.epochs': 1.0}
@@ -202,6 +259,24 @@ def test_a_policy_over_the_budget_is_refused(finished, tmp_path):
   changes = {'budget.equivalent_bits': 2.5, 'phases': ('finetune',), 'policy': str(folder / 'run' / 'policy.json')}
   with pytest.raises(ValueError, match='over the budget'):
     run.run(tiny(folder, **changes), tmp_path / 'run')
+
+
+def test_a_policy_that_was_edited_in_the_folder_is_checked_as_a_given_one(finished, tmp_path):
+  folder, _ = finished
+  config = tiny(folder, **{'phases': ('finetune',), 'finetune.epochs': 1.0})
+  path = tmp_path / 'run' / 'policy.json'
+  path.parent.mkdir()
+  original = (folder / 'run' / 'policy.json').read_text()
+  for old, new, message in (
+    (r'"kernel": [0-7],', '"kernel": 8,', r'run/policy.json costs .* GBitOPs, over the budget of .*: put the old one'),
+    (r'"kernel": [0-7],', '"kernel": 16,', 'has kernel bits 16 outside the allowed'),
+    (r'"name": "stem"', '"name": "root"', 'root is not in the network'),
+  ):
+    path.write_text(re.sub(old, new, original))
+    with pytest.raises(ValueError, match=message) as caught:
+      run.run(config, tmp_path / 'run')
+    assert '\n' not in str(caught.value)
+    assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path):

@@ -6,7 +6,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from fracbits_jax import extras
+from fracbits_jax import extras, process
 
 # format -> (module, the extra that has its packages, suffix of its files)
 FORMATS = {
@@ -50,4 +50,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+  process.settle()
   sys.exit(main())
