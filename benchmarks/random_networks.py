@@ -144,7 +144,7 @@ def _attention(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Arra
 def _slice(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
   if min(x.shape[1:3]) < 3:
     return x
-  steps = [x[:, 1:, :-1], x[:, ::2], x[:, :, :2], x[..., 1:] if x.shape[-1] > 1 else x, x[:, ::-1]]
+  steps = [x[:, 1:, :-1], x[:, ::2], x[:, :, :2], x[..., 1:] if x.shape[-1] > 1 else x, jnp.flip(x, 1)]
   return steps[rng.integers(len(steps))]
 
 
@@ -167,7 +167,8 @@ def _upsample(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array
 
 def _split(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
   """Halves of the channels in the other order, one of them through a layer: a shuffle."""
-  first, second = jnp.split(x[..., : x.shape[-1] // 2 * 2], 2, axis=-1) if x.shape[-1] > 1 else (x, x)
+  half = x.shape[-1] // 2
+  first, second = x[..., half:], x[..., : max(half, 1)]
   return jnp.concatenate([second, _conv(net, rng, first, kernel_size=(1, 1), features=first.shape[-1])], axis=-1)
 
 
@@ -218,7 +219,7 @@ def draw(seed: int, *, widths: tuple[int, ...] = (2, 4, 8), most: int = 6) -> tu
   """
   rng = np.random.default_rng(seed)
   scheme, granularity = str(rng.choice(SCHEMES)), str(rng.choice(['layer', 'kernel']))
-  names = tuple(map(str, rng.choice(list(OPERATIONS), rng.integers(2, most + 1))))
+  names = tuple(map(str, rng.choice(list(OPERATIONS), int(rng.integers(2, most + 1)))))
   return of_operations(names, seed, widths=widths, scheme=scheme, granularity=granularity)
 
 

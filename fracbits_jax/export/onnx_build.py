@@ -84,6 +84,9 @@ class Builder:
     self._initializers: list[onnx.TensorProto] = []
     self._reordered: dict[tuple[str, tuple[int, ...]], Tensor] = {}
     self._domains: set[str] = set()
+    self._makers: dict[str, str] = {}
+    self._types: dict[str, int] = {}
+    self._integers: dict[str, int] = {}
     graph = source.graph
     self.input = Tensor(graph.input, graph.input_shape, graph.input_dtype, _input_order(graph))
     self.values: dict[str, Tensor | np.ndarray] = {graph.input: self.input}
@@ -106,6 +109,7 @@ class Builder:
     """The name of a constant that is given as ONNX keeps it."""
     proto.name = f'{name}_{len(self._initializers)}'
     self._initializers.append(proto)
+    self._types[proto.name] = proto.data_type
     self._infos.append(helper.make_tensor_value_info(proto.name, proto.data_type, list(proto.dims)))
     return proto.name
 
@@ -121,9 +125,37 @@ class Builder:
     """
     self._domains.add(domain)
     output = dataclasses.replace(like, name=f'{op}_{len(self._nodes)}')
+    self._makers[output.name], self._types[output.name] = op, DTYPES[output.dtype]
+    if op == 'DequantizeLinear':
+      self._integers[output.name] = self._types[inputs[0]]
     self._nodes.append(helper.make_node(op, list(inputs), [output.name], name=output.name, domain=domain, **attributes))
     self._infos.append(self._info(output))
     return output
+
+  def maker(self, name: str) -> str | None:
+    """The operator that makes a value; `None` for the input and for constants."""
+    return self._makers.get(name)
+
+  def integers(self, name: str) -> int | None:
+    """The type of the integers that a DequantizeLinear makes a value of; `None` for other values."""
+    return self._integers.get(name)
+
+  def apart(self, x: Tensor) -> Tensor:
+    """The same values, behind an operation that runtimes neither drop nor move a quantizer over: a maximum."""
+    return self.add('Max', [x.name, self.constant(np.finfo(np.float32).min)], x)
+
+  def beside(self, x: Tensor, kernel: Tensor) -> Tensor:
+    """A kernel as a product with `x` takes it: apart from its DequantizeLinear, but where both have 8 bits.
+
+    There onnxruntime multiplies the integers. With fewer bits it tries to as well and fails, or rounds `x` to 8 bits of
+    its own choice.
+    """
+    found = {self.integers(x.name), self.integers(kernel.name)}
+    return (
+      kernel
+      if found <= {TensorProto.INT8, TensorProto.UINT8} or None is self.integers(kernel.name)
+      else self.apart(kernel)
+    )
 
   def in_order(self, x: Tensor | np.ndarray, order: Iterable[int] | None = None) -> Tensor:
     """A value in an order of axes, the network's own by default; constants become part of the file."""
@@ -151,15 +183,19 @@ class Builder:
 
   def finish(self, path: str | os.PathLike) -> None:
     """Writes the file, whole or not at all."""
+    write_whole(path, self.serialized())
+
+  def serialized(self, others: Iterable[Tensor] = ()) -> bytes:
+    """The file, with other tensors among its outputs as well."""
     found = self.in_order(self.value(self._source.graph.output))
     output = dataclasses.replace(found, name='output')
-    self._nodes.append(helper.make_node('Identity', [found.name], [output.name], name=output.name))
-    used = {name for node in self._nodes for name in node.input}
+    nodes = [*self._nodes, helper.make_node('Identity', [found.name], [output.name], name=output.name)]
+    used = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
-      self._nodes,
+      nodes,
       self._source.name,
       [self._info(self.input)],
-      [self._info(output)],
+      [self._info(x) for x in (output, *others)],
       initializer=[constant for constant in self._initializers if constant.name in used],
       value_info=[info for info in self._infos if info.name in used],
     )
@@ -170,7 +206,7 @@ class Builder:
     helper.set_model_props(model, self._source.notes())
     if self._domains <= {''}:
       onnx.checker.check_model(model, full_check=True)
-    write_whole(path, model.SerializeToString(deterministic=True))
+    return model.SerializeToString(deterministic=True)
 
 
 def _input_order(graph: Graph) -> tuple[int, ...]:

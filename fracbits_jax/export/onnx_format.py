@@ -7,7 +7,6 @@ step is added in float, so that the codes stay those of the network.
 
 import dataclasses
 import os
-import pathlib
 
 import numpy as np
 
@@ -16,41 +15,73 @@ from fracbits_jax import extras
 with extras.needed():
   from onnx import TensorProto
 
-from fracbits_jax.export import bitpack, onnx_ops
+from fracbits_jax.export import bitpack, onnx_check, onnx_graph, onnx_ops
 from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.graph import Graph, Node
 from fracbits_jax.export.grid import Grid, Kernel
 from fracbits_jax.export.onnx_build import DTYPES, Builder, Tensor
 from fracbits_jax.export.qonnx_format import by_bits
 from fracbits_jax.export.source import Source
+from fracbits_jax.files import write_whole
 
 WIDTHS = (2, 4, 8)
-# A session option of onnxruntime. Without it, its products of uint8 and int8 saturate at 16 bits on x86 processors that
-# lack VNNI, and the answers are wrong.
-EXACT_ON_X64 = ('session.x64quantprecision', '1')
+EXACT_ON_X64 = onnx_check.EXACT_ON_X64
+
+# Operators between which and a QuantizeLinear something has to stand: what onnxruntime moves quantizers over, or could,
+# and then lacks for integers of 2 or 4 bits; and another quantizer, for it takes one of two in a row away.
+_MOVES = {
+  *('Concat', 'DepthToSpace', 'DequantizeLinear', 'Expand', 'Flatten', 'Gather', 'Identity', 'MaxPool', 'Pad'),
+  *('Reshape', 'Resize', 'Slice', 'SpaceToDepth', 'Split', 'Squeeze', 'Tile', 'Transpose', 'Unsqueeze'),
+}
 
 
-def write(source: Source, path: str | os.PathLike) -> str:
+def write(source: Source, path: str | os.PathLike, *, check: bool = True) -> str:
   """Writes an ONNX file, whole or not at all; returns what it takes on disk.
 
+  Args:
+    source: the network.
+    path: of the file.
+    check: run the file with onnxruntime first, where that is installed, beside the network.
+
   Raises:
-    ValueError: bit-widths other than 2, 4 and 8, or an operation that has no counterpart in ONNX.
+    ValueError: bit-widths other than 2, 4 and 8, an operation that has no counterpart in ONNX, or a file that
+      onnxruntime does not load or that gives other answers there than the network; nothing is written then.
   """
-  graph = fold_affine(source.graph)
-  widths = _check_widths(graph)
-  b = Builder(source, opset=25 if 2 in widths else 21, batch_size=None)
-  if source.input_range == (0, 255):
-    b.values[graph.input] = _quantize_dequantize(b, b.input, 8, 1.0, signed=False)
-  onnx_ops.convert(b, graph, Quantizers())
-  b.finish(path)
-  size, reported = pathlib.Path(path).stat().st_size, round(source.size_mb * 1e6)
+  widths = _check_widths(source.graph)
+  written = built(source)
+  check = check and onnx_check.is_possible()
+  if check:
+    inputs = onnx_check.inputs_like(source.graph, source.input_range)
+    wrong = onnx_check.differences(source.graph, written, inputs)
+    if wrong is not None:
+      raise ValueError(f'{path} is not written, for onnxruntime {wrong}: export with --format packed or stablehlo')
+  write_whole(path, written.content)
+  size, reported = len(written.content), round(source.size_mb * 1e6)
   said = (
     f'{path}: {size:,} bytes, of which {reported:,} are kernels and biases, as reported; '
-    f'opset {b.opset}, kernels and inputs of {", ".join(map(str, sorted(widths)))} bits'
+    f'opset {written.opset}, kernels and inputs of {", ".join(map(str, sorted(widths)))} bits; '
+    + ('checked with onnxruntime' if check else 'not checked with onnxruntime')
   )
   if 8 in widths:
     said += f'\nonnxruntime on x86 without VNNI needs options.add_session_config_entry{EXACT_ON_X64}'
   return said
+
+
+def built(source: Source) -> onnx_check.Written:
+  """The file of a network before it is written; `ValueError` as of `write`, but for what onnxruntime makes of it."""
+  b = Builder(source, opset=25 if 2 in _check_widths(source.graph) else 21, batch_size=None)
+  late = onnx_graph.with_late_quantizers(fold_affine(source.graph), images=source.input_range == (0, 255))
+  onnx_ops.convert(b, onnx_graph.with_read_kernels(late), Quantizers())
+  quantized = (node for node in late.nodes if node.op == 'quantize' and node.params['grid'].bits)
+  places = {node.output: b.values[node.output] for node in quantized}
+  return onnx_check.Written(
+    content=b.serialized(),
+    with_codes=b.serialized(places.values()),
+    order=b.input.order,
+    places=places,
+    graph=late,
+    opset=b.opset,
+  )
 
 
 def _check_widths(graph: Graph) -> set[int]:
@@ -96,6 +127,8 @@ def _half_step(zero: float, scale: float) -> float:
 
 def _quantize_dequantize(b: Builder, x: Tensor, bits: int, scale: float, *, signed: bool) -> Tensor:
   dtype = f'{"" if signed else "u"}int{bits}'
+  if b.maker(x.name) in _MOVES or (bits < 8 and b.maker(x.name) == 'Relu'):  # which onnxruntime drops before int4
+    x = b.apart(x)
   names = [b.constant(np.float32(scale)), _stored(b, dtype, np.zeros((), np.int32))]
   codes = b.add('QuantizeLinear', [x.name, *names], dataclasses.replace(x, dtype=dtype))
   return b.add('DequantizeLinear', [codes.name, *names], x)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fracbits_jax.export.graph import Graph, Node
 from fracbits_jax.export.onnx_build import DTYPES, END, Builder, Tensor, output_of, refused
-from fracbits_jax.export.onnx_windows import conv, global_average_pool, mean_behind, mirrored, pool
+from fracbits_jax.export.onnx_windows import conv, global_average_pool, kernel_order, mean_behind, mirrored, pool
 
 
 def _same_order(b: Builder, node: Node) -> tuple[list[str], Tensor]:
@@ -117,6 +117,7 @@ def _dot(b: Builder, node: Node) -> Tensor:
   (contracted, batch) = node.params['dimension_numbers']
   plain = not batch[0] and contracted[0] == (first.rank - 1,) and contracted[1] == (0,) and second.rank == 2
   if plain:
+    second = b.beside(first, second)
     return b.add('MatMul', [first.name, second.name], output_of(node))
   return b.add(
     'Einsum', [first.name, second.name], output_of(node), equation=_equation(contracted, batch, first, second)
@@ -322,20 +323,26 @@ def convert(b: Builder, graph: Graph, quantizers: Any) -> None:
       b.values[node.output] = np.asarray(node.inputs[0])
     elif node.op == 'quantize':
       x = b.value(node.inputs[0])
-      if isinstance(x, np.ndarray) or all(user.op == 'dot_general' for user in consumers.get(node.output, [])):
-        x = b.in_order(x)  # so that nothing stands between a quantizer and the product that it is for
+      order = _order_for(node, consumers.get(node.output, []), 'input')
+      if order is not None or isinstance(x, np.ndarray):
+        x = b.in_order(x, order)
       b.values[node.output] = quantizers.inputs(b, node, x)
     elif node.op == 'kernel':
-      b.values[node.output] = quantizers.kernel(b, node, _kernel_order(node, consumers[node.output]))
+      b.values[node.output] = quantizers.kernel(b, node, _order_for(node, consumers[node.output], 'kernel'))
     elif node.op in CONVERSIONS:
       b.values[node.output] = CONVERSIONS[node.op](b, node)
     else:
       raise refused(node, f'is the operation {node.op!r}')
 
 
-def _kernel_order(node: Node, consumers: Sequence[Node]) -> tuple[int, ...]:
-  """The order in which what reads a kernel takes it."""
-  first = consumers[0]
-  if len(consumers) == 1 and first.op == 'conv_general_dilated':
-    return tuple(first.params['dimension_numbers']['rhs_spec'])
-  return tuple(range(len(node.shape)))
+def _order_for(node: Node, consumers: Sequence[Node], which: str) -> tuple[int, ...] | None:
+  """The order of axes in which what reads an input or a kernel takes it; `None` where any will do.
+
+  A transposition behind a quantizer would be one of integers of few bits in onnxruntime.
+  """
+  first, *others = consumers or [None]
+  if first is not None and first.op == 'conv_general_dilated' and not others:
+    return kernel_order(first) if which == 'kernel' else tuple(first.params['dimension_numbers']['lhs_spec'])
+  if which == 'kernel' or all(user.op == 'dot_general' for user in consumers):
+    return tuple(range(len(node.shape)))
+  return None

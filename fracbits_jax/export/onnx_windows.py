@@ -7,18 +7,18 @@ import numpy as np
 
 from fracbits_jax.export.graph import Graph, Node
 from fracbits_jax.export.onnx_build import END, Builder, Tensor, output_of, refused
+from fracbits_jax.export.onnx_graph import is_transposed
 
 
 def conv(b: Builder, node: Node) -> Tensor:
   """Adds a convolution, transposed or not; `ValueError` for what ONNX has no operator for."""
   p, numbers = node.params, node.params['dimension_numbers']
-  x, kernel = (
-    b.in_order(b.value(v), numbers[spec]) for v, spec in zip(node.inputs, ('lhs_spec', 'rhs_spec'), strict=True)
-  )
+  x = b.in_order(b.value(node.inputs[0]), numbers['lhs_spec'])
+  kernel = b.beside(x, b.in_order(b.value(node.inputs[1]), kernel_order(node)))
   if p['batch_group_count'] != 1:
     raise refused(node, 'is grouped by batches')
   output = output_of(node, numbers['out_spec'])
-  if any(d != 1 for d in p['lhs_dilation']):
+  if is_transposed(node):
     return _conv_transpose(b, node, x, kernel, output)
   pads = [pad for side in zip(*p['padding'], strict=True) for pad in side]
   if min(pads) < 0:
@@ -35,6 +35,12 @@ def conv(b: Builder, node: Node) -> Tensor:
   )
 
 
+def kernel_order(node: Node) -> tuple[int, ...]:
+  """The order of axes in which ONNX has a convolution's kernel: a transposed one has the channels of its inputs first."""
+  out_channels, in_channels, *space = node.params['dimension_numbers']['rhs_spec']
+  return (in_channels, out_channels, *space) if is_transposed(node) else (out_channels, in_channels, *space)
+
+
 def _conv_transpose(b: Builder, node: Node, x: Tensor, kernel: Tensor, output: Tensor) -> Tensor:
   """A convolution over an input with gaps, as the transposed convolution that it is; ONNX mirrors the kernel."""
   p = node.params
@@ -46,9 +52,8 @@ def _conv_transpose(b: Builder, node: Node, x: Tensor, kernel: Tensor, output: T
   end = [r - high for r, (_, high) in zip(reach, p['padding'], strict=True)]
   if min(begin) < 0 or any(-e >= max(d, 1) for e, d in zip(end, p['lhs_dilation'], strict=True)):
     raise refused(node, 'is transposed, with more padding than its kernel reaches')
-  kernel = mirrored(b, kernel, range(2, kernel.rank))
-  out_channels, in_channels, *space = kernel.order
-  kernel = b.in_order(kernel, (in_channels, out_channels, *space))
+  if not p.get('mirrored'):
+    kernel = mirrored(b, kernel, range(2, kernel.rank))
   return b.add(
     'ConvTranspose',
     [x.name, kernel.name],
@@ -97,7 +102,9 @@ def pool(op: str) -> Callable[[Builder, Node], Tensor]:
   def convert(b: Builder, node: Node) -> Tensor:
     p, rank = node.params, len(node.shape)
     x = b.value(node.inputs[0])
-    order = x.order if isinstance(x, Tensor) and x.order != tuple(range(rank)) else (0, rank - 1, *range(1, rank - 1))
+    channels_second = (0, rank - 1, *range(1, rank - 1))
+    fits = isinstance(x, Tensor) and all(p['window_dimensions'][axis] == 1 for axis in x.order[:2])
+    order = x.order if fits and x.order != tuple(range(rank)) else channels_second
     x = b.in_order(x, order)
     at = lambda name: [p[name][axis] for axis in order]
     window, padding, dilation = at('window_dimensions'), at('padding'), at('window_dilation')

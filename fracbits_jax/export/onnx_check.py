@@ -1,0 +1,135 @@
+"""Whether onnxruntime, at its defaults, gives a network's answers with a file before that is written.
+
+Where the answers are those of the network within rounding, nothing else is asked. Where they are not, a value may lie
+in the middle between two codes and have gone the other way. So each code of the file is then compared with what the
+network computes from the codes before it, and the answers with what it computes from all of them.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from fracbits_jax.export import ops
+from fracbits_jax.export.graph import Graph, Node, evaluate
+from fracbits_jax.export.onnx_build import Tensor
+
+EXAMPLES = 2
+# A session option of onnxruntime. Without it, its products of uint8 and int8 saturate at 16 bits on x86 processors that
+# lack VNNI, and the answers are wrong.
+EXACT_ON_X64 = ('session.x64quantprecision', '1')
+_OF_LOGITS = 1e-4  # of the largest one
+_OF_A_CODE = 0.02  # on top of half a code; what differs by more was rounded from another value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Written:
+  """A file that is about to be written.
+
+  Attributes:
+    content: the file.
+    with_codes: the same file with the inputs of all layers among its outputs.
+    order: the axes of its input, as the network counts them.
+    places: each of these outputs by the name that it has in `graph`.
+    graph: what the file was written from, quantizers in the same places.
+    opset: version of ONNX's operator set.
+  """
+
+  content: bytes
+  with_codes: bytes
+  order: tuple[int, ...]
+  places: Mapping[str, Tensor]
+  graph: Graph
+  opset: int
+
+
+def is_possible() -> bool:
+  """Whether onnxruntime is installed."""
+  return importlib.util.find_spec('onnxruntime') is not None
+
+
+def inputs_like(graph: Graph, input_range: tuple[int, int] | None, examples: int = EXAMPLES) -> np.ndarray:
+  """Random inputs of a network: integers in their range, zeros and ones where indices are taken, normal ones else."""
+  rng, shape = np.random.default_rng(0), (examples, *graph.input_shape[1:])
+  dtype = np.dtype(graph.input_dtype)
+  if input_range is not None:
+    return rng.integers(input_range[0], input_range[1] + 1, shape).astype(dtype)
+  if dtype.kind != 'f':
+    return rng.integers(0, 2, shape).astype(dtype)
+  return rng.standard_normal(shape).astype(dtype)
+
+
+def differences(network: Graph, written: Written, inputs: np.ndarray, **options: Any) -> str | None:
+  """What is wrong with a file, in a few words; `None` where it gives the network's answers.
+
+  Args:
+    network: the network.
+    written: the file.
+    inputs: `[N, ...]`, as the network takes them.
+    **options: fields of `onnxruntime.SessionOptions` that are not at their defaults.
+  """
+  expected = np.asarray(evaluate(network, inputs)[0])
+  try:
+    (found,) = run(written.content, written.order, inputs, **options)
+    if _close(found, expected):
+      return None
+    found, *values = run(written.with_codes, written.order, inputs, **options)
+  except Exception as error:  # onnxruntime's own classes, which derive from nothing else
+    return f'does not load it: {_first_line(error)}'
+  given = {
+    name: np.transpose(value, np.argsort(place.order))
+    for (name, place), value in zip(written.places.items(), values, strict=True)
+  }
+  expected, wrong = _from_codes(written.graph, inputs, given)
+  if wrong is not None:
+    return f'computes other inputs for {wrong}'
+  return None if _close(found, expected, 10 * _OF_LOGITS) else 'computes other answers from the same codes'
+
+
+def run(content: bytes, order: Sequence[int], inputs: np.ndarray, **options: Any) -> list[np.ndarray]:
+  """What onnxruntime gives for a file, at its defaults but for `EXACT_ON_X64` and `options`."""
+  import onnxruntime
+
+  settings = onnxruntime.SessionOptions()
+  settings.add_session_config_entry(*EXACT_ON_X64)
+  settings.log_severity_level = 4  # what fails is raised as well
+  for name, value in options.items():
+    setattr(settings, name, value)
+  session = onnxruntime.InferenceSession(content, settings, providers=['CPUExecutionProvider'])
+  return session.run(None, {session.get_inputs()[0].name: np.transpose(inputs, order)})
+
+
+def _close(found: np.ndarray, expected: np.ndarray, tolerance: float = _OF_LOGITS) -> bool:
+  finite = expected[np.isfinite(expected)]
+  return np.allclose(found, expected, rtol=0, atol=tolerance * np.abs(finite).max(initial=1e-6), equal_nan=True)
+
+
+def _from_codes(graph: Graph, inputs: np.ndarray, given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, str | None]:
+  """The answers from given inputs of all layers, and the first layer whose inputs are not what its quantizer gives."""
+  values = {graph.input: jnp.asarray(inputs)}
+  read = lambda x: values[x] if isinstance(x, str) else jnp.asarray(x)
+  for node in graph.nodes:
+    if node.output in given:
+      if not _is_rounded(node, np.asarray(read(node.inputs[0])), given[node.output]):
+        return np.zeros(()), node.params['layer']
+      values[node.output] = jnp.asarray(given[node.output])
+    else:
+      values[node.output] = ops.apply(node.op, node.params, [read(x) for x in node.inputs], len(inputs))
+  return np.asarray(values[graph.output]), None
+
+
+def _is_rounded(node: Node, x: np.ndarray, found: np.ndarray) -> bool:
+  """Whether each value on a grid is the nearest one to what was quantized, or about as near as that."""
+  grid = node.params['grid']
+  real = np.clip(np.float64(x) / grid.scale + grid.zero, 0, 2**grid.bits - 1)
+  codes = np.float64(found) / grid.scale + grid.zero
+  on_grid = np.abs(codes - np.round(codes)) < _OF_A_CODE
+  return bool(np.all(on_grid & (np.abs(codes - real) <= 0.5 + _OF_A_CODE) | np.isnan(real)))
+
+
+def _first_line(error: Exception) -> str:
+  words = str(error).replace('\n', ' ').split(' : ')[-1].strip()
+  return words if len(words) < 300 else f'{words[:300]} ...'

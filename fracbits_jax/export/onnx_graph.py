@@ -1,0 +1,123 @@
+"""A graph as it is written as ONNX: quantizers right before the products that they are for, kernels as they are read.
+
+What moves values without computing any, such as a reshape or a padding with the values of the other side, gives the
+same values before a quantizer as behind it. Runtimes look for a quantizer and a product side by side; where other
+operations are between them, onnxruntime moves integers of few bits through those, which it has no implementation for.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fracbits_jax.export import ops
+from fracbits_jax.export.graph import Graph, Node
+from fracbits_jax.export.grid import Grid, Kernel
+
+MOVES = {'broadcast_in_dim', 'concatenate', 'expand_dims', 'reshape', 'rev', 'slice', 'squeeze', 'transpose'}
+_IMAGES = Grid(bits=8, alpha=255.0, signed=False, scheme='original')
+
+
+def with_late_quantizers(graph: Graph, *, images: bool) -> Graph:
+  """The graph with values quantized where something computes with them, and at the output.
+
+  Args:
+    graph: the graph.
+    images: whether its inputs are integers from 0 to 255, which then have a quantizer as well.
+  """
+  graph = _with_quantized_images(graph) if images else graph
+  nodes: list[Node] = []
+  late: dict[str, Node] = {}  # the quantizer of each value that is made by one or moved behind one
+  added: set[str] = set()
+
+  def add_quantizers(names: Sequence[Any]) -> None:
+    for name in names:
+      if isinstance(name, str) and name in late and name not in added:
+        added.add(name)
+        nodes.append(late[name])
+
+  for node in graph.nodes:
+    behind = [late.get(x) if isinstance(x, str) else None for x in node.inputs]
+    if node.op == 'quantize':
+      add_quantizers(node.inputs)
+      late[node.output] = node
+    elif node.op in MOVES and behind and all(behind) and all(_grid(q) == _grid(behind[0]) for q in behind):
+      raw = dataclasses.replace(node, inputs=tuple(q.inputs[0] for q in behind), output=f'{node.output}_raw')
+      nodes.append(raw)
+      late[node.output] = dataclasses.replace(
+        behind[0], inputs=(raw.output,), output=node.output, shape=node.shape, dtype=node.dtype
+      )
+    else:
+      add_quantizers(node.inputs)
+      nodes.append(node)
+  add_quantizers([graph.output])
+  return dataclasses.replace(graph, nodes=tuple(nodes))
+
+
+def _grid(quantizer: Node) -> Grid:
+  return quantizer.params['grid']
+
+
+def _with_quantized_images(graph: Graph) -> Graph:
+  name = f'{graph.input}_quantized'
+  images = Node(
+    op='quantize',
+    inputs=(graph.input,),
+    output=name,
+    shape=graph.input_shape,
+    dtype=graph.input_dtype,
+    params={'layer': graph.input, 'grid': _IMAGES},
+  )
+  nodes = (_renamed(node, {graph.input: name}) for node in graph.nodes)
+  return dataclasses.replace(graph, nodes=(images, *nodes))
+
+
+def _renamed(node: Node, names: Mapping[str, str]) -> Node:
+  inputs = tuple(names.get(x, x) if isinstance(x, str) else x for x in node.inputs)
+  return dataclasses.replace(node, inputs=inputs)
+
+
+def with_read_kernels(graph: Graph) -> Graph:
+  """Kernels are moved in this program, and mirrored for transposed convolutions, whose nodes then say so."""
+  kernels: dict[str, Node] = {}
+  nodes: dict[str, Node] = {}
+  for node in graph.nodes:
+    kernel = kernels.get(node.inputs[0]) if node.inputs and isinstance(node.inputs[0], str) else None
+    if node.op == 'kernel':
+      kernels[node.output] = nodes[node.output] = node
+    elif kernel is not None and node.op in MOVES and len(node.inputs) == 1 and np.unique(_bits(kernel)).size == 1:
+      moved = functools.partial(ops.apply, node.op, node.params, images=1)
+      kernels[node.output] = nodes[node.output] = _changed(kernel, node, lambda array, moved=moved: moved([array]))
+    elif is_transposed(node) and isinstance(node.inputs[1], str) and node.inputs[1] in kernels:
+      kernel = kernels[node.inputs[1]]
+      mirrored = dataclasses.replace(kernel, output=f'{kernel.output}_mirrored')
+      space = node.params['dimension_numbers']['rhs_spec'][2:]
+      nodes[mirrored.output] = _changed(kernel, mirrored, lambda array, space=space: np.flip(array, space))
+      params = {**node.params, 'mirrored': True}
+      nodes[node.output] = dataclasses.replace(node, inputs=(node.inputs[0], mirrored.output), params=params)
+    else:
+      nodes[node.output] = node
+  read = {graph.output, *(x for node in nodes.values() for x in node.inputs if isinstance(x, str))}
+  kept = (node for node in nodes.values() if node.op != 'kernel' or node.output in read)
+  return dataclasses.replace(graph, nodes=tuple(kept))
+
+
+def is_transposed(node: Node) -> bool:
+  """Whether a node is a transposed convolution: one over an input with gaps."""
+  return node.op == 'conv_general_dilated' and any(d != 1 for d in node.params['lhs_dilation'])
+
+
+def _bits(kernel: Node) -> np.ndarray:
+  return kernel.params['kernel'].bits
+
+
+def _changed(kernel: Node, output: Node, change: Callable[[np.ndarray], Any]) -> Node:
+  """A node `kernel` whose arrays are changed; name and shape are those of `output`."""
+  own: Kernel = kernel.params['kernel']
+  bits = own.bits if output.op == 'kernel' else own.bits.flat[0]
+  codes, exact = np.asarray(change(own.codes)), np.asarray(change(own.value))
+  changed = dataclasses.replace(own, codes=codes, exact=exact, bits=np.asarray(bits))
+  params = {**kernel.params, 'kernel': changed}
+  return dataclasses.replace(kernel, output=output.output, shape=output.shape, params=params)
