@@ -92,7 +92,7 @@ def _with_slopes(value, xs, factors):
 
 @_with_slopes.defjvp
 def _with_slopes_jvp(arguments, tangents):
-  (_, xs, factors), (_, dots, _) = arguments, tangents
+  factors, dots = arguments[2], tangents[1]
   change = functools.reduce(jnp.add, map(jnp.multiply, factors, dots))
   value = _with_slopes(*arguments)
   return value, jnp.broadcast_to(change, value.shape).astype(value.dtype)
