@@ -63,7 +63,7 @@ def quantized_variables(experiment: Experiment, variables: Variables, bits: Any)
   if not given.keys() >= set(clips):
     params = calibrate.kernel_ranges(params, bits, quant_configs)
   if config.quant.calibration_batches and not given.keys() >= set(clips):
-    reader = data.train_batches(dataset, batch_size=config.data.batch_size, seed=config.seed)
+    reader = data.train_batches(dataset, batch_size=config.data.batch_size, seed=config.seed, wait=preemption.waiting)
     with contextlib.closing(reader) as batches:
       images = [(jnp.asarray(next(batches)['image'], jnp.float32),) for _ in range(config.quant.calibration_batches)]
     model = experiment.float_model.clone(axis_name=None)

@@ -67,8 +67,10 @@ def load(workdir: str | os.PathLike, *, best: bool = False) -> Finished:
   with contextlib.closing(Checkpoints(workdir, name, create=False)) as checkpoints:
     step, state, _ = checkpoints.restore() or (None, None, None)
   if step is None or step != wanted:  # an older one has other answers than the result tells
-    which = f'best state, that of step {wanted}' if best else f'last state of {phase}'
-    raise ValueError(f'{workdir} has lost the {which}, or it is damaged: give another run')
+    which = f'best state, that of step {wanted},' if best else f'last state of {phase}'
+    raise ValueError(
+      f'the {which} cannot be read from {workdir}: it is damaged or gone, or the phase had no steps; give another one'
+    )
   chosen = policy.load(workdir / 'policy.json', experiment.layers) if (workdir / 'policy.json').exists() else None
   variables = {name: state[name] for name in begin.shapes(experiment, phase)}
   return Finished(experiment=experiment, variables=variables, policy=chosen, result=result)

@@ -56,8 +56,7 @@ def watched() -> Iterator[None]:
   try:
     yield
   finally:
-    if signal.SIGALRM in before:
-      signal.setitimer(signal.ITIMER_REAL, 0)
+    _be_patient()
     for number, handler in before.items():
       signal.signal(number, handler)
     _asked = None
@@ -80,8 +79,14 @@ def _lose_patience(number: int, frame: FrameType | None) -> None:
   """Ends the wait for input of a run that was asked to stop some time ago."""
   del number, frame
   if _waiting:
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    _be_patient()
     raise Preempted(_text(), stuck=True)
+
+
+def _be_patient() -> None:
+  """Asks for no more signals: what is left to do is to save."""
+  if signal.getsignal(getattr(signal, 'SIGALRM', signal.SIGTERM)) is _lose_patience:
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextlib.contextmanager
@@ -115,6 +120,7 @@ def asked() -> bool:
 def check() -> None:
   """Raises `Preempted` if the run should stop now; for each of several hosts to call equally often."""
   if asked():
+    _be_patient()
     raise Preempted(_text())
 
 

@@ -169,6 +169,9 @@ def test_what_an_attempt_leaves_that_is_not_gone_on_with_is_made_anew(finished, 
   scalars = [(name, step) for name, step, _ in events.read(workdir / 'tensorboard')]
   assert len(scalars) == len(set(scalars))
   assert {step for name, step in scalars if name == 'finetune/loss'} == {3, 6, 9, 12, 15, 18}
+  (workdir / 'checkpoints' / 'best' / str(result['best']['step'])).rename(folder / 'elsewhere')
+  with pytest.raises(ValueError, match=rf'the best state, that of step {result["best"]["step"]}, cannot be read from'):
+    finished_run.load(workdir, best=True)
 
 
 def test_a_given_policy_is_finetuned_without_a_search(finished):
