@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fracbits_jax.derivatives import with_slopes
-
 MAX_BITS = 16
 
 _ALL_CHOICES = tuple(range(MAX_BITS + 1))
@@ -50,9 +48,7 @@ def neighbours(bits: jax.Array, choices: tuple[int, ...]) -> tuple[jax.Array, ja
     largest allowed value is its own `high`, so the derivative with respect to the bits exists on the closed range.
     Bits outside the range are clipped to it. With a single choice, low = high and the fraction is 0.
   """
-  bits = jnp.asarray(bits, jnp.float32)
-  # Not `clip`, whose derivative is 1/2 at the ends.
-  bits = jnp.where(bits < choices[0], choices[0], jnp.where(bits > choices[-1], choices[-1], bits))
+  bits = jnp.clip(jnp.asarray(bits, jnp.float32), choices[0], choices[-1])
   if len(choices) == 1:
     return bits, bits, jnp.zeros_like(bits)
   if consecutive(choices):
@@ -140,5 +136,4 @@ def mixture(fraction: jax.Array, noise: jax.Array | None) -> tuple[jax.Array, ja
     return fraction, slope
   threshold = jax.nn.sigmoid(-noise)
   # What is neither above nor below is not a number, and stays that.
-  drawn = jnp.where(fraction > threshold, 1, jnp.where(fraction <= threshold, 0, fraction))
-  return with_slopes(drawn, (fraction, slope)), slope
+  return jnp.where(fraction > threshold, 1, jnp.where(fraction <= threshold, 0, fraction)), slope

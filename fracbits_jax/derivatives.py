@@ -41,26 +41,27 @@ def with_backward(
     def rule(*call: Any) -> tuple[jax.Array, jax.Array]:
       *settings, arguments, tangents = call
       y = own(*arguments, *settings)
-      return y, _derivative(y, settings, arguments, tangents)
+      return y, derivative(y, settings, arguments, tangents)
 
-    def _derivative(y, settings, arguments, tangents):
+    def derivative(y, settings, arguments, tangents):
       moving = [i for i, t in enumerate(tangents) if not (t is None or isinstance(t, SymbolicZero))]
       given = [i for i, x in enumerate(arguments) if x is not None]
       spread = lambda values, where: [dict(zip(where, values, strict=True)).get(i) for i in range(len(arguments))]
+      types, aval = [jax.typeof(arguments[i]) for i in moving], jax.typeof(y)
 
       def pull(leaves, g):
         cotangents = backward(*settings, spread(leaves, given), g)
-        nothing = lambda i: varying.full(jax.typeof(arguments[i]), 0)
-        return [nothing(i) if cotangents[i] is None else cotangents[i] for i in moving]
+        return [
+          varying.full(t, 0) if cotangents[i] is None else cotangents[i] for i, t in zip(moving, types, strict=True)
+        ]
 
-      def push(leaves, tangents):
+      def push(leaves, dots):
         if forward is not None:
-          return forward(*settings, spread(leaves, given), spread(tangents, moving))
-        return jax.vjp(functools.partial(pull, leaves), varying.full(aval, 0))[1](tangents)[0]
+          return forward(*settings, spread(leaves, given), spread(dots, moving))
+        return jax.vjp(functools.partial(pull, leaves), varying.full(aval, 0))[1](dots)[0]
 
-      aval = jax.typeof(y)
-      leaves = [arguments[i] for i in given]
-      return _bind(leaves, [tangents[i] for i in moving], push=push, pull=pull, aval=aval)
+      leaves, dots = ([values[i] for i in where] for values, where in ((arguments, given), (tangents, moving)))
+      return _bind(leaves, dots, push=push, pull=pull, aval=aval)
 
     @functools.wraps(function)
     def varying_alike(*call: Any) -> jax.Array:
