@@ -30,7 +30,8 @@ def pooled(node: Node, x: Value, shape: Sequence[int], ends: Interval) -> Value 
     x = positive(rescale.aligned(x, axes, ends))
     x, offset = changed(x, integers=add(x.integers)), x.offset
   else:
-    x = rescale.summed(x, axes, count, ends, add)
+    padded = any(any(pad) for pad in node.params.get('padding', ()))
+    x = rescale.summed(x, axes, count, ends, add, padded=padded)
     offset = _pooled_offset(node, x.offset, shape)
   fields = {name: getattr(x, name) for name in ('least', 'most', 'scale', 'low', 'high', 'error')} | {'offset': offset}
   if not node.op.startswith('reduce_window'):

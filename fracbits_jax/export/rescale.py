@@ -109,11 +109,10 @@ def codes(x: Value, grid: Grid, layer: str, tolerance: float = TOLERANCE) -> jax
   error, (low, high) = x.error + rescaled.error * step, x.interval()
   error = np.where(code(low - error) == code(high + error), 0.0, error / step)
   if (error > tolerance).any():
-    largest = np.max(np.where(error > tolerance, x.largest(), 0.0))
     raise ValueError(
       f'the inputs of {layer} are known to {error.max():.2g} of a step of their {grid.bits} bits, and {tolerance:.2g} '
-      f'is needed, since numbers up to {largest:.3g} take 28 bits before it: look for a batch norm with a '
-      'variance near 0, or give the layer a larger clip'
+      f'is needed: numbers of 28 bits that are added before it can be too large beside its clip of {grid.alpha:.3g}; '
+      'look for a batch norm with a variance near 0, or give the layer a larger clip'
     )
   least, most = code(x.low), code(x.high)
   if by_sign:
@@ -170,7 +169,9 @@ def added(first: Value, second: Value, ends: Sequence[Interval]) -> Value:
   return value(scale=first.scale, **sums)
 
 
-def summed(x: Value, axes: Sequence[int], count: int, ends: Interval, add: Callable[[jax.Array], jax.Array]) -> Value:
+def summed(
+  x: Value, axes: Sequence[int], count: int, ends: Interval, add: Callable[[jax.Array], jax.Array], *, padded: bool
+) -> Value:
   """The sums of `count` numbers along the axes, but for their offsets, with the axes that `add` leaves.
 
   Integers are added in 64 bits, and the sum is rounded, half to even, to as many digits as fit into 32.
@@ -181,14 +182,17 @@ def summed(x: Value, axes: Sequence[int], count: int, ends: Interval, add: Calla
     count: how many numbers.
     ends: where each may stop.
     add: the sum of an array of integers.
+    padded: whether it can be one of fewer numbers.
   """
   scales_differ = x.scale.size > 1 and any(x.scale.shape[axis] > 1 for axis in axes)
   if x.limited or scales_differ:
     x = narrowed(x, *ends)
     x = fixed(x, digits(shared(x.largest(), axes)))
-  least = np.minimum(shared(x.least, axes, np.min) * count, 0)  # 0 where there is nothing but padding
-  most, error = np.maximum(shared(x.most, axes) * count, 0), shared(x.error, axes) * count
-  shift = np.maximum(np.frexp(np.maximum(-least, most))[1] - 31, 0).max()
+  least, most = shared(x.least, axes, np.min) * count, shared(x.most, axes) * count
+  error = shared(x.error, axes) * count
+  if padded:
+    least, most = np.minimum(least, 0), np.maximum(most, 0)
+  shift = np.maximum(np.frexp(np.maximum(np.abs(least), np.abs(most)))[1] - 31, 0).max()
   integers = _shifted(add(x.integers.astype(jnp.int64)), shift).astype(jnp.int32)
   error = error + np.abs(x.scale) * (2.0 ** (shift - 1) if shift else 0.0)
   least, most = np.floor(np.ldexp(least, -shift)), np.ceil(np.ldexp(most, -shift))
