@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from flax import traverse_util
-from ml_collections import ConfigDict
 
 import fracbits_jax
-from fracbits_jax import hosts
+from fracbits_jax import extras, hosts
 from fracbits_jax.data import Dataset
+
+with extras.needed():
+  from ml_collections import ConfigDict
 
 # What a host may have of its own: where the data lie, and how many processes read them.
 _OF_A_HOST = ('data.data_dir', 'data.workers')

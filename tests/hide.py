@@ -61,6 +61,7 @@ def arguments(folder):
   out, workdir = f'--out={folder / "out"}', f'--workdir={folder / "run"}'
   return {
     'main.py': [[f'--workdir={folder / "new"}'], ['--config=none']],
+    'fracbits_jax.check_images': [[str(folder)]],
     'fracbits_jax.cost': [['--model=resnet8', '--bits=3', '--image_size=8']],
     'fracbits_jax.export': [[workdir, out, f'--format={name}'] for name in ('packed', 'onnx', 'qonnx', 'stablehlo')],
     'fracbits_jax.prepare': [['--dataset=digits']],
