@@ -151,7 +151,7 @@ def _slice(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
 def _pad(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
   if max(x.shape[1:3]) > 9:
     return x
-  mode = str(rng.choice(['constant', 'edge', 'wrap', 'symmetric']))
+  mode = str(rng.choice(['constant', 'wrap', 'symmetric']))
   return jnp.pad(x, ((0, 0), (1, 1), (0, 1), (0, 0)), mode=mode)
 
 
@@ -182,6 +182,7 @@ OPERATIONS: dict[str, Callable[[Network, np.random.Generator, jax.Array], jax.Ar
   'batch norm': _norm,
   'branches': _branches,
   'circular': _padded_conv('CIRCULAR'),
+  'channels twice': _function(lambda x: jnp.concatenate([x, x], axis=-1) if x.shape[-1] < 8 else x),
   'clip': _function(lambda x: jnp.clip(x, -0.5, 1.5)),
   'convolution': _conv,
   'dense': _dense,
@@ -202,6 +203,7 @@ OPERATIONS: dict[str, Callable[[Network, np.random.Generator, jax.Array], jax.Ar
   'residual': _residual,
   'slice': _slice,
   'split': _split,
+  'square': _function(lambda x: x * x / (1 + jnp.square(x))),
   'squeeze and excite': _squeeze_and_excite,
   'transpose': _transpose,
   'transposed': _transposed,
@@ -236,10 +238,8 @@ def of_operations(
   x = x.astype(np.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), x)
   variables = jax.tree_util.tree_map_with_path(lambda path, leaf: _value(rng, path, leaf.shape, widths), shapes)
-  settings = {'name': f'seed {seed}', 'input_range': (0, 255) if images else None}
-  source = source_of(model, variables, x, **settings)
-  variables = _with_clips(variables, _clips(source, rng, x))
-  return source_of(model, variables, x, **settings), x
+  source = source_of(model, variables, x, name=f'seed {seed}', input_range=(0, 255) if images else None)
+  return _with_clips(source, rng, x), x
 
 
 def _value(rng: np.random.Generator, path: Any, shape: tuple[int, ...], widths: tuple[int, ...]) -> np.ndarray:
@@ -255,24 +255,24 @@ def _value(rng: np.random.Generator, path: Any, shape: tuple[int, ...], widths: 
   return value.astype(np.float32)
 
 
-def _clips(source: Source, rng: np.random.Generator, x: np.ndarray) -> dict[str, np.float32]:
-  """A clip for the inputs of each layer, near the size of what it sees."""
-  values, clips = {source.graph.input: jnp.asarray(x)}, {}
+def _with_clips(source: Source, rng: np.random.Generator, x: np.ndarray) -> Source:
+  """A source with a clip for the inputs of each layer near the size of what it sees."""
+  values, clips, nodes = {source.graph.input: jnp.asarray(x)}, {}, []
   read = lambda value: values[value] if isinstance(value, str) else jnp.asarray(value)
   for node in source.graph.nodes:
     if node.op == 'quantize':
-      seen, params = np.asarray(read(node.inputs[0])), dict(node.params)
-      alpha = np.float32(np.abs(seen).max() * rng.uniform(0.4, 1.1) or 1.0)
-      clips[params['layer']] = alpha
-      params['grid'] = dataclasses.replace(params['grid'], alpha=float(alpha))
-      node = dataclasses.replace(node, params=params)
+      layer, grid = node.params['layer'], node.params['grid']
+      alpha = np.float32(np.abs(read(node.inputs[0])).max() * rng.uniform(0.4, 1.1) or 1.0)
+      clips[layer] = alpha
+      grid = dataclasses.replace(grid, alpha=float(alpha))
+      node = dataclasses.replace(node, params={**node.params, 'grid': grid})
+    nodes.append(node)
     values[node.output] = ops.apply(node.op, node.params, [read(v) for v in node.inputs], len(x))
-  return clips
 
-
-def _with_clips(variables: Any, clips: dict[str, np.float32]) -> Any:
   def replaced(path: Any, leaf: np.ndarray) -> np.ndarray:
-    *layer, name = (key.key for key in path[1:])
-    return clips.get('/'.join(layer), leaf) if path[0].key == 'params' and name == 'alpha' else leaf
+    collection, *layer, name = (key.key for key in path)
+    return clips.get('/'.join(layer), leaf) if (collection, name) == ('params', 'alpha') else leaf
 
-  return jax.tree_util.tree_map_with_path(replaced, variables)
+  variables = jax.tree_util.tree_map_with_path(replaced, source.variables)
+  graph = dataclasses.replace(source.graph, nodes=tuple(nodes))
+  return dataclasses.replace(source, graph=graph, variables=variables)

@@ -90,6 +90,7 @@ class Builder:
     graph = source.graph
     self.input = Tensor(graph.input, graph.input_shape, graph.input_dtype, _input_order(graph))
     self.values: dict[str, Tensor | np.ndarray] = {graph.input: self.input}
+    self._values = {graph.input: self.input}
 
   def value(self, x: Any) -> Tensor | np.ndarray:
     """What an input of a graph's node is here."""
@@ -124,13 +125,21 @@ class Builder:
       **attributes: of the node.
     """
     self._domains.add(domain)
+    inputs = [self._once(name, inputs[:i]) for i, name in enumerate(inputs)]
     output = dataclasses.replace(like, name=f'{op}_{len(self._nodes)}')
     self._makers[output.name], self._types[output.name] = op, DTYPES[output.dtype]
+    self._values[output.name] = output
     if op == 'DequantizeLinear':
       self._integers[output.name] = self._types[inputs[0]]
     self._nodes.append(helper.make_node(op, list(inputs), [output.name], name=output.name, domain=domain, **attributes))
     self._infos.append(self._info(output))
     return output
+
+  def _once(self, name: str, before: Sequence[str]) -> str:
+    """A value's name as an input behind others; a copy where it is one of those, for qonnx renames only the first."""
+    if name not in before or name not in self._values:
+      return name
+    return self.add('Identity', [name], self._values[name]).name
 
   def maker(self, name: str) -> str | None:
     """The operator that makes a value; `None` for the input and for constants."""

@@ -7,7 +7,7 @@ network computes from the codes before it, and the answers with what it computes
 
 import dataclasses
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 
 from fracbits_jax.export import ops
 from fracbits_jax.export.graph import Graph, Node, evaluate
-from fracbits_jax.export.onnx_build import Tensor
+from fracbits_jax.export.onnx_build import Builder, Tensor
 
 EXAMPLES = 2
 # A session option of onnxruntime. Without it, its products of uint8 and int8 saturate at 16 bits on x86 processors that
@@ -31,7 +31,7 @@ class Written:
 
   Attributes:
     content: the file.
-    with_codes: the same file with the inputs of all layers among its outputs.
+    with_codes: gives the same file with the inputs of all layers among its outputs.
     order: the axes of its input, as the network counts them.
     places: each of these outputs by the name that it has in `graph`.
     graph: what the file was written from, quantizers in the same places.
@@ -39,11 +39,25 @@ class Written:
   """
 
   content: bytes
-  with_codes: bytes
+  with_codes: Callable[[], bytes]
   order: tuple[int, ...]
   places: Mapping[str, Tensor]
   graph: Graph
   opset: int
+
+
+def written(b: Builder, graph: Graph) -> Written:
+  """What a builder holds, all of a graph's nodes added."""
+  quantizers = (node for node in graph.nodes if node.op == 'quantize' and node.params['grid'].bits)
+  places = {node.output: b.values[node.output] for node in quantizers}
+  return Written(
+    content=b.serialized(),
+    with_codes=lambda: b.serialized(places.values()),
+    order=b.input.order,
+    places=places,
+    graph=graph,
+    opset=b.opset,
+  )
 
 
 def is_possible() -> bool:
@@ -62,47 +76,67 @@ def inputs_like(graph: Graph, input_range: tuple[int, int] | None, examples: int
   return rng.standard_normal(shape).astype(dtype)
 
 
-def differences(network: Graph, written: Written, inputs: np.ndarray, **options: Any) -> str | None:
+def differences(network: Graph, written: Written, inputs: np.ndarray) -> str | None:
   """What is wrong with a file, in a few words; `None` where it gives the network's answers.
 
   Args:
     network: the network.
     written: the file.
     inputs: `[N, ...]`, as the network takes them.
-    **options: fields of `onnxruntime.SessionOptions` that are not at their defaults.
   """
   expected = np.asarray(evaluate(network, inputs)[0])
   try:
-    (found,) = run(written.content, written.order, inputs, **options)
-    if _close(found, expected):
+    (found,) = run(written.content, written.order, inputs)
+    if close(found, expected):
       return None
-    found, *values = run(written.with_codes, written.order, inputs, **options)
+    found, *values = run(written.with_codes(), written.order, inputs)
   except Exception as error:  # onnxruntime's own classes, which derive from nothing else
     return f'does not load it: {_first_line(error)}'
-  given = {
-    name: np.transpose(value, np.argsort(place.order))
-    for (name, place), value in zip(written.places.items(), values, strict=True)
-  }
+  return differences_of_codes(written, inputs, found, dict(zip(written.places, values, strict=True)))
+
+
+def differences_of_codes(
+  written: Written, inputs: np.ndarray, found: np.ndarray, values: Mapping[str, np.ndarray]
+) -> str | None:
+  """What is wrong with a file's answers to inputs, given the `values` of its `places`; `None` where they are right."""
+  given = {name: np.transpose(value, np.argsort(written.places[name].order)) for name, value in values.items()}
   expected, wrong = _from_codes(written.graph, inputs, given)
   if wrong is not None:
     return f'computes other inputs for {wrong}'
-  return None if _close(found, expected, 10 * _OF_LOGITS) else 'computes other answers from the same codes'
+  return None if close(found, expected, 10 * _OF_LOGITS) else 'computes other answers from the same codes'
 
 
-def run(content: bytes, order: Sequence[int], inputs: np.ndarray, **options: Any) -> list[np.ndarray]:
-  """What onnxruntime gives for a file, at its defaults but for `EXACT_ON_X64` and `options`."""
+def run(
+  content: bytes,
+  order: Sequence[int],
+  inputs: np.ndarray,
+  *,
+  entries: Sequence[tuple[str, str]] = (EXACT_ON_X64,),
+  **options: Any,
+) -> list[np.ndarray]:
+  """What onnxruntime gives for a file, on the CPU.
+
+  Args:
+    content: the file.
+    order: the axes of its input, as the network counts them.
+    inputs: `[N, ...]`, as the network takes them.
+    entries: names and values of session options; the others have their defaults.
+    **options: fields of `onnxruntime.SessionOptions` that do not have theirs.
+  """
   import onnxruntime
 
   settings = onnxruntime.SessionOptions()
-  settings.add_session_config_entry(*EXACT_ON_X64)
   settings.log_severity_level = 4  # what fails is raised as well
+  for entry in entries:
+    settings.add_session_config_entry(*entry)
   for name, value in options.items():
     setattr(settings, name, value)
   session = onnxruntime.InferenceSession(content, settings, providers=['CPUExecutionProvider'])
   return session.run(None, {session.get_inputs()[0].name: np.transpose(inputs, order)})
 
 
-def _close(found: np.ndarray, expected: np.ndarray, tolerance: float = _OF_LOGITS) -> bool:
+def close(found: np.ndarray, expected: np.ndarray, tolerance: float = _OF_LOGITS) -> bool:
+  """Whether answers are the same within rounding."""
   finite = expected[np.isfinite(expected)]
   return np.allclose(found, expected, rtol=0, atol=tolerance * np.abs(finite).max(initial=1e-6), equal_nan=True)
 

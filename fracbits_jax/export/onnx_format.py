@@ -48,18 +48,18 @@ def write(source: Source, path: str | os.PathLike, *, check: bool = True) -> str
       onnxruntime does not load or that gives other answers there than the network; nothing is written then.
   """
   widths = _check_widths(source.graph)
-  written = built(source)
+  file = built(source)
   check = check and onnx_check.is_possible()
   if check:
     inputs = onnx_check.inputs_like(source.graph, source.input_range)
-    wrong = onnx_check.differences(source.graph, written, inputs)
+    wrong = onnx_check.differences(source.graph, file, inputs)
     if wrong is not None:
       raise ValueError(f'{path} is not written, for onnxruntime {wrong}: export with --format packed or stablehlo')
-  write_whole(path, written.content)
-  size, reported = len(written.content), round(source.size_mb * 1e6)
+  write_whole(path, file.content)
+  size, reported = len(file.content), round(source.size_mb * 1e6)
   said = (
     f'{path}: {size:,} bytes, of which {reported:,} are kernels and biases, as reported; '
-    f'opset {written.opset}, kernels and inputs of {", ".join(map(str, sorted(widths)))} bits; '
+    f'opset {file.opset}, kernels and inputs of {", ".join(map(str, sorted(widths)))} bits; '
     + ('checked with onnxruntime' if check else 'not checked with onnxruntime')
   )
   if 8 in widths:
@@ -72,16 +72,7 @@ def built(source: Source) -> onnx_check.Written:
   b = Builder(source, opset=25 if 2 in _check_widths(source.graph) else 21, batch_size=None)
   late = onnx_graph.with_late_quantizers(fold_affine(source.graph), images=source.input_range == (0, 255))
   onnx_ops.convert(b, onnx_graph.with_read_kernels(late), Quantizers())
-  quantized = (node for node in late.nodes if node.op == 'quantize' and node.params['grid'].bits)
-  places = {node.output: b.values[node.output] for node in quantized}
-  return onnx_check.Written(
-    content=b.serialized(),
-    with_codes=b.serialized(places.values()),
-    order=b.input.order,
-    places=places,
-    graph=late,
-    opset=b.opset,
-  )
+  return onnx_check.written(b, late)
 
 
 def _check_widths(graph: Graph) -> set[int]:

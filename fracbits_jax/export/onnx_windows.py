@@ -36,7 +36,7 @@ def conv(b: Builder, node: Node) -> Tensor:
 
 
 def kernel_order(node: Node) -> tuple[int, ...]:
-  """The order of axes in which ONNX has a convolution's kernel: a transposed one has the channels of its inputs first."""
+  """The order of axes in which ONNX has a convolution's kernel: transposed ones have those of its inputs first."""
   out_channels, in_channels, *space = node.params['dimension_numbers']['rhs_spec']
   return (in_channels, out_channels, *space) if is_transposed(node) else (out_channels, in_channels, *space)
 

@@ -8,7 +8,6 @@ Source: A. Pappalardo et al., QONNX: Representing Arbitrary-Precision Quantized 
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +17,9 @@ from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.graph import Node
 from fracbits_jax.export.grid import Grid, Kernel
 from fracbits_jax.export.onnx_build import Builder, Tensor
+from fracbits_jax.export.onnx_check import Written, written
 from fracbits_jax.export.source import Source
+from fracbits_jax.files import write_whole
 
 DOMAIN = 'qonnx.custom_op.general'
 _OPSET = 13
@@ -35,15 +36,23 @@ def write(source: Source, path: str | os.PathLike, *, batch_size: int = 1) -> st
   Raises:
     ValueError: an operation that has no counterpart in ONNX.
   """
+  file = built(source, batch_size)
+  write_whole(path, file.content)
+  nodes = sum(node.op in ('quantize', 'kernel') for node in file.graph.nodes)
+  return (
+    f'{path}: {len(file.content):,} bytes, {nodes} quantized tensors, weights in float32 before their nodes, '
+    'as QONNX has it'
+  )
+
+
+def built(source: Source, batch_size: int) -> Written:
+  """The file of a network before it is written; `ValueError` as of `write`."""
   graph = fold_affine(source.graph)
   b = Builder(source, opset=_OPSET, batch_size=batch_size)
   if source.input_range == (0, 255):
     b.values[graph.input] = _quant(b, b.input, bits=8, scale=1.0, zero=0.0, signed=False)
   onnx_ops.convert(b, graph, Quantizers())
-  b.finish(path)
-  nodes = sum(node.op in ('quantize', 'kernel') for node in graph.nodes)
-  size = pathlib.Path(path).stat().st_size
-  return f'{path}: {size:,} bytes, {nodes} quantized tensors, weights in float32 before their nodes, as QONNX has it'
+  return written(b, graph)
 
 
 class Quantizers:
