@@ -46,14 +46,12 @@ def with_backward(
     def derivative(y, settings, arguments, tangents):
       moving = [i for i, t in enumerate(tangents) if not (t is None or isinstance(t, SymbolicZero))]
       given = [i for i, x in enumerate(arguments) if x is not None]
-      spread = lambda values, where: [dict(zip(where, values, strict=True)).get(i) for i in range(len(arguments))]
       types, aval = [jax.typeof(arguments[i]) for i in moving], jax.typeof(y)
+      spread = functools.partial(_spread, count=len(arguments))
 
       def pull(leaves, g):
         cotangents = backward(*settings, spread(leaves, given), g)
-        return [
-          varying.full(t, 0) if cotangents[i] is None else cotangents[i] for i, t in zip(moving, types, strict=True)
-        ]
+        return [_or_zeros(cotangents[i], kind) for i, kind in zip(moving, types, strict=True)]
 
       def push(leaves, dots):
         if forward is not None:
@@ -97,6 +95,16 @@ def _with_slopes_jvp(arguments, tangents):
   change = functools.reduce(jnp.add, map(jnp.multiply, factors, dots))
   value = _with_slopes(*arguments)
   return value, jnp.broadcast_to(change, value.shape).astype(value.dtype)
+
+
+def _spread(values, where, count):
+  """The values at their places in a list, `None` at all others."""
+  found = dict(zip(where, values, strict=True))
+  return [found.get(i) for i in range(count)]
+
+
+def _or_zeros(cotangent, kind):
+  return varying.full(kind, 0) if cotangent is None else cotangent
 
 
 def _bind(arguments, tangents, **how):
