@@ -181,11 +181,12 @@ def main() -> int:
   warnings.simplefilter('error')
   memory = pathlib.Path('/dev/shm')
   with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-    rows = [feed(name, args.inputs, args.seed, pathlib.Path(folder) / 'file') for name in args.readers]
-  print('| reader | files | accepted | refused | other | seconds | slowest, ms | most memory, MB |')
-  print('|---|---|---|---|---|---|---|---|')
-  for row in rows:
-    print(f'| {" | ".join(row)} |')
+    print('| reader | files | accepted | refused | other | seconds | slowest, ms | most memory, MB |')
+    print('|---|---|---|---|---|---|---|---|', flush=True)
+    rows = []
+    for name in args.readers:
+      rows.append(feed(name, args.inputs, args.seed, pathlib.Path(folder) / 'file'))
+      print(f'| {" | ".join(rows[-1])} |', flush=True)
   print(f'The process took {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB at most.', file=sys.stderr)
   return int(any(row[4] != '0' for row in rows))
 

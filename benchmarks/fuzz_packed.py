@@ -21,7 +21,7 @@ import numpy as np
 from flax import linen as nn
 
 from benchmarks import fuzz_hostile, fuzz_text
-from fracbits_jax.export import packed, packed_header, shapes
+from fracbits_jax.export import packed, packed_header, shape_values, shapes
 from fracbits_jax.export.source import source_of
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
 
@@ -155,20 +155,22 @@ def _other(rng: random.Random, value: Any) -> Any:
 
 
 def _fitting(rng: random.Random, header: Any, body: bytes) -> bytes:
-  """A body as long as the arrays of a header need, if that is not too long."""
-  try:
-    length = sum(_length(*spec) for spec in header['arrays'])
-  except (TypeError, ValueError, KeyError, OverflowError):
+  """A body as long as the arrays of a header need, if they are possible and it is not too long."""
+  lengths = [_length(spec) for spec in header['arrays']] if isinstance(header.get('arrays'), list) else [None]
+  if None in lengths or sum(lengths) > 10**6:
     return body
-  if type(length) is not int:
-    return body
-  content = body[: max(0, length)]
-  return content + (rng.randbytes(length - len(content)) if len(content) < length < 10**6 else b'')
+  return body[: sum(lengths)] + rng.randbytes(max(0, sum(lengths) - len(body)))
 
 
-def _length(kind: str, shape: list[int], bits: Any = 0, alpha: Any = 0) -> int:
-  del alpha
-  if kind in ('original', 'modified', 'lsq'):
-    widths = sum(bits) if isinstance(bits, list) else bits * shape[-1]
-    return -(-math.prod(shape[:-1]) * widths // 8)
-  return math.prod(shape) * np.dtype(kind).itemsize
+def _length(spec: Any) -> int | None:
+  """The bytes that an array needs; `None` if it is no array."""
+  integers = lambda values: isinstance(values, list) and all(type(x) is int and x >= 0 for x in values)
+  if not isinstance(spec, list) or len(spec) < 2 or not isinstance(spec[0], str) or not integers(spec[1]):
+    return None
+  if spec[0] in shape_values.DTYPES:
+    return math.prod(spec[1]) * np.dtype(spec[0]).itemsize
+  bits = spec[2] if len(spec) > 2 else None
+  if not spec[1] or not (integers(bits) or integers([bits])):
+    return None
+  widths = sum(bits) if isinstance(bits, list) else bits * spec[1][-1]
+  return -(-math.prod(spec[1][:-1]) * widths // 8)
