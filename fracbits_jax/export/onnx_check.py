@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from fracbits_jax import extras
 from fracbits_jax.export import ops
 from fracbits_jax.export.graph import Graph, Node, evaluate
 from fracbits_jax.export.onnx_build import Builder, Tensor
@@ -123,7 +124,8 @@ def run(
     entries: names and values of session options; the others have their defaults.
     **options: fields of `onnxruntime.SessionOptions` that do not have theirs.
   """
-  import onnxruntime
+  with extras.needed():
+    import onnxruntime
 
   settings = onnxruntime.SessionOptions()
   settings.log_severity_level = 4  # what fails is raised as well
