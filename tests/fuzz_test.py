@@ -31,8 +31,8 @@ def test_any_broken_file_is_read_or_refused_in_one_clean_line(name, tmp_path):
     assert verdicts[-1] in ('accepted', 'refused'), content[:2000]
 
   check()
-  # Else nothing but noise was fed; a packed file is told by its checksum whatever is done to it.
-  assert set(verdicts) == ({'refused'} if name == 'packed' else {'accepted', 'refused'})
+  # Else nothing but noise was fed; of packed files the checksum tells all that are not as they were.
+  assert {'refused'} | ({'accepted'} if name != 'packed' else set()) <= set(verdicts)
 
 
 @pytest.mark.parametrize('name', fuzz.NAMES)
