@@ -39,9 +39,9 @@ class Network(nn.Module):
     return self.layer(rng, QuantDense, features=3)(x)
 
   def layer(self, rng: np.random.Generator, kind: type[nn.Module], **fields: Any) -> nn.Module:
-    """A quantized layer; its inputs have one side or two."""
-    quant = dataclasses.replace(self.quant, signed_input=bool(rng.random() < 0.4))
-    return quantized_class(kind)(quant=quant, use_bias=bool(rng.random() < 0.5), **fields)
+    """A quantized layer; its inputs have one side or two, and it has a bias or none, where `fields` leave that open."""
+    quant = dataclasses.replace(self.quant, signed_input=fields.pop('signed', bool(rng.random() < 0.4)))
+    return quantized_class(kind)(quant=quant, **{'use_bias': bool(rng.random() < 0.5), **fields})
 
 
 def _conv(net: Network, rng: np.random.Generator, x: jax.Array, **fields: Any) -> jax.Array:
@@ -50,6 +50,14 @@ def _conv(net: Network, rng: np.random.Generator, x: jax.Array, **fields: Any) -
   if min(x.shape[1:3]) < 3:
     settings['padding'] = 'SAME'
   return net.layer(rng, QuantConv, **settings)(x)
+
+
+def _chained(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  """Layers with nothing but a ReLU between them, as runtimes fuse them."""
+  fields = {'kernel_size': (1, 1), 'use_bias': False, 'signed': bool(rng.random() < 0.5)}
+  for _ in range(3):
+    x = nn.relu(_conv(net, rng, x, **fields))
+  return net.layer(rng, QuantDense, features=CHANNELS, use_bias=False, signed=not fields['signed'])(x)
 
 
 def _padded_conv(padding: str) -> Callable:
@@ -182,6 +190,7 @@ OPERATIONS: dict[str, Callable[[Network, np.random.Generator, jax.Array], jax.Ar
   'batch norm': _norm,
   'branches': _branches,
   'circular': _padded_conv('CIRCULAR'),
+  'chained': _chained,
   'channels twice': _function(lambda x: jnp.concatenate([x, x], axis=-1) if x.shape[-1] < 8 else x),
   'clip': _function(lambda x: jnp.clip(x, -0.5, 1.5)),
   'convolution': _conv,

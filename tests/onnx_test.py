@@ -17,7 +17,8 @@ from onnx import numpy_helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 
-from fracbits_jax.export import graph, onnx_format, onnx_ops, qonnx_format
+from benchmarks import random_networks
+from fracbits_jax.export import graph, onnx_check, onnx_format, onnx_ops, qonnx_format
 from fracbits_jax.export.onnx_build import Builder
 from fracbits_jax.export.source import source_of
 from fracbits_jax.layers import QuantConfig, QuantDense, quantized_class
@@ -117,7 +118,7 @@ def test_weights_take_their_bits_in_the_file(tmp_path):
 def test_convolutions_are_not_transposed(tmp_path):
   for name in ('mobilenet_v2', 'resnet8'):
     source = export_nets.shipped(name, width=0.25, small_images=True)
-    for module, kwargs in ((onnx_format, {}), (qonnx_format, {'batch_size': 1})):
+    for module, kwargs in ((onnx_format, {'check': False}), (qonnx_format, {'batch_size': 1})):
       module.write(source, tmp_path / 'net.onnx', **kwargs)
       found = onnx.load(tmp_path / 'net.onnx').graph
       ops = [node.op_type for node in found.node]
@@ -227,6 +228,44 @@ def test_other_widths_are_refused(tmp_path):
   with pytest.raises(ValueError, match=r'have [13567] bits, and ONNX has types of 2, 4 and 8: search with choices'):
     onnx_format.write(export_nets.source('original', 'kernel'), tmp_path / 'net.onnx')
   assert not list(tmp_path.iterdir())
+
+
+def behind_a_pool():
+  """A network that onnxruntime loads only where something keeps it from moving quantizers of 2 bits over a pool."""
+  return random_networks.of_operations(('max pool', 'dense'), 0, widths=(2,), scheme='lsq', granularity='layer')[0]
+
+
+def test_a_file_that_onnxruntime_does_not_load_is_not_written(monkeypatch, tmp_path):
+  monkeypatch.setattr(Builder, 'apart', lambda self, x: x)
+  with pytest.raises(ValueError, match=r'net.onnx is not written, for onnxruntime does not load it: .* export with'):
+    onnx_format.write(behind_a_pool(), tmp_path / 'net.onnx')
+  assert not list(tmp_path.iterdir())
+  assert 'not checked' in onnx_format.write(behind_a_pool(), tmp_path / 'net.onnx', check=False)
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    (lambda codes: 1.1 * codes, 'computes other inputs for QuantDense_'),
+    (lambda codes: np.roll(codes, 1, -1), 'computes other inputs for QuantDense_'),
+    (lambda codes: codes, 'computes other answers from the same codes'),
+  ],
+)
+def test_a_file_that_gives_other_answers_is_not_written(change, words, monkeypatch, tmp_path):
+  def answers(content, *rest, **options):
+    found, *values = run(content, *rest, **options)
+    return [found + 1, *map(change, values)]
+
+  run = onnx_check.run
+  monkeypatch.setattr(onnx_check, 'run', answers)
+  with pytest.raises(ValueError, match=f'for onnxruntime {words}'):
+    onnx_format.write(behind_a_pool(), tmp_path / 'net.onnx')
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_vision_transformer_of_2_bits_loads(tmp_path):
+  source = with_bits(export_nets.shipped('vit_mini', small_images=True, depth=1), lambda b: np.full_like(b, 2))
+  assert '; checked with onnxruntime' in onnx_format.write(source, tmp_path / 'net.onnx')
 
 
 def test_a_wrong_code_is_noticed(tmp_path):

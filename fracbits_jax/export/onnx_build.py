@@ -200,13 +200,15 @@ class Builder:
     output = dataclasses.replace(found, name='output')
     nodes = [*self._nodes, helper.make_node('Identity', [found.name], [output.name], name=output.name)]
     used = {name for node in nodes for name in node.input}
+    outputs = (output, *others)
+    inner = used - {x.name for x in outputs}
     graph = helper.make_graph(
       nodes,
       self._source.name,
       [self._info(self.input)],
-      [self._info(x) for x in (output, *others)],
+      [self._info(x) for x in outputs],
       initializer=[constant for constant in self._initializers if constant.name in used],
-      value_info=[info for info in self._infos if info.name in used],
+      value_info=[info for info in self._infos if info.name in inner],
     )
     opsets = [helper.make_opsetid(domain, 1 if domain else self.opset) for domain in sorted(self._domains | {''})]
     model = helper.make_model(
