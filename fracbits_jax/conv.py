@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fracbits_jax.derivatives import with_backward
 from fracbits_jax.inlined import inlined
 from fracbits_jax.stored import stored
 from fracbits_jax.sums import sums
@@ -205,20 +206,19 @@ def _shifted_sum(padded: jax.Array, kernel: jax.Array, strides: tuple[int, ...])
   return functools.reduce(jnp.add, (under * kernel[i, j, 0][None, None, None] for (i, j), under in windows.items()))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@inlined(0)
+def _backward(how, arguments, g):
+  plain_vjp = lambda x, kernel, g: jax.vjp(how.plain, x, kernel)[1](g)
+  return lax.platform_dependent(*arguments, g, cpu=how.product_vjp, default=plain_vjp)
+
+
+def _forward(how, arguments, tangents):
+  (x, kernel), (x_dot, kernel_dot) = arguments, tangents
+  parts = [(x_dot, kernel), (x, kernel_dot)]
+  return functools.reduce(jnp.add, (_convolution(*pair, how) for pair in parts if all(x is not None for x in pair)))
+
+
+@with_backward(_backward, static=(2,), forward=_forward)
 @inlined(2)
 def _convolution(x, kernel, how):
   return lax.platform_dependent(x, kernel, cpu=how.product, default=how.plain)
-
-
-def _convolution_fwd(x, kernel, how):
-  return _convolution(x, kernel, how), (x, kernel)
-
-
-@inlined(0)
-def _convolution_bwd(how, residuals, g):
-  plain_vjp = lambda x, kernel, g: jax.vjp(how.plain, x, kernel)[1](g)
-  return lax.platform_dependent(*residuals, g, cpu=how.product_vjp, default=plain_vjp)
-
-
-_convolution.defvjp(_convolution_fwd, _convolution_bwd)

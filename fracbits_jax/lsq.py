@@ -21,20 +21,9 @@ import jax.numpy as jnp
 
 from fracbits_jax import quantize
 from fracbits_jax.bitwidths import as_bits, power_of_two
+from fracbits_jax.derivatives import with_backward, with_slopes
 from fracbits_jax.inlined import inlined
 from fracbits_jax.sums import sums
-
-
-@jax.custom_jvp
-def _scale_gradient(x: jax.Array, factor: jax.Array) -> jax.Array:
-  """`x`, with its gradient multiplied by `factor`."""
-  del factor
-  return x
-
-
-@_scale_gradient.defjvp
-def _scale_gradient_jvp(primals, tangents):
-  return primals[0], primals[1] * tangents[0]
 
 
 def gradient_scale(bits: jax.Array, count: int, *, signed: bool) -> jax.Array:
@@ -77,22 +66,15 @@ def _ratio(x, alpha):
   return x.astype(jnp.float32) / jnp.maximum(jnp.abs(alpha), quantize.SMALLEST)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-@inlined(4)
-def _twos_complement(x, bits, alpha, noise, choices):
-  q, _ = quantize.interpolate(functools.partial(_level, _ratio(x, alpha)), bits, choices, noise)
-  return (jnp.abs(alpha) * q).astype(x.dtype)
-
-
-def _twos_complement_fwd(x, bits, alpha, noise, choices):
-  return _twos_complement(x, bits, alpha, noise, choices), (x, bits, alpha, noise)
-
-
 @inlined(0)
-def _twos_complement_bwd(choices, residuals, g):
-  x, bits, alpha, noise = residuals
-  g32, quantizer = g.astype(jnp.float32), functools.partial(_level_and_slopes, _ratio(x, alpha))
-  (_, inside, range_slope), (bits_slope, _, _) = quantize.interpolate(quantizer, bits, choices, noise)
+def _twos_complement_backward(choices, arguments, g):
+  x, bits, alpha, noise = arguments
+  g32, ratio = g.astype(jnp.float32), _ratio(x, alpha)
+  quantizer = functools.partial(_level_and_slopes, ratio)
+  (_, inside, range_slope), by_bits = quantize.interpolate(quantizer, bits, choices, noise)
+  # Rounding is straight-through: the first two move with the bits alone, the third with x / alpha alone.
+  inside, range_slope = with_slopes(inside, (bits, by_bits[1])), with_slopes(range_slope, (bits, by_bits[2]))
+  bits_slope = with_slopes(by_bits[0], (ratio, by_bits[1]))
   if len(choices) > 1:
     towards_alpha, towards_bits = sums((g32 * range_slope, g32 * bits_slope), by_channel=True)
     g_bits = quantize.sum_to(quantize.with_rank(towards_bits, x), bits.shape) * jnp.abs(alpha)
@@ -101,7 +83,11 @@ def _twos_complement_bwd(choices, residuals, g):
   return (g32 * inside).astype(x.dtype), g_bits, jnp.sum(towards_alpha) * quantize.side(alpha), None
 
 
-_twos_complement.defvjp(_twos_complement_fwd, _twos_complement_bwd)
+@with_backward(_twos_complement_backward, static=(4,))
+@inlined(4)
+def _twos_complement(x, bits, alpha, noise, choices):
+  q, _ = quantize.interpolate(functools.partial(_level, _ratio(x, alpha)), bits, choices, noise)
+  return (jnp.abs(alpha) * q).astype(x.dtype)
 
 
 def kernel(
@@ -138,7 +124,7 @@ def kernel(
   w, bits, alpha = jnp.asarray(w), as_bits(bits, learned), jnp.asarray(alpha, jnp.float32)
   quantize.check_kernel_bits(w, bits)
   quantize.check_scalars(alpha=alpha)
-  alpha = _scale_gradient(alpha, gradient_scale(bits, w.size, signed=True))
+  alpha = with_slopes(alpha, (alpha, gradient_scale(bits, w.size, signed=True)))
   bits, noise = (None if b is None else quantize.with_rank(b, w) for b in (bits, noise))
   return _twos_complement(w, bits, alpha, noise, quantize.allowed(choices, learned))
 
@@ -161,7 +147,7 @@ def activation(
   """
   x, bits, alpha = jnp.asarray(x), as_bits(bits, learned), jnp.asarray(alpha, jnp.float32)
   quantize.check_scalars(bits=bits, alpha=alpha)
-  alpha = _scale_gradient(alpha, gradient_scale(bits, math.prod(x.shape[1:]), signed=signed))
+  alpha = with_slopes(alpha, (alpha, gradient_scale(bits, math.prod(x.shape[1:]), signed=signed)))
   if not signed:
     return quantize.activation(x, bits, alpha, choices=choices, noise=noise, learned=learned)
   bits, noise = (None if b is None else quantize.with_rank(b, x) for b in (bits, noise))

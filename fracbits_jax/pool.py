@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from fracbits_jax.derivatives import with_backward
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -61,19 +63,11 @@ def _gathered_vjp(x: jax.Array, g: jax.Array, *, size: int, stride: int, padding
   return functools.reduce(jnp.add, parts)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool(x, size, stride, padding):
-  return _plain(x, size, stride, padding)
-
-
-def _max_pool_fwd(x, size, stride, padding):
-  return _plain(x, size, stride, padding), x
-
-
-def _max_pool_bwd(size, stride, padding, x, g):
+def _backward(size, stride, padding, arguments, g):
+  (x,) = arguments
   window = {'size': size, 'stride': stride, 'padding': padding}
   plain = lambda x, g: jax.vjp(functools.partial(_plain, **window), x)[1](g)[0]
   return (lax.platform_dependent(x, g, cpu=functools.partial(_gathered_vjp, **window), default=plain),)
 
 
-_max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
+_max_pool = with_backward(_backward, static=(1, 2, 3))(_plain)

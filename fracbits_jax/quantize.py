@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fracbits_jax.bitwidths import as_bits, check_choices, consecutive, mixture, neighbours, power_of_two
+from fracbits_jax.derivatives import with_backward, with_slopes
 from fracbits_jax.inlined import inlined
 from fracbits_jax.sums import sums
 
@@ -94,18 +95,6 @@ def sum_to(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return jnp.sum(x, axis=axes, keepdims=True)
 
 
-@jax.custom_jvp
-def _straight_through(x: jax.Array, quantized: jax.Array) -> jax.Array:
-  """`quantized`, with the gradient of `x`."""
-  del x
-  return quantized
-
-
-@_straight_through.defjvp
-def _straight_through_jvp(primals, tangents):
-  return primals[1], tangents[0]
-
-
 def uniform(x: jax.Array, bits: jax.Array | int, *, scheme: str = 'original', zero_point: float = 0.0) -> jax.Array:
   """Quantizes `x` in [0, 1] at integer bit-widths.
 
@@ -137,7 +126,7 @@ def uniform(x: jax.Array, bits: jax.Array | int, *, scheme: str = 'original', ze
   except ValueError as error:
     raise ValueError(f'{error}; fractional bits need quantize.fractional') from None
   quantized = _integer(x.astype(jnp.float32), with_rank(bits, x), scheme, zero_point)
-  return _straight_through(x, quantized.astype(x.dtype))
+  return with_slopes(quantized.astype(x.dtype), (x, 1))
 
 
 def _on_unit(x, bits, noise, scheme, zero_point, choices):
@@ -145,24 +134,17 @@ def _on_unit(x, bits, noise, scheme, zero_point, choices):
   return interpolate(quantizer, bits, choices, noise)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-@inlined(3, 4, 5)
-def _fractional(x, bits, noise, scheme, zero_point, choices):
-  return _on_unit(x, bits, noise, scheme, zero_point, choices)[0].astype(x.dtype)
-
-
-def _fractional_fwd(x, bits, noise, scheme, zero_point, choices):
-  return _fractional(x, bits, noise, scheme, zero_point, choices), (x, bits, noise)
-
-
 @inlined(0, 1, 2)
-def _fractional_bwd(scheme, zero_point, choices, residuals, g):
-  x, bits, noise = residuals
+def _fractional_backward(scheme, zero_point, choices, arguments, g):
+  x, bits, noise = arguments
   _, slope = _on_unit(x, bits, noise, scheme, zero_point, choices)
   return g, sum_to(g.astype(jnp.float32) * slope, bits.shape).astype(bits.dtype), None
 
 
-_fractional.defvjp(_fractional_fwd, _fractional_bwd)
+@with_backward(_fractional_backward, static=(3, 4, 5))
+@inlined(3, 4, 5)
+def _fractional(x, bits, noise, scheme, zero_point, choices):
+  return _on_unit(x, bits, noise, scheme, zero_point, choices)[0].astype(x.dtype)
 
 
 def fractional(
@@ -280,26 +262,11 @@ def _divisor(largest):
   return jnp.where(largest < SMALLEST, _OF_ZEROS, jnp.where(largest < _NEXT_TO_NOTHING, _USUAL, largest))
 
 
-@inlined(4, 5)
-def _kernel_and_largest(w, bits, noise, kept, scheme, choices):
-  ratio, largest = _normalised(w, kept, None)
-  quantized = 2 * _on_unit((ratio + 1) / 2, bits, noise, scheme, 0.5, choices)[0] - 1
-  return quantized.astype(w.dtype), largest
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _kernel(w, bits, noise, kept, scheme, choices):
-  return _kernel_and_largest(w, bits, noise, kept, scheme, choices)[0]
-
-
-def _kernel_fwd(w, bits, noise, kept, scheme, choices):
-  quantized, largest = _kernel_and_largest(w, bits, noise, kept, scheme, choices)
-  return quantized, (w, bits, noise, kept, largest)
-
-
 @inlined(0, 1)
-def _kernel_bwd(scheme, choices, residuals, g):
-  w, bits, noise, kept, largest = residuals
+def _kernel_backward(scheme, choices, arguments, g):
+  w, bits, noise, kept = arguments
+  # The maximum is that of the forward pass, which compilers see.
+  _, largest = _normalised(w, kept, None)
   ratio, _ = _normalised(w, kept, largest)
   slope = _on_unit((ratio + 1) / 2, bits, noise, scheme, 0.5, choices)[1]
   g = g.astype(jnp.float32)
@@ -315,7 +282,11 @@ def _kernel_bwd(scheme, choices, residuals, g):
   return g_w.astype(w.dtype), g_bits.astype(bits.dtype), None, None
 
 
-_kernel.defvjp(_kernel_fwd, _kernel_bwd)
+@with_backward(_kernel_backward, static=(4, 5))
+@inlined(4, 5)
+def _kernel(w, bits, noise, kept, scheme, choices):
+  ratio, _ = _normalised(w, kept, None)
+  return (2 * _on_unit((ratio + 1) / 2, bits, noise, scheme, 0.5, choices)[0] - 1).astype(w.dtype)
 
 
 def side(alpha: jax.Array) -> jax.Array:
@@ -332,27 +303,18 @@ def _clipped(x, bits, alpha, noise, signed, choices):
   return 2 * q - 1, 2 * slope, ratio
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-@inlined(4, 5)
-def _activation(x, bits, alpha, noise, signed, choices):
-  q, _, _ = _clipped(x, bits, alpha, noise, signed, choices)
-  return (jnp.abs(alpha) * q).astype(x.dtype)
-
-
-def _activation_fwd(x, bits, alpha, noise, signed, choices):
-  return _activation(x, bits, alpha, noise, signed, choices), (x, bits, alpha, noise)
-
-
 @inlined(0, 1)
-def _activation_bwd(signed, choices, residuals, g):
-  x, bits, alpha, noise = residuals
+def _activation_backward(signed, choices, arguments, g):
+  x, bits, alpha, noise = arguments
   q, slope, ratio = _clipped(x, bits, alpha, noise, signed, choices)
   lowest = -1 if signed else 0
   inside = (ratio >= lowest) & (ratio <= 1)
   beyond = jnp.where(ratio > 1, 1, lowest)
   g_x = jnp.where(inside, g, 0)
   g = g.astype(jnp.float32)
-  towards_alpha = g * jnp.where(inside, q - ratio, beyond)
+  # Rounding is straight-through, so that q - x / |alpha| moves with the bits alone.
+  gap = with_slopes(jnp.where(inside, q - ratio, beyond), (bits, jnp.where(inside, slope, 0)))
+  towards_alpha = g * gap
   if len(choices) > 1:
     g_alpha, g_bits = sums((towards_alpha, g * slope))
   else:
@@ -361,7 +323,11 @@ def _activation_bwd(signed, choices, residuals, g):
   return g_x, g_bits.astype(bits.dtype), g_alpha.astype(alpha.dtype), None
 
 
-_activation.defvjp(_activation_fwd, _activation_bwd)
+@with_backward(_activation_backward, static=(4, 5))
+@inlined(4, 5)
+def _activation(x, bits, alpha, noise, signed, choices):
+  q, _, _ = _clipped(x, bits, alpha, noise, signed, choices)
+  return (jnp.abs(alpha) * q).astype(x.dtype)
 
 
 def activation(

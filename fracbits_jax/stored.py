@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fracbits_jax import varying
+
 # A signalling NaN, as bits of a float32: every operation quiets those, so that no result is one.
 _NEVER = 0x7FA5C3D1
 
@@ -24,10 +26,7 @@ def stored(compute: Callable[[], jax.Array], witness: jax.Array) -> jax.Array:
 
 
 def _nothing(like: jax.ShapeDtypeStruct) -> jax.Array:
-  nothing = jnp.full(like.shape, jnp.nan if jnp.issubdtype(like.dtype, jnp.inexact) else 0, like.dtype)
-  kind = getattr(like, 'manual_axis_type', None)  # within `shard_map`, which differs from device to device
-  varying = tuple(kind.varying) if kind else ()
-  return lax.pcast(nothing, varying, to='varying') if varying else nothing
+  return varying.full(like, jnp.nan if jnp.issubdtype(like.dtype, jnp.inexact) else 0)
 
 
 def stored_on_cpu(function: Callable[[Any], jax.Array], tree: Any) -> jax.Array:

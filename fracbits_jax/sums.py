@@ -1,11 +1,14 @@
 """Several sums over large arrays in one pass."""
 
+import functools
 import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from fracbits_jax import varying
 
 _GROUPS = 8  # more, and XLA's CPU compiler no longer unrolls the loop over them
 
@@ -24,10 +27,17 @@ def sums(terms: Sequence[jax.Array], *, by_channel: bool = False) -> tuple[jax.A
   Returns:
     For each term its sum, `()` or, by channel, `[C]`.
   """
-  axes = tuple(range(terms[0].ndim - by_channel))
+  return _sums(by_channel, *varying.alike(*terms))
 
-  def plain(*terms):
-    return tuple(jnp.sum(term, axes) for term in terms)
+
+def _plain(by_channel, *terms):
+  axes = tuple(range(terms[0].ndim - by_channel))
+  return tuple(jnp.sum(term, axes) for term in terms)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _sums(by_channel, *terms):
+  plain = functools.partial(_plain, by_channel)
 
   def grouped(*terms):
     groups = math.gcd(math.prod(terms[0].shape[:-1]), _GROUPS)
@@ -47,3 +57,8 @@ def sums(terms: Sequence[jax.Array], *, by_channel: bool = False) -> tuple[jax.A
     return lax.reduce(rows, zeros, add, (0,))
 
   return tuple(lax.platform_dependent(*terms, cpu=grouped, default=plain))
+
+
+@_sums.defjvp
+def _sums_jvp(by_channel, terms, tangents):
+  return _sums(by_channel, *terms), _plain(by_channel, *tangents)
