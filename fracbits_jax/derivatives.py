@@ -24,7 +24,10 @@ _derivative_p = core.Primitive('derivative')
 def with_backward(
   backward: Callable[..., tuple], *, static: tuple[int, ...] = (), forward: Callable[..., jax.Array] | None = None
 ) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
-  """Gives a function of arrays, or `None`, and settings a backward pass.
+  """Gives a function of arrays, or `None`, and settings a backward pass; it returns an array.
+
+  Within `shard_map` the arguments are cast alike first, so that the cotangents of those that are the same on several
+  devices are summed over these.
 
   Args:
     backward: `backward(*settings, arguments, g)` gives the cotangents of all arguments, `None` for those without a
@@ -143,10 +146,8 @@ def _transpose(g, *operands, count, push, pull, aval):
   del push, aval
   if type(g) is ad.Zero:
     return [None] * len(operands)
-  cotangents = pull(list(operands[:count]), g)
-  return [None] * count + [
-    c if ad.is_undefined_primal(t) else None for c, t in zip(cotangents, operands[count:], strict=True)
-  ]
+  cotangents = zip(pull(list(operands[:count]), g), operands[count:], strict=True)
+  return [None] * count + [c if ad.is_undefined_primal(t) else None for c, t in cotangents]
 
 
 def _batch(operands, axes, *, count, push, pull, aval):

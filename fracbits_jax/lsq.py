@@ -59,9 +59,7 @@ def _level_and_slopes(ratio: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax
   level, largest = _level(ratio, bits), jnp.where(bits > 1, 1 - power_of_two(1 - bits), 1)
   inside = (ratio >= -1) & (ratio <= largest)
   range_slope = jnp.where(bits <= 0, 0, level - jnp.where(inside, ratio, 0))  # a ratio that is clipped may be infinite
-  inside = inside.astype(jnp.float32)
-  # Rounding is straight-through, so that q - x / alpha is constant between two bit-widths.
-  return with_slopes(level, (ratio, inside)), inside, jax.lax.stop_gradient(range_slope)
+  return level, inside.astype(jnp.float32), range_slope
 
 
 def _ratio(x, alpha):
@@ -71,8 +69,12 @@ def _ratio(x, alpha):
 @inlined(0)
 def _twos_complement_backward(choices, arguments, g):
   x, bits, alpha, noise = arguments
-  g32, quantizer = g.astype(jnp.float32), functools.partial(_level_and_slopes, _ratio(x, alpha))
-  (_, inside, range_slope), (bits_slope, _, _) = quantize.interpolate(quantizer, bits, choices, noise)
+  g32, ratio = g.astype(jnp.float32), _ratio(x, alpha)
+  quantizer = functools.partial(_level_and_slopes, ratio)
+  (_, inside, range_slope), by_bits = quantize.interpolate(quantizer, bits, choices, noise)
+  # Rounding is straight-through: the first two move with the bits alone, the third with x / alpha alone.
+  inside, range_slope = with_slopes(inside, (bits, by_bits[1])), with_slopes(range_slope, (bits, by_bits[2]))
+  bits_slope = with_slopes(by_bits[0], (ratio, by_bits[1]))
   if len(choices) > 1:
     towards_alpha, towards_bits = sums((g32 * range_slope, g32 * bits_slope), by_channel=True)
     g_bits = quantize.sum_to(quantize.with_rank(towards_bits, x), bits.shape) * jnp.abs(alpha)

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
 from fracbits_jax import bitwidths, conv, lsq, pool, quantize
+from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
 from fracbits_jax.stored import stored_on_cpu
 from fracbits_jax.sums import sums
 
@@ -190,3 +192,33 @@ def test_gradients_within_shard_map_are_those_of_one_device(name):
 
   for kind, (given, expected) in run().items():
     close(given, expected, kind)
+
+
+def test_networks_are_differentiated_in_both_directions_and_within_shard_map():
+  quant = functools.partial(QuantConfig, choices=CHOICES, init_bits=2.3)
+  net = nn.Sequential([
+    QuantConv(4, (3, 3), feature_group_count=4, quant=quant(scheme='lsq', signed_input=True)),
+    nn.relu,
+    QuantConv(3, (1, 1), quant=quant(granularity='kernel')),
+    lambda x: pool.max_pool(x, size=2, stride=2, padding=0).reshape(len(x), -1),
+    QuantDense(2, quant=quant(signed_input=True, sat=True)),
+  ])  # fmt: skip
+  x = normal(0, 4, 4, 4, 4)
+  variables = net.init(jax.random.key(1), x)
+  tangents = jax.tree.map(lambda a: 0.1 * normal(2, *a.shape), variables)
+  loss = lambda variables, x: jnp.sum(jnp.sin(net.apply(variables, x)))
+
+  def one_device(variables, x):
+    gradient = jax.grad(loss)
+    along = lambda variables: jax.jvp(lambda v: loss(v, x), [variables], [tangents])[1]
+    forward_last = jax.jvp(lambda v: gradient(v, x), [variables], [tangents])[1]
+    return gradient(variables, x), lax.psum(along(variables), 'b'), forward_last, jax.grad(along)(variables)
+
+  mesh = jax.make_mesh((4,), ('b',), axis_types=(jax.sharding.AxisType.Auto,))
+  spec = jax.sharding.PartitionSpec
+  mapped = jax.jit(jax.shard_map(one_device, mesh=mesh, in_specs=(spec(), spec('b')), out_specs=spec()))
+  gradient, change, forward_last, reverse_last = mapped(variables, x)
+  close(gradient, jax.jit(jax.grad(loss))(variables, x), 'gradient')
+  products = jax.tree.map(lambda a, b: jnp.sum(a * b), gradient, tangents)
+  close(change, sum(jax.tree.leaves(products)), 'change')
+  close(forward_last, reverse_last, 'second derivatives')
