@@ -74,7 +74,6 @@ def interpolate(
   share, share_slope = mixture(fraction, noise)
   in_range = (bits >= choices[0]) & (bits <= choices[-1])
   share_by_bit = jnp.where(in_range, share_slope if consecutive(choices) else share_slope / (high - low), 0)
-  share = with_slopes(share, (bits, share_by_bit))
   between = jax.tree.map(lambda at_low, at_high: (1 - share) * at_low + share * at_high, q_low, q_high)
   return between, jax.tree.map(lambda at_low, at_high: (at_high - at_low) * share_by_bit, q_low, q_high)
 
