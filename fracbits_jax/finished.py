@@ -69,7 +69,7 @@ def load(workdir: str | os.PathLike, *, best: bool = False) -> Finished:
   if step is None or step != wanted:  # an older one has other answers than the result tells
     which = f'best state, that of step {wanted},' if best else f'last state of {phase}'
     raise ValueError(
-      f'the {which} cannot be read from {workdir}: it is damaged or gone, or the phase had no steps; give another one'
+      f'{workdir} has lost the checkpoints of {name}, the {which} among them, or it is damaged: give another run'
     )
   chosen = policy.load(workdir / 'policy.json', experiment.layers) if (workdir / 'policy.json').exists() else None
   variables = {name: state[name] for name in begin.shapes(experiment, phase)}

@@ -170,7 +170,7 @@ def _paths(config: Any, prefix: str = '') -> list[str]:
   """All fields by path, and the groups of them."""
   found = []
   for name in config.keys():  # noqa: SIM118 (a ConfigDict)
-    value = config.get_ref(name).get() if hasattr(config, 'get_ref') else config[name]
+    value = config[name] if not hasattr(config, 'get_ref') or config[name] is None else config.get_ref(name).get()
     found += [f'{prefix}{name}', *(_paths(value, f'{prefix}{name}.') if hasattr(value, 'keys') else [])]
   return found
 
