@@ -103,7 +103,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   given = policy.load(config.policy, layers) if config.policy else None
   if given is not None:
     check_policy(given, budget, layers, name=repr(config.policy), remedy='raise the budget or give another policy')
-  elif 'search' not in config.phases:
+  elif 'search' not in config.phases and 'finetune' in config.phases:
     _check_uniform(config, quant)
   quant = dataclasses.replace(quant, init_bits=float(init_bits))
   return Experiment(

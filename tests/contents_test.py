@@ -141,7 +141,7 @@ def test_a_finished_run_is_not_read_back_with_other_classes(root, tmp_path):
   )
   workdir, now = tmp_path / 'run', data.load('folder', data_dir=root).contents
   claim(workdir, config, accept_changes=False, say=print)
-  (workdir / 'result.json').write_text('{}')
+  (workdir / 'result.json').write_text('{"phase": "finetune"}')
   contents.keep(workdir, dataclasses.replace(now, sizes=(1, 2, 3)))
   with pytest.raises(ValueError, match='has lost the checkpoints'):  # other images are no matter then
     finished.load(workdir)

@@ -170,7 +170,9 @@ def test_what_an_attempt_leaves_that_is_not_gone_on_with_is_made_anew(finished, 
   assert len(scalars) == len(set(scalars))
   assert {step for name, step in scalars if name == 'finetune/loss'} == {3, 6, 9, 12, 15, 18}
   (workdir / 'checkpoints' / 'best' / str(result['best']['step'])).rename(folder / 'elsewhere')
-  with pytest.raises(ValueError, match=rf'the best state, that of step {result["best"]["step"]}, cannot be read from'):
+  with pytest.raises(
+    ValueError, match=rf'has lost the checkpoints of best, the best state, that of step {result["best"]["step"]}'
+  ):
     finished_run.load(workdir, best=True)
 
 

@@ -6,7 +6,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from fracbits_jax import extras, process
+from fracbits_jax import process
 
 # format -> (module, the extra that has its packages, suffix of its files)
 FORMATS = {
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, extra, suffix = FORMATS[args.format]
     try:
       module = importlib.import_module(name)
-    except extras.MissingExtra as error:
+    except ModuleNotFoundError as error:
       # The extra of the format, where another one has the package as well.
       raise ValueError(
         f"--format {args.format} needs the package {error.name}: pip install 'fracbits_jax[{extra or 'train'}]'"
