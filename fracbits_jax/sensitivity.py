@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fracbits_jax.experiment import prepare
 
     config = ConfigDict(records.read_finished(args.workdir)[0])
-    config.phases, config.init_from, config.policy = ('finetune',), args.workdir, None
+    config.phases, config.init_from, config.policy = ('search', 'finetune'), args.workdir, None
     if args.bits is not None:
       config.budget.target, config.budget.equivalent_bits = None, args.bits
     experiment = prepare(config)
