@@ -21,9 +21,13 @@ import numpy as np  # noqa: E402
 
 from benchmarks import cells  # noqa: E402
 from configs import glyphs  # noqa: E402
-from fracbits_jax import begin, calibrate, cost, data, step, train  # noqa: E402
-from fracbits_jax.experiment import Experiment, prepare  # noqa: E402
-from fracbits_jax.quant_config import CALIBRATIONS  # noqa: E402
+from fracbits_jax import cost  # noqa: E402
+from fracbits_jax.data.batches import train_batches  # noqa: E402
+from fracbits_jax.layers import calibrate  # noqa: E402
+from fracbits_jax.layers.quant_config import CALIBRATIONS  # noqa: E402
+from fracbits_jax.run import begin  # noqa: E402
+from fracbits_jax.run.experiment import Experiment, prepare  # noqa: E402
+from fracbits_jax.train import placement, step  # noqa: E402
 
 
 def experiment(folder: pathlib.Path, criterion: str, epochs: float) -> Experiment:
@@ -40,12 +44,14 @@ def accuracies(of: Experiment, bits: int, machinery: tuple) -> tuple[float, floa
   optimizer, train_step, statistics, evaluate = machinery
   dataset, config = of.dataset, of.config
   integers = begin.as_float32(cost.uniform_bits(of.layers, float(bits)))
-  state = train.replicate(begin.state(begin.quantized_variables(of, begin.float_variables(of), integers), optimizer))
+  state = placement.replicate(
+    begin.state(begin.quantized_variables(of, begin.float_variables(of), integers), optimizer)
+  )
   state = state.replace(batch_stats=statistics(of, state))
   calibrated = evaluate(state.variables, 'validation')['accuracy']
-  with contextlib.closing(data.train_batches(dataset, batch_size=config.data.batch_size, seed=0)) as batches:
+  with contextlib.closing(train_batches(dataset, batch_size=config.data.batch_size, seed=0)) as batches:
     for batch in itertools.islice(batches, steps(of)):
-      state, _ = train_step(state, train.to_devices(batch))
+      state, _ = train_step(state, placement.to_devices(batch))
   state = state.replace(batch_stats=statistics(of, state))
   return calibrated, evaluate(state.variables, 'validation')['accuracy']
 
@@ -57,7 +63,7 @@ def steps(of: Experiment) -> int:
 
 def make_machinery(of: Experiment) -> tuple:
   """What all cells share: the optimizer, its step, the re-estimation of batch norm and the evaluator."""
-  from fracbits_jax import reestimate
+  from fracbits_jax.train import reestimate
 
   rate = begin.schedule(of, 'finetune', steps=steps(of), steps_per_epoch=len(of.dataset.train) // 64)
   optimizer = begin.optimizer(of, 'finetune', rate)
@@ -65,9 +71,9 @@ def make_machinery(of: Experiment) -> tuple:
   mapped = step.over_devices(reestimate.make_statistics_step(model))
 
   def statistics(of, state):
-    reader = data.train_batches(of.dataset, batch_size=of.config.data.batch_size, seed=1)
+    reader = train_batches(of.dataset, batch_size=of.config.data.batch_size, seed=1)
     with contextlib.closing(reader) as batches:
-      some = map(train.to_devices, itertools.islice(batches, of.config.finetune.reestimate_batches))
+      some = map(placement.to_devices, itertools.islice(batches, of.config.finetune.reestimate_batches))
       return reestimate.statistics(mapped, state.variables, some)
 
   evaluate = begin.evaluator(model, of.dataset, of.config.data.batch_size)

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from fracbits_jax import platforms, policy, run
+from fracbits_jax import policy
+from fracbits_jax.fast import platforms
+from fracbits_jax.run import runner
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -33,7 +35,7 @@ def run_cell(config: ConfigDict, folder: pathlib.Path, float_from: pathlib.Path 
     theirs, mine = (path / 'checkpoints' / 'pretrain' for path in (float_from, folder))
     if theirs.exists() and theirs != mine and not mine.exists():
       shutil.copytree(theirs, mine)
-  result = run.run(config, folder)
+  result = runner.run(config, folder)
   jax.clear_caches()  # a process that runs many cells would keep every compiled program
   widths: set[int] = set()
   if (folder / 'policy.json').exists():

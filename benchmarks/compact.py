@@ -15,7 +15,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from fracbits_jax import compact, cost, data, finished  # noqa: E402
+from fracbits_jax import cost  # noqa: E402
+from fracbits_jax.data.batches import eval_batches  # noqa: E402
+from fracbits_jax.policy import compact  # noqa: E402
+from fracbits_jax.run import finished  # noqa: E402
 
 
 def logits(model, variables, batches, dtype) -> np.ndarray:
@@ -40,7 +43,7 @@ def main() -> None:
   print(f'pruned channels {run.policy.pruned_channels}, weights {before:,} -> {after:,}')
   print(f'GBitOPs reported {run.result["bitops_g"]:.9f}, counted {float(cost.bitops(bits, table)):.9f}')
   print(f'MB      reported {run.result["size_mb"]:.9f}, counted {float(cost.model_size(bits, table)):.9f}')
-  batches = list(data.eval_batches(experiment.dataset, 'test', batch_size=100))
+  batches = list(eval_batches(experiment.dataset, 'test', batch_size=100))
   for dtype in ('float32', 'float64'):
     with jax.enable_x64(dtype == 'float64'):
       full, compacted = (logits(m, v, batches, dtype) for m, v in ((model, run.variables), (smaller, fewer)))

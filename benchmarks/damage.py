@@ -30,8 +30,12 @@ from ml_collections import ConfigDict  # noqa: E402
 
 from benchmarks.kills import TINY  # noqa: E402
 from configs import digits  # noqa: E402
-from fracbits_jax import run, train  # noqa: E402
-from fracbits_jax.checkpoint import Checkpoints  # noqa: E402
+from fracbits_jax.run import runner  # noqa: E402
+from fracbits_jax.run.checkpoint import Checkpoints  # noqa: E402
+from fracbits_jax.train import (  # noqa: E402
+  loop,
+  placement,
+)
 
 KINDS = ('cut short', 'one byte changed', 'deleted')
 PHASES = ('pretrain', 'search', 'finetune')
@@ -91,18 +95,18 @@ def cases(workdir: pathlib.Path, count: int, rng: random.Random) -> Iterator[tup
 
 def restart(workdir: pathlib.Path, phase: str, config: ConfigDict) -> tuple[int, list[np.ndarray]]:
   """Where a run starts its phase again; nothing is trained."""
-  original = train.run_phase
+  original = loop.run_phase
 
   def stop_at_phase(state, train_step, batches, *, start, steps, **kwargs):
     if stop_at_phase.left == 0:
-      raise Started(start, arrays(train.unreplicate(state)))
+      raise Started(start, arrays(placement.unreplicate(state)))
     stop_at_phase.left -= 1
     return original(state, train_step, batches, start=start, steps=steps, **kwargs)
 
   stop_at_phase.left = PHASES.index(phase)
-  with mock.patch.object(train, 'run_phase', stop_at_phase):
+  with mock.patch.object(loop, 'run_phase', stop_at_phase):
     try:
-      run.run(config, workdir)
+      runner.run(config, workdir)
     except Started as started:
       return started.args
   raise RuntimeError(f'{phase} was not started')
@@ -146,7 +150,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     config = tiny(folder)
-    run.run(config, folder / 'run')
+    runner.run(config, folder / 'run')
     states = {phase: saved(folder / 'run', phase) for phase in PHASES}
     counts = collections.Counter()
     for case in cases(folder / 'run', args.cases, rng):

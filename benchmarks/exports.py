@@ -24,10 +24,13 @@ from qonnx.core.onnx_exec import execute_onnx
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from fracbits_jax import cost, data, finished, models, platforms, policy
+from fracbits_jax import cost, models, policy
+from fracbits_jax.data.batches import eval_batches
 from fracbits_jax.export import comparison, integer, onnx_format, packed, qonnx_format, stablehlo
 from fracbits_jax.export.source import Source, source_of, source_of_run
+from fracbits_jax.fast import platforms
 from fracbits_jax.layers import QuantConfig
+from fracbits_jax.run import finished
 
 NETWORKS = ('mobilenet_v1', 'mobilenet_v2', 'resnet18')
 _BATCH = 100
@@ -61,7 +64,7 @@ def sizes(granularity: str, name: str, folder: pathlib.Path) -> str:
 def compare_run(workdir: str, folder: pathlib.Path) -> None:
   """Prints how each exported file of a run compares with its trained network on the whole test split."""
   source, dataset = source_of_run(workdir), finished.load(workdir).experiment.dataset
-  batches = list(data.eval_batches(dataset, 'test', batch_size=_BATCH))
+  batches = list(eval_batches(dataset, 'test', batch_size=_BATCH))
   kept = np.concatenate([batch['mask'] for batch in batches]) > 0
   images, labels = (np.concatenate([batch[key] for batch in batches])[kept] for key in ('image', 'label'))
   images, apply = images.astype(np.float32), jax.jit(source.model.apply)

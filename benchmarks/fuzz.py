@@ -27,7 +27,8 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import fuzz_packed, fuzz_packed_checks, fuzz_policies, fuzz_text
-from fracbits_jax import lookup, policy
+from fracbits_jax import policy
+from fracbits_jax.cost import lookup
 from fracbits_jax.export import packed
 
 MAX_SECONDS = 1.0  # of processor time for one file

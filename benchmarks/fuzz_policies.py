@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks import fuzz_text
 from benchmarks.fuzz_text import ANYWHERE, DEEP
-from fracbits_jax import cost, lookup, policy
-from fracbits_jax.cost import Layer
+from fracbits_jax import cost, policy
+from fracbits_jax.cost import Layer, lookup
 
 LAYERS = (
   Layer(name='stem', macs=1000, weights=100, channels=4, kernel_bits=8, input_bits=8),

@@ -23,7 +23,9 @@ import time
 import cv2
 import numpy as np
 
-from fracbits_jax import data, images
+from fracbits_jax.data import images, sets
+from fracbits_jax.data.batches import train_batches
+from fracbits_jax.data.dataset import FOLDER
 
 SIZE = 224
 BATCH = 64
@@ -93,11 +95,11 @@ def loop(crop, paths: list[pathlib.Path], seconds: float) -> tuple[float, float]
 def measure(folder: pathlib.Path, count: int, rounds: int, seconds: float) -> dict[str, list[tuple[float, float]]]:
   paths = write(folder, count)
   print(f'{count} JPEGs, {np.mean([p.stat().st_size for p in paths]) / 1000:.0f} kB on average, {os.cpu_count()} cores')
-  dataset = data.load(data.FOLDER, data_dir=str(folder))
+  dataset = sets.load(FOLDER, data_dir=str(folder))
   rates: dict[str, list[tuple[float, float]]] = {}
 
   def pipeline(workers: int) -> tuple[float, float]:
-    batches = data.train_batches(dataset, batch_size=BATCH, seed=0, workers=workers)
+    batches = train_batches(dataset, batch_size=BATCH, seed=0, workers=workers)
     for _ in range(3 + 3 * workers):  # started, and what was made before the clock is used up
       next(batches)
     result = rates_of(lambda: len(next(batches)['label']), seconds)

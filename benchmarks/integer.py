@@ -24,10 +24,10 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
-from fracbits_jax import platforms  # noqa: E402
 from fracbits_jax.export import comparison, integer, rescale  # noqa: E402
 from fracbits_jax.export.graph import Graph, Node, capture  # noqa: E402
 from fracbits_jax.export.grid import Grid  # noqa: E402
+from fracbits_jax.fast import platforms  # noqa: E402
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense, quantized_class  # noqa: E402
 
 SHAPE = (2, 8, 8, 3)

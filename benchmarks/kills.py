@@ -30,8 +30,9 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from fracbits_jax import preemption, progress  # noqa: E402
-from fracbits_jax.checkpoint import Checkpoints, newest_step  # noqa: E402
+from fracbits_jax.run import progress  # noqa: E402
+from fracbits_jax.run.checkpoint import Checkpoints, newest_step  # noqa: E402
+from fracbits_jax.train import preemption  # noqa: E402
 
 # What differs from the digits recipe: it is over in seconds, and all that a state can carry is in use.
 TINY = {

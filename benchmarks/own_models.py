@@ -25,8 +25,12 @@ from flax import nnx
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import cells, own_networks
-from fracbits_jax import cost, data, from_float, models, nnx_adapter, optim, platforms, policy, quantize_model, wrap
-from fracbits_jax.layers import QuantConfig
+from fracbits_jax import cost, from_float, models, policy, quantize_model
+from fracbits_jax.data import sets
+from fracbits_jax.data.batches import eval_batches
+from fracbits_jax.fast import platforms
+from fracbits_jax.layers import QuantConfig, nnx_adapter, wrap
+from fracbits_jax.train import optim
 
 BATCH = 64
 EQUIVALENT_BITS = 2  # an integer, which the uniform network has throughout
@@ -66,10 +70,10 @@ TASKS = {
 
 def read_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Images `[N, 16, 16, 1]` from 0 to 1 and labels, by split."""
-  dataset = data.load('digits', image_size=16)
+  dataset = sets.load('digits', image_size=16)
   found = {}
   for split in ('train', 'validation', 'test'):
-    batches = list(data.eval_batches(dataset, split, batch_size=100))
+    batches = list(eval_batches(dataset, split, batch_size=100))
     kept = np.concatenate([batch['mask'] for batch in batches]) > 0
     images, labels = (np.concatenate([batch[key] for batch in batches])[kept] for key in ('image', 'label'))
     found[split] = images.astype(np.float32) / 255, labels

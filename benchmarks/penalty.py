@@ -16,7 +16,8 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from benchmarks import cells  # noqa: E402
 from configs import digits  # noqa: E402
-from fracbits_jax import plots, progress  # noqa: E402
+from fracbits_jax.report import plots  # noqa: E402
+from fracbits_jax.run import progress  # noqa: E402
 
 PENALTIES = {'controlled': {'budget.controlled': True}, 'fixed, kappa = 1': {'budget.kappa': 1.0}}
 

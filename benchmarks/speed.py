@@ -50,9 +50,10 @@ import optax  # noqa: E402
 
 from benchmarks.speed_tables import LABELS, picture, report  # noqa: E402
 from benchmarks.supernet import mixtures  # noqa: E402
-from fracbits_jax import cost, models, platforms  # noqa: E402
+from fracbits_jax import cost, models  # noqa: E402
+from fracbits_jax.fast import platforms  # noqa: E402
 from fracbits_jax.layers import QuantConfig  # noqa: E402
-from fracbits_jax.penalty import Penalty  # noqa: E402
+from fracbits_jax.train.penalty import Penalty  # noqa: E402
 
 CHOICES = tuple(range(2, 9))
 BITS = 4

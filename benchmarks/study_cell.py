@@ -13,10 +13,12 @@ from ml_collections import ConfigDict
 
 from benchmarks import cells, study_methods, supernet
 from benchmarks.study_methods import METHODS, Cell
-from fracbits_jax import assignment, policy, progress, sensitivity
-from fracbits_jax import run as runs
-from fracbits_jax.checkpoint import Checkpoints
-from fracbits_jax.experiment import Experiment, prepare
+from fracbits_jax import policy
+from fracbits_jax.policy import assignment, sensitivity
+from fracbits_jax.run import progress
+from fracbits_jax.run import runner as runs
+from fracbits_jax.run.checkpoint import Checkpoints
+from fracbits_jax.run.experiment import Experiment, prepare
 
 
 def float_network(dataset: str, network: str, seed: int, workdir: pathlib.Path) -> pathlib.Path:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.study_methods import BUDGETS, METHODS
 from benchmarks.study_report import Groups, Place, Row, deviation, float_rows, mean, seed_by_seed, title
-from fracbits_jax import plots
+from fracbits_jax.report import plots
 
 _MARKERS = 'osD^>P*XdpH<8h'  # not `v`, which says that a point lies below the axis
 _FAR_BELOW = 'random'  # where it would squeeze all others, it is drawn at the edge, with its value

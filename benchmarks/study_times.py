@@ -46,9 +46,12 @@ def make_steps(cell: Cell, float_folder: pathlib.Path, folder: pathlib.Path) -> 
   import jax
 
   from benchmarks import supernet
-  from fracbits_jax import begin, data, policy, train
-  from fracbits_jax.experiment import prepare
-  from fracbits_jax.run import Run
+  from fracbits_jax import policy
+  from fracbits_jax.data.batches import train_batches
+  from fracbits_jax.run import begin
+  from fracbits_jax.run.experiment import prepare
+  from fracbits_jax.run.runner import Run
+  from fracbits_jax.train import placement
 
   config = study_methods.config_of(cell)
   config.init_from = str(float_folder)
@@ -61,14 +64,15 @@ def make_steps(cell: Cell, float_folder: pathlib.Path, folder: pathlib.Path) -> 
     if phase == 'search' and METHODS[cell.method].how == 'supernet':
       _, state, train_step = supernet.start(run)
     else:
-      optimizer, train_step = run.make_step(phase, {})
-      state = train.replicate(begin.state(run.start(phase, {}), optimizer))
-    batches = data.train_batches(experiment.dataset, batch_size=config.data.batch_size, seed=0)
+      begun = run.phase(phase, {})
+      optimizer, train_step = begun.make_step(run.steps[phase])
+      state = placement.replicate(begin.state(begun.start(), optimizer))
+    batches = train_batches(experiment.dataset, batch_size=config.data.batch_size, seed=0)
     held = [state]
 
     def steps(count: int, held=held, train_step=train_step, batches=batches) -> None:
       for _ in range(count):
-        held[0], metrics = train_step(held[0], train.to_devices(next(batches)))
+        held[0], metrics = train_step(held[0], placement.to_devices(next(batches)))
       jax.block_until_ready((held[0], metrics))
 
     steps(1)  # compiles it

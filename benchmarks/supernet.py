@@ -19,15 +19,19 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from fracbits_jax import begin, cost, data, layers, quantize, step, train
-from fracbits_jax.checkpoint import Checkpoints, newest_step
+from fracbits_jax import cost, layers
 from fracbits_jax.cost import Layer
-from fracbits_jax.experiment import PHASES, prepare
-from fracbits_jax.monitor import Monitor
-from fracbits_jax.penalty import Penalty
-from fracbits_jax.run import Run
-from fracbits_jax.step import TrainState
-from fracbits_jax.workdir import claim
+from fracbits_jax.data.batches import train_batches
+from fracbits_jax.quantize.unit import with_rank
+from fracbits_jax.run import begin
+from fracbits_jax.run.checkpoint import Checkpoints, newest_step
+from fracbits_jax.run.experiment import PHASES, prepare
+from fracbits_jax.run.monitor import Monitor
+from fracbits_jax.run.runner import Run
+from fracbits_jax.run.workdir import claim
+from fracbits_jax.train import loop, placement, step
+from fracbits_jax.train.penalty import Penalty
+from fracbits_jax.train.step import TrainState
 
 _EDGE = 0.499  # how far from an allowed bit-width one can be and still be rounded to it
 
@@ -55,7 +59,7 @@ def mixtures(weights_of: Callable[[jax.Array, tuple[int, ...]], jax.Array], *, r
 
     def mixed(x, bits, alpha):
       weights = weights_of(bits, choices).astype(x.dtype)
-      return sum(quantize.with_rank(weights[..., k], x) * copy(x, b, alpha) for k, b in enumerate(choices))
+      return sum(with_rank(weights[..., k], x) * copy(x, b, alpha) for k, b in enumerate(choices))
 
     if fixed is not None:
       return copy(x, fixed, alpha)
@@ -76,7 +80,7 @@ def expected_bits(logits: Any, table: Sequence[Layer]) -> dict:
 
   def expected(layer, which, choices):
     weights = jax.nn.softmax(cost.bits_of(logits, layer.name, which))
-    return jnp.sum(weights * quantize.with_rank(jnp.asarray(choices, jnp.float32), weights), axis=-1)
+    return jnp.sum(weights * with_rank(jnp.asarray(choices, jnp.float32), weights), axis=-1)
 
   return _by_slot(table, expected)
 
@@ -146,7 +150,7 @@ def start(run: Run) -> tuple[optax.GradientTransformation, TrainState, Callable]
       return one_device(state, batch)
 
   variables = {**run.start('search', {}), 'bits': first_logits(experiment.layers)}
-  state = train.replicate(begin.state(variables, optimizer))
+  state = placement.replicate(begin.state(variables, optimizer))
   return optimizer, state, step.over_devices(supernet_step, donate_state=True)
 
 
@@ -167,7 +171,7 @@ def _search(run: Run) -> None:
     progress=run.progress,
   )
   expected = jax.jit(jax.vmap(lambda logits: expected_bits(logits, table)))
-  batches = data.train_batches(
+  batches = train_batches(
     experiment.dataset,
     batch_size=experiment.config.data.batch_size,
     seed=experiment.config.seed + PHASES.index('search'),
@@ -175,9 +179,9 @@ def _search(run: Run) -> None:
   )
   checkpoints = Checkpoints(run.workdir, 'search')
 
-  def save(step: int, state: TrainState, pending: list[train.Metrics]) -> None:
+  def save(step: int, state: TrainState, pending: list[loop.Metrics]) -> None:
     if step == steps:
-      state = train.unreplicate(state)
+      state = placement.unreplicate(state)
       found = begin.state({**state.variables, 'bits': chosen_bits(state.bits, table)}, optimizer)
       meta = {
         'data': batches.get_state(),
@@ -189,7 +193,7 @@ def _search(run: Run) -> None:
       checkpoints.save(steps, jax.tree.map(np.asarray, found.replace(step=state.step)), meta)
 
   with contextlib.closing(batches), contextlib.closing(checkpoints):
-    train.run_phase(
+    loop.run_phase(
       state,
       train_step,
       batches,

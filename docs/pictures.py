@@ -16,8 +16,11 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from fracbits_jax import cost, penalty, plots, policy, progress, quantize  # noqa: E402
-from fracbits_jax.datasets import glyphs as glyphs_set  # noqa: E402
+from fracbits_jax import cost, policy, quantize  # noqa: E402
+from fracbits_jax.data.datasets import glyphs as glyphs_set  # noqa: E402
+from fracbits_jax.report import plots  # noqa: E402
+from fracbits_jax.run import progress  # noqa: E402
+from fracbits_jax.train import penalty  # noqa: E402
 
 ALPHA = 6.0
 

@@ -6,10 +6,10 @@ named here need JAX and Flax only.
 
 import importlib
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 _SUBMODULES = ('cost', 'layers', 'models', 'policy', 'quantize')
-_FUNCTIONS = {'from_float': 'wrap', 'quantize_model': 'wrap'}
+_FUNCTIONS = {'from_float': 'layers', 'quantize_model': 'layers'}
 
 __all__ = ['__version__', *_SUBMODULES, *_FUNCTIONS]
 

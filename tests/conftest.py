@@ -9,17 +9,8 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join([*xla_flags.of_tests(), os.environ.get('XLA_FLAGS', '')])
 
 import jax
-import pytest
 
 gc.set_threshold(50_000, 20, 50)  # tracing makes many objects, and each collection reads those that live
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_compilation_cache_dir', str(xla_flags.CACHE / 'jax'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-
-
-@pytest.fixture(scope='module')
-def no_reports():
-  """Runs without a report at their end, whose figures take a quarter of the time of a tiny run."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('fracbits_jax.report.write', lambda workdir, result: None)
-    yield

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from fracbits_jax import from_float, models, quantize_model, wrap
+from fracbits_jax import from_float, models, quantize_model
 from fracbits_jax.export.source import source_of
-from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense
+from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense, wrap
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 12, 12, 3)).astype(np.float32)
 

@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path[0] = str(ROOT)
 
 import fracbits_jax  # noqa: E402
-from fracbits_jax.extras import PACKAGES, MissingExtra  # noqa: E402
+from fracbits_jax.system.extras import PACKAGES, MissingExtra  # noqa: E402
 
 BASE = ('jax', 'flax', 'optax', 'numpy', 'scipy')
 MODULES = [module.name for module in pkgutil.walk_packages(fracbits_jax.__path__, 'fracbits_jax.')]
@@ -61,12 +61,12 @@ def arguments(folder):
   out, workdir = f'--out={folder / "out"}', f'--workdir={folder / "run"}'
   return {
     'main.py': [[f'--workdir={folder / "new"}'], ['--config=none']],
-    'fracbits_jax.check_images': [[str(folder)]],
+    'fracbits_jax.data.check_images': [[str(folder)]],
     'fracbits_jax.cost': [['--model=resnet8', '--bits=3', '--image_size=8']],
     'fracbits_jax.export': [[workdir, out, f'--format={name}'] for name in ('packed', 'onnx', 'qonnx', 'stablehlo')],
-    'fracbits_jax.prepare': [['--dataset=digits']],
-    'fracbits_jax.report': [[str(folder / 'run'), out], [str(folder / 'run'), str(folder / 'run'), out]],
-    'fracbits_jax.sensitivity': [[workdir, out]],
+    'fracbits_jax.data.prepare': [['--dataset=digits']],
+    'fracbits_jax.report.summary': [[str(folder / 'run'), out], [str(folder / 'run'), str(folder / 'run'), out]],
+    'fracbits_jax.policy.sensitivity': [[workdir, out]],
   }
 
 

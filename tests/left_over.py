@@ -5,7 +5,8 @@ import json
 import numpy as np
 
 from configs import digits
-from fracbits_jax import cost, policy, reference
+from fracbits_jax import cost, policy
+from fracbits_jax.run import outcome
 
 PHASES = ('pretrain', 'search', 'finetune')
 
@@ -73,7 +74,7 @@ def leave(
     'epochs': 12.0,
     'steps': 216,
     'seconds': 61.5,
-    'reference': reference.costs(budget, layers),
+    'reference': outcome.reference_costs(budget, layers),
     'made_with': {
       'command': f'python main.py --config.seed={seed}',
       'devices': '1 \u00d7 cpu (x86_64)',

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from fracbits_jax import conv, layers
+from fracbits_jax import layers
 from fracbits_jax.export import ops
 from fracbits_jax.export.grid import Kernel, input_grid, kernel_codes
+from fracbits_jax.fast import conv
 from fracbits_jax.layers import QuantConfig
 
 _INLINE = {'jit', 'pjit', 'closed_call', 'core_call', 'custom_jvp_call', 'custom_vjp_call', 'remat', 'checkpoint'}

@@ -7,7 +7,7 @@ import jax
 
 from fracbits_jax.export import ops, shape_values, shapes
 from fracbits_jax.export.graph import Graph, Node
-from fracbits_jax.strict_json import shown
+from fracbits_jax.system.strict_json import shown
 
 # Elements of all values of a network for one image, by the bytes of the file and elements of an image, and beside them.
 VALUES_PER_BYTE, FREE_VALUES = 2**12, 2**26

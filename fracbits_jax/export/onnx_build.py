@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fracbits_jax import extras
+from fracbits_jax.system import extras
 
 with extras.needed():
   import onnx
@@ -20,7 +20,7 @@ with extras.needed():
 
 from fracbits_jax.export.graph import Graph, Node
 from fracbits_jax.export.source import Source
-from fracbits_jax.files import write_whole
+from fracbits_jax.system.files import write_whole
 
 DTYPES = {
   'float32': TensorProto.FLOAT,

@@ -13,10 +13,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax import extras
 from fracbits_jax.export import ops
 from fracbits_jax.export.graph import Graph, Node, evaluate
 from fracbits_jax.export.onnx_build import Builder, Tensor
+from fracbits_jax.system import extras
 
 EXAMPLES = 2
 # A session option of onnxruntime. Without it, its products of uint8 and int8 saturate at 16 bits on x86 processors that

@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from fracbits_jax import extras
+from fracbits_jax.system import extras
 
 with extras.needed():
   from onnx import TensorProto
@@ -22,7 +22,7 @@ from fracbits_jax.export.grid import Grid, Kernel
 from fracbits_jax.export.onnx_build import DTYPES, Builder, Tensor
 from fracbits_jax.export.qonnx_format import by_bits
 from fracbits_jax.export.source import Source
-from fracbits_jax.files import write_whole
+from fracbits_jax.system.files import write_whole
 
 WIDTHS = (2, 4, 8)
 EXACT_ON_X64 = onnx_check.EXACT_ON_X64

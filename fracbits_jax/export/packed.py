@@ -30,7 +30,7 @@ from fracbits_jax.export.grid import Kernel
 from fracbits_jax.export.packed_header import MAGIC, VERSION
 from fracbits_jax.export.packed_reader import Packed
 from fracbits_jax.export.source import Source, policy_of
-from fracbits_jax.files import write_whole
+from fracbits_jax.system.files import write_whole
 
 __all__ = ('MAGIC', 'VERSION', 'Packed', 'read', 'write')
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from fracbits_jax.export import shape_values
-from fracbits_jax.strict_json import shown
+from fracbits_jax.system.strict_json import shown
 
 MAX_BITS = 16
 MAX_NAME = 1000

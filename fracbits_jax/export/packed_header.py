@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from fracbits_jax import strict_json
+from fracbits_jax.system import strict_json
 
 MAGIC, VERSION = b'FRACBITS', 1
 

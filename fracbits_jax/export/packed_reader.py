@@ -15,8 +15,8 @@ from fracbits_jax.export import graph_check, packed_arrays, shape_values, shapes
 from fracbits_jax.export import packed_fields as fields
 from fracbits_jax.export.graph import Graph, Node
 from fracbits_jax.export.grid import Grid
-from fracbits_jax.quant_config import SCHEMES
-from fracbits_jax.strict_json import shown
+from fracbits_jax.layers.quant_config import SCHEMES
+from fracbits_jax.system.strict_json import shown
 
 MAX_NODES, MAX_INPUTS, MAX_ARRAYS = 5000, 1000, 10_000
 MAX_COUNT = 10**18

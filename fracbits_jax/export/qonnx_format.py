@@ -19,7 +19,7 @@ from fracbits_jax.export.grid import Grid, Kernel
 from fracbits_jax.export.onnx_build import Builder, Tensor
 from fracbits_jax.export.onnx_check import Written, written
 from fracbits_jax.export.source import Source
-from fracbits_jax.files import write_whole
+from fracbits_jax.system.files import write_whole
 
 DOMAIN = 'qonnx.custom_op.general'
 _OPSET = 13

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from fracbits_jax import cost, policy
 from fracbits_jax.export.graph import Graph, capture
-from fracbits_jax.layer_table import example_of
+from fracbits_jax.layers.examples import example_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def source_of(
     raise ValueError(f'{type(model).__name__} takes {len(examples)} inputs: export a network that takes one')
   layers = cost.trace(model, examples[0], **kwargs)
   if not isinstance(model, nn.Module):
-    from fracbits_jax import nnx_adapter  # which loads flax.nnx
+    from fracbits_jax.layers import nnx_adapter  # which loads flax.nnx
 
     model, variables = nnx_adapter.functional(model)
   return Source(
@@ -104,8 +104,10 @@ def source_of_run(workdir: str | os.PathLike, *, best: bool = False) -> Source:
     ValueError: one sentence: no finished run, or one that ended before its bit-widths were integers.
   """
   # A run needs the input pipeline; networks of one's own do not.
-  from fracbits_jax import compact, finished, wrap
-  from fracbits_jax.records import read_finished
+  from fracbits_jax.layers import wrap
+  from fracbits_jax.policy import compact
+  from fracbits_jax.run import finished
+  from fracbits_jax.run.records import read_finished
 
   phase = read_finished(workdir)[1]['phase']
   if phase != 'finetune':

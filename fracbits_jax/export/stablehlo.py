@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
-from fracbits_jax import extras
+from fracbits_jax.system import extras
 
 with extras.needed():
   import flatbuffers  # noqa: F401  what jax.export serializes with, imported here so that a missing one is said at once
 
 from fracbits_jax.export.source import Source
-from fracbits_jax.files import write_whole
+from fracbits_jax.system.files import write_whole
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict
 
-from fracbits_jax import pool
+from fracbits_jax.fast import pool
 from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense
 
 EDGE_BITS = 8  # of the images, of the first kernel and of the classifier's kernel
@@ -34,7 +34,7 @@ class Parts:
     quant: how the layers are quantized; `None` for a float network.
     train: whether batch norm takes the statistics of the batch.
     axis_name: the mapped axis over which it averages them.
-    kept: output channels of the layers that were compacted, by name; see `fracbits_jax.compact`.
+    kept: output channels of the layers that were compacted, by name; see `fracbits_jax.policy.compact`.
     dtype: of the computation; `None` follows images and parameters.
   """
 

@@ -1,0 +1,27 @@
+"""What a network costs in computation, size or what hardware charges, and the budgets that hold it.
+
+Public: `trace`, from a network to its layer table of `Layer`s; `bitops`, `model_size`, `lookup_cost`, pure functions of
+(bits, layer table); `budget` and `Budget`; `lookup`, tables of what a multiply-accumulate costs.
+"""
+
+from fracbits_jax.cost import lookup
+from fracbits_jax.cost.budgets import METRICS, Budget, budget, cost_range, equivalent_bits
+from fracbits_jax.cost.layer_table import (
+  Bits,
+  Layer,
+  bits_of,
+  bits_range,
+  fill_bits,
+  gates,
+  learned,
+  least_bits,
+  uniform_bits,
+)
+from fracbits_jax.cost.metrics import bitops, format_table, lookup_cost, model_size
+from fracbits_jax.cost.tracing import trace
+
+__all__ = [
+  'METRICS', 'Bits', 'Budget', 'Layer', 'bitops', 'bits_of', 'bits_range', 'budget', 'cost_range', 'equivalent_bits',
+  'fill_bits', 'format_table', 'gates', 'learned', 'least_bits', 'lookup', 'lookup_cost', 'model_size', 'trace',
+  'uniform_bits',
+]  # fmt: skip

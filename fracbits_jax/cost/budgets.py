@@ -1,0 +1,167 @@
+"""Budgets: a metric and the most that a network may cost in it."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fracbits_jax.cost import lookup
+from fracbits_jax.cost.layer_table import Bits, Layer, bits_range, least_bits, uniform_bits
+from fracbits_jax.cost.metrics import bitops, lookup_cost, model_size
+from fracbits_jax.layers import FLOAT_BITS
+
+METRICS = ('bitops', 'size', 'lookup')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+  """A metric and the most that the network may cost in it; more budgets can be held at the same time.
+
+  Attributes:
+    metric: `bitops`, `size` or `lookup`.
+    target: the most that the network may cost, in `unit`.
+    table: the lookup table of the metric `lookup`.
+    also: further budgets that have to hold as well.
+  """
+
+  metric: str
+  target: float
+  table: lookup.Table | None = None
+  also: tuple['Budget', ...] = ()
+
+  def __post_init__(self):
+    if self.metric not in METRICS:
+      raise ValueError(f'budget metric {self.metric!r} is unknown: choose one of {", ".join(METRICS)}')
+    if (self.metric == 'lookup') != (self.table is not None):
+      has = 'needs a lookup table' if self.table is None else 'takes no lookup table'
+      raise ValueError(f'budget metric {self.metric!r} {has}: tables go with the metric lookup')
+    if not 0 < self.target < math.inf:
+      raise ValueError(f'budget target {self.target!r} is not a cost: give a number above 0, in {self.unit}')
+
+  @property
+  def unit(self) -> str:
+    """The unit of the target."""
+    return {'bitops': 'GBitOPs', 'size': 'MB'}[self.metric] if self.table is None else self.table.total
+
+  @property
+  def all(self) -> tuple['Budget', ...]:
+    """This budget and those that hold beside it."""
+    return (self, *self.also)
+
+  def cost(self, bits: Bits, layers: Sequence[Layer]) -> Any:
+    """The cost of `bits` in this budget's metric."""
+    if self.table is not None:
+      return lookup_cost(bits, layers, self.table)
+    return {'bitops': bitops, 'size': model_size}[self.metric](bits, layers)
+
+  def spent(self, bits: Bits, layers: Sequence[Layer]) -> tuple[dict[str, Any], ...]:
+    """What `bits` cost under this budget and those beside it: metric, unit, target and cost of each."""
+    return tuple(
+      {'metric': b.metric, 'unit': b.unit, 'target': b.target, 'cost': float(b.cost(bits, layers))} for b in self.all
+    )
+
+  def ratio(self, bits: Bits, layers: Sequence[Layer]) -> Any:
+    """C(bits) / C_target, of the budget that is used most."""
+    ratios = [b.cost(bits, layers) / b.target for b in self.all]
+    larger = jnp.maximum if any(isinstance(r, jax.Array) for r in ratios) else np.maximum
+    return functools.reduce(larger, ratios)
+
+  def holds(self, bits: Bits, layers: Sequence[Layer]) -> bool:
+    """Whether `bits` meet the target, and those of the budgets beside it."""
+    return all(b.cost(bits, layers) <= b.target for b in self.all)
+
+  def penalty(self, bits: Bits, layers: Sequence[Layer]) -> jax.Array:
+    """|C(bits) / C_target - 1|, the differentiable term of the loss (FracBits, section 3.3)."""
+    return jnp.abs(self.ratio(bits, layers) - 1)
+
+
+def _cost(metric: str, bits: Bits, layers: Sequence[Layer], table: lookup.Table | None) -> float:
+  return float(Budget(metric=metric, target=1.0, table=table).cost(bits, layers))
+
+
+def cost_range(metric: str, layers: Sequence[Layer], table: lookup.Table | None = None) -> tuple[float, float]:
+  """The least and the largest cost that the allowed bit-widths can reach."""
+  return _cost(metric, least_bits(layers), layers, table), _cost(metric, bits_range(layers)[1], layers, table)
+
+
+def equivalent_bits(budget: Budget, layers: Sequence[Layer]) -> float:
+  """The largest bit-width whose uniform assignment meets the budget, from 0 to 32 (by bisection)."""
+  low, high = 0.0, float(FLOAT_BITS)
+  for _ in range(50):
+    middle = (low + high) / 2
+    low, high = (middle, high) if budget.holds(uniform_bits(layers, middle), layers) else (low, middle)
+  return high
+
+
+def budget(
+  metric: str,
+  layers: Sequence[Layer],
+  *,
+  target: float | None = None,
+  equivalent_bits: float | None = None,
+  table: lookup.Table | None = None,
+  also: Sequence[Budget] = (),
+) -> Budget:
+  """A budget for a network, checked against what its allowed bit-widths can reach.
+
+  Args:
+    metric: a name in `METRICS`.
+    layers: the layer table.
+    target: the budget in the metric's unit.
+    equivalent_bits: instead of a target, the bit-width whose uniform assignment costs as much.
+    table: the lookup table of the metric `lookup`.
+    also: budgets that have to hold as well.
+
+  Raises:
+    ValueError: unless exactly one of target and equivalent_bits is given; if no allowed assignment meets the target,
+      or the largest one already does; if the lookup table does not cover the allowed bit-widths.
+  """
+  if (target is None) == (equivalent_bits is None):
+    raise ValueError(f'a budget needs one of target={target} and equivalent_bits={equivalent_bits}: give exactly one')
+  for found in (table, *(b.table for b in also)):
+    if found is not None:
+      found.check(layers)
+  given = f'target={target}'
+  if target is None:
+    if not 0 <= equivalent_bits <= FLOAT_BITS:
+      raise ValueError(f'equivalent_bits={equivalent_bits} is no bit-width: give a number from 0 to {FLOAT_BITS}')
+    given = f'equivalent_bits={equivalent_bits}'
+    target = _cost(metric, uniform_bits(layers, equivalent_bits), layers, table)
+  for other in also:
+    least = cost_range(other.metric, layers, other.table)[0]
+    if other.target < least:
+      raise ValueError(
+        f'the {other.metric} budget beside it, {other.target:.6g} {other.unit}, cannot be met by any allowed bits: '
+        f'give at least {_rounded_up(least)} {other.unit}, or allow other bit-widths'
+      )
+  _check_target(given, metric, target, layers, table)
+  return Budget(metric=metric, target=target, table=table, also=tuple(also))
+
+
+def _check_target(given: str, metric: str, target: float, layers: Sequence[Layer], table: lookup.Table | None) -> None:
+  """Raises `ValueError` unless a target, `given` in these words, is within what the allowed bit-widths can reach."""
+  (low, high), unit = cost_range(metric, layers, table), Budget(metric=metric, target=1.0, table=table).unit
+  if low == high:
+    raise ValueError(
+      f'budget {given} leaves nothing to choose: the allowed bit-widths have one assignment, which costs {low:.6g} '
+      f'{unit}; allow at least two bit-widths'
+    )
+  if not low <= target < high:
+    problem = 'is already met by the largest' if target >= high else 'cannot be met by any'
+    bits = [equivalent_bits(Budget(metric=metric, target=x or 1e-30, table=table), layers) for x in (low, high)]
+    raise ValueError(
+      f'budget {given} ({target:.6g} {unit}) {problem} allowed assignment of bits: give a target of at least '
+      f'{_rounded_up(low)} and below {high:.6g} {unit}, the cost of {bits[0]:.4g} to {bits[1]:.4g} bits everywhere, or '
+      'allow other bit-widths'
+    )
+
+
+def _rounded_up(value: float) -> str:
+  """A number with six digits that is not below the true one, but for what rounding adds."""
+  text = f'{value:.6g}'
+  return text if float(text) >= value * (1 - 1e-12) else f'{value * (1 + 1e-5):.6g}'

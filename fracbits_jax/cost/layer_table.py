@@ -1,0 +1,174 @@
+"""The layer table: what a network's costs are computed from, traced by shape once, and the bits that belong to it."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fracbits_jax.layers import FLOAT_BITS, QuantConfig
+from fracbits_jax.quantize import bitwidths
+
+Bits = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+  """One row of the layer table.
+
+  Attributes:
+    name: the path of the layer in the network, such as `block1/conv`; its bits are found under the same path.
+    macs: multiply-accumulates for one example, M.
+    weights: entries of the kernel, K.
+    biases: entries of the bias, at 4 bytes each.
+    channels: output channels, C_out.
+    kind: `dense`, `pointwise`, `depthwise` or `standard` (any other convolution).
+    kernel_bits: the kernel's bit-width where it is fixed; `None` where it is learned.
+    input_bits: the same for the inputs.
+    per_channel: whether a learned kernel has one bit-width per output channel.
+    choices: allowed bit-widths of the kernel.
+    input_choices: allowed bit-widths of the inputs.
+    source: the layer whose pruned channels are missing from the inputs; `None` where none can be.
+  """
+
+  name: str
+  macs: int
+  weights: int
+  channels: int
+  kind: str = 'standard'
+  biases: int = 0
+  kernel_bits: int | None = None
+  input_bits: int | None = None
+  per_channel: bool = False
+  choices: tuple[int, ...] = tuple(range(1, 9))
+  input_choices: tuple[int, ...] = tuple(range(1, 9))
+  source: str | None = None
+
+  @property
+  def prunes(self) -> bool:
+    """Whether output channels can be pruned, by 0 bits."""
+    return self.kernel_bits is None and self.per_channel and self.choices[0] == 0
+
+
+def learned(layer: Layer) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+  """The learned bit-widths of a layer: name -> (shape, allowed values)."""
+  found = {}
+  if layer.kernel_bits is None:
+    found['kernel'] = ((layer.channels,) if layer.per_channel else (), layer.choices)
+  if layer.input_bits is None:
+    found['input'] = ((), layer.input_choices)
+  return found
+
+
+def row(
+  module: Any, *, name: str, params: Mapping[str, Any], conv: bool, transposed: bool, x: Any, y: Any, examples: int
+) -> Layer:
+  """The row of a layer.
+
+  Args:
+    module: the layer, for its `quant`, `output_axes` and `feature_group_count`.
+    name: its path.
+    params: its `kernel` and, if it has one, its `bias`.
+    conv: whether it is a convolution, transposed or not.
+    transposed: whether each input is spread over outputs, as a transposed convolution does.
+    x: its inputs, for their shape.
+    y: its outputs.
+    examples: how many these are.
+  """
+  quant: QuantConfig | None = module.quant
+  kernel, bias = params['kernel'], params.get('bias')
+  channels = math.prod(kernel.shape[axis] for axis in module.output_axes(kernel.shape))
+  kind = 'dense'
+  if conv:
+    depthwise = getattr(module, 'feature_group_count', 1) > 1 and kernel.shape[-2] == 1
+    kind = 'depthwise' if depthwise else 'pointwise' if math.prod(kernel.shape[:-2]) == 1 else 'standard'
+  # Each output takes every weight of its channel once; where inputs are spread, each input does.
+  uses = math.prod(x.shape[:-1]) if transposed else math.prod(y.shape) // channels
+  fields = dict(
+    name=name,
+    macs=uses // examples * kernel.size,
+    weights=kernel.size,
+    channels=channels,
+    kind=kind,
+    biases=0 if bias is None else bias.size,
+  )
+  if quant is None:
+    return Layer(**fields, kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS)
+  return Layer(
+    **fields,
+    kernel_bits=quant.kernel_bits,
+    input_bits=quant.counted_input_bits,
+    per_channel=quant.granularity == 'kernel',
+    choices=quant.choices,
+    input_choices=quant.allowed_input_bits,
+  )
+
+
+def add_row(rows: dict[str, Layer], row: Layer) -> None:
+  """Adds a row to a table by name; a layer that is used twice has one kernel."""
+  macs = row.macs + rows[row.name].macs if row.name in rows else row.macs
+  rows[row.name] = dataclasses.replace(row, macs=macs)
+
+
+def checked_rows(rows: Mapping[str, Layer], model: Any) -> tuple[Layer, ...]:
+  """The rows of a table; `ValueError` where there are none."""
+  if not rows:
+    raise ValueError(
+      f'{type(model).__name__} has no QuantConv, QuantDense or other quantized layer, so there is nothing to count: '
+      'build it from them, or give it to quantize_model'
+    )
+  return tuple(rows.values())
+
+
+def bits_of(bits: Bits, name: str, which: str) -> Any:
+  """The learned bit-width `which` (`kernel` or `input`) of the layer `name`; `ValueError` where it is missing."""
+  node: Any = bits
+  for key in (*name.split('/'), which):
+    if not isinstance(node, Mapping) or key not in node:
+      raise ValueError(f'no bits for {name}/{which}: the bits belong to another network, or the table does')
+    node = node[key]
+  return node
+
+
+def gates(bits: Bits, layer: Layer) -> Any:
+  """min(bits, 1) of the channels that make a layer's inputs `[C]`, 0 for the pruned ones; `None` where none can be."""
+  if layer.source is None:
+    return None
+  return bitwidths.gate(bits_of(bits, layer.source, 'kernel'))
+
+
+def fill_bits(layers: Sequence[Layer], value: Callable[[Layer, str, tuple[int, ...], tuple[int, ...]], Any]) -> dict:
+  """A `bits` collection with `value(layer, which, shape, choices)` for every learned bit-width.
+
+  NumPy float64, so that costs of integer bits are exact; JAX makes float32 of it where it enters a network.
+  """
+  bits: dict = {}
+  for layer in layers:
+    for which, (shape, choices) in learned(layer).items():
+      node = bits
+      for key in layer.name.split('/'):
+        node = node.setdefault(key, {})
+      node[which] = np.broadcast_to(np.asarray(value(layer, which, shape, choices), np.float64), shape).copy()
+  return bits
+
+
+def uniform_bits(layers: Sequence[Layer], value: float) -> dict:
+  """The collection `bits` with every learned bit-width at `value`."""
+  return fill_bits(layers, lambda *_: value)
+
+
+def least_bits(layers: Sequence[Layer]) -> dict:
+  """The collection `bits` that costs least: every bit-width at its least, one channel kept where all can be pruned."""
+
+  def least(layer: Layer, which: str, shape: tuple[int, ...], choices: tuple[int, ...]) -> Any:
+    if which == 'input' or not layer.prunes or len(choices) == 1:
+      return choices[0]
+    return np.where(np.arange(layer.channels) == 0, choices[1], choices[0])
+
+  return fill_bits(layers, least)
+
+
+def bits_range(layers: Sequence[Layer]) -> tuple[dict, dict]:
+  """The collections `bits` with every learned bit-width at its least and at its largest allowed value."""
+  return tuple(fill_bits(layers, lambda layer, which, shape, choices, i=i: choices[i]) for i in (0, -1))

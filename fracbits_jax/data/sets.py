@@ -1,0 +1,82 @@
+"""Data sets by name: those that TFDS has prepared, and folders of classes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fracbits_jax.data import prepared, sources
+from fracbits_jax.data.contents import Contents
+from fracbits_jax.data.dataset import CROPPED, FOLDER, SPECS, Dataset, Spec
+from fracbits_jax.data.encoded import AS_STORED, Reading
+from fracbits_jax.data.images import pixels
+
+_MEMORY_BYTES = 512 * 2**20
+_READ_AT_ONCE = 1000  # examples of a set that is decoded into memory
+
+
+def check_name(name: str, data_dir: str | None = None) -> Spec:
+  """The spec of a data set.
+
+  One that is not in `SPECS` is described by TFDS: images of one fixed square size up to 64 keep it and are shifted by
+  up to an eighth of it and mirrored in training, all others are cropped at random to 224 and mirrored. A folder of
+  classes has RGB images of any size, treated as the latter.
+
+  Raises:
+    ValueError: a name that is unknown to TFDS too, or a set that is not images with one label each.
+  """
+  if name in SPECS:
+    return SPECS[name]
+  return CROPPED if name == FOLDER else prepared.derive(name, prepared.builder_of(name, data_dir))
+
+
+def load(
+  name: str, *, data_dir: str | None = None, image_size: int | None = None, reading: Reading = AS_STORED
+) -> Dataset:
+  """Opens a prepared data set or a folder; an embedded one is prepared on first use.
+
+  Where `SPECS` does not fix the splits, `validation` and `test` serve where they exist. If one is missing, the other
+  is the test split and a tenth of `train`, at most 10,000 images, becomes validation; with `train` alone a tenth of it
+  is held out for each. What is held out is spread evenly over `train` and always the same.
+
+  Args:
+    name: a name in `SPECS`, any other image classification set of TFDS, or `folder`.
+    data_dir: where TFDS keeps data, `None` for its own default; the folder itself for `folder`.
+    image_size: height and width for the network; `None` for the data set's own.
+    reading: how image files are read.
+
+  Raises:
+    ValueError: unknown name, data that have not been prepared, a folder that is not as `sources.read_folder` wants it.
+  """
+  spec, notes = check_name(name, data_dir), ()
+  if name == FOLDER:
+    folder = sources.read_folder(data_dir, reading)
+    class_names, splits, notes = folder.classes, folder.splits, folder.notes
+    which = {'files': folder.files}
+  else:
+    class_names, splits, version = prepared.open_prepared(name, spec, data_dir, reading)
+    which = {'version': version}
+  train, validation, test = (_decoded(split, spec) for split in splits)
+  return Dataset(
+    name=name,
+    spec=spec,
+    image_size=spec.image_size if image_size is None else image_size,
+    class_names=class_names,
+    train=train,
+    validation=validation,
+    test=test,
+    contents=Contents(class_names=class_names, sizes=(len(train), len(validation), len(test)), **which),
+    notes=notes,
+  )
+
+
+def _decoded(source: Sequence, spec: Spec) -> Sequence:
+  """Images of one size that fit into memory are decoded once."""
+  if spec.resized_crop or len(source) * spec.image_size**2 * spec.channels > _MEMORY_BYTES:
+    return source
+  images = np.empty((len(source), spec.image_size, spec.image_size, spec.channels), np.uint8)
+  labels = np.empty(len(source), np.int32)
+  for start in range(0, len(source), _READ_AT_ONCE):
+    indices = range(start, min(start + _READ_AT_ONCE, len(source)))
+    for i, example in zip(indices, source.read(indices), strict=True):
+      images[i], labels[i] = pixels(example['image']), example['label']
+  return sources.Memory(images, labels)

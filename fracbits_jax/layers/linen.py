@@ -1,0 +1,179 @@
+"""Flax layers with fractional bit-widths: `nn.Conv` and `nn.Dense` plus `quant=QuantConfig(...)`.
+
+A quantized layer owns, beside the parameters of the layer it extends:
+
+* `params/alpha`: the clip of its inputs, `()`;
+* `params/kernel_alpha`: with the scheme `lsq`, the range of its kernel, `()`;
+* `bits/kernel`: the bit-width of its kernel, `()` or `[C_out]`;
+* `bits/input`: the bit-width of its inputs, `()`.
+
+Whatever the configuration fixes is absent from the collection `bits`.
+"""
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from fracbits_jax.fast import conv
+from fracbits_jax.layers.operands import apply_quantizer, einsum_output_axes, over_channels
+from fracbits_jax.layers.quant_config import QuantConfig
+from fracbits_jax.quantize import bitwidths, lsq
+
+OUTPUTS = 'layer_outputs'  # what `jax.checkpoint`'s policies know the outputs of these layers by
+
+
+class Quantized(nn.Module):
+  """Mixin before a linen layer: the layer sees quantized inputs, and its parameter `kernel` quantized.
+
+  The layer's own code does the rest, so strides, groups, dilation, padding and dtypes are the library's.
+
+  Attributes:
+    quant: how the layer is quantized; `None` leaves it as it is.
+    source: the name of the sibling whose pruned channels are missing from the inputs; see `gate`.
+  """
+
+  quant: QuantConfig | None = None
+  source: str | None = None
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    if self.quant is not None and not self.quant.weight_only:
+      inputs = self._quantized_input(inputs)
+    return checkpoint_name(super().__call__(inputs, *args, **kwargs), OUTPUTS)
+
+  @nn.nowrap
+  def param(self, name: str, init_fn: Any, *args, **kwargs) -> Any:
+    """The layer's parameter; its `kernel` is quantized, which is all that the layer sees of it."""
+    value = super().param(name, init_fn, *args, **kwargs)
+    return self._quantized_kernel(value) if name == 'kernel' and self.quant is not None else value
+
+  @nn.nowrap
+  def output_axes(self, kernel_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of the kernel that are output channels, together C_out of them."""
+    rank = len(kernel_shape)
+    if isinstance(self, nn.DenseGeneral):
+      batch, features = (1 if isinstance(axes, int) else len(axes) for axes in (self.batch_dims, self.features))
+      return (*range(batch), *range(rank - features, rank))
+    if isinstance(self, nn.Einsum):
+      if self.einsum_str is None:
+        raise ValueError(
+          f'{"/".join(self.path)}: nn.Einsum is quantized by the einsum_str of the module: give it there'
+        )
+      return einsum_output_axes(self.einsum_str, rank)
+    return (rank - 2 if isinstance(self, nn.ConvTranspose) and self.transpose_kernel else rank - 1,)
+
+  @nn.nowrap
+  def _bits(
+    self, name: str, fixed: int | None, choices: tuple[int, ...], shape: tuple[int, ...]
+  ) -> tuple[jax.Array | int, dict[str, Any]]:
+    """A bit-width of this layer, with the choices and the noise that go with it."""
+    if fixed is not None:
+      return fixed, {'choices': (fixed,)}
+    start = min(max(self.quant.init_bits, choices[0]), choices[-1])
+    bits = self.variable('bits', name, jnp.full, shape, start, jnp.float32).value
+    if not self.quant.learned:
+      return bits, {'learned': False}
+    drawn = self.quant.stochastic and self.has_rng('bits')
+    return bits, {'choices': choices, 'noise': bitwidths.draw_noise(self.make_rng('bits'), shape) if drawn else None}
+
+  @nn.nowrap
+  def _quantized_input(self, inputs: jax.Array) -> jax.Array:
+    quant = self.quant
+    alpha = super().param('alpha', nn.initializers.constant(quant.alpha_init), (), jnp.float32)
+    bits, how = self._bits('input', quant.input_bits, quant.allowed_input_bits, ())
+    return apply_quantizer(self, 'input', inputs, bits, alpha, **how)
+
+  @nn.nowrap
+  def _quantized_kernel(self, kernel: jax.Array) -> jax.Array:
+    quant, axes = self.quant, self.output_axes(kernel.shape)
+    channels = math.prod(kernel.shape[axis] for axis in axes)
+    per_channel = quant.granularity == 'kernel'
+    bits, how = self._bits('kernel', quant.kernel_bits, quant.choices, (channels,) if per_channel else ())
+    alpha = None
+    if quant.scheme == 'lsq':
+      alpha = super().param('kernel_alpha', lambda key: lsq.initial_range(kernel, bits))
+    how['kept'] = self._kept(kernel, bits)
+    return over_channels(lambda flat: apply_quantizer(self, 'kernel', flat, bits, alpha, **how), kernel, axes)
+
+  @nn.nowrap
+  def _kept(self, kernel: jax.Array, bits: jax.Array | int) -> jax.Array | None:
+    """Which entries of the kernel belong to no pruned channel, broadcastable against it; `None` for all."""
+    along = lambda mask, axis: jnp.expand_dims(mask, [i for i in range(kernel.ndim) if i != kernel.ndim + axis])
+    kept = along(bits > 0, -1) if self.quant.prunes else None
+    if self.source is not None:
+      # A depthwise kernel has its input channels where others have their output channels.
+      of_source = along(gate(self, self.source) > 0, -1 if kernel.shape[-2] == 1 else -2)
+      kept = of_source if kept is None else kept & of_source
+    return kept
+
+
+@functools.cache
+def quantized_class(layer: type[nn.Module]) -> type[Quantized]:
+  """The class `layer`, a linen layer with a parameter `kernel`, with `quant` and `source` beside its fields."""
+  return layer if issubclass(layer, Quantized) else type(f'Quantized{layer.__name__}', (Quantized, layer), {})
+
+
+def gate(module: nn.Module, source: str) -> jax.Array:
+  """The gates of a prunable layer's channels, min(bits, 1) `[C]`, as seen by a module beside it that runs later."""
+  return bitwidths.gate(module.parent.variables['bits'][source]['kernel'])
+
+
+class QuantConv(Quantized, nn.Conv):
+  """`nn.Conv` with a quantized kernel and quantized inputs; `quant=None` is `nn.Conv` itself."""
+
+  conv_general_dilated: Any = conv.conv_general_dilated
+
+
+class QuantDense(Quantized, nn.Dense):
+  """`nn.Dense` with a quantized kernel and quantized inputs; `quant=None` is `nn.Dense` itself."""
+
+
+class GatedBatchNorm(nn.BatchNorm):
+  """Batch norm whose outputs are gated: channels that the layer `source` has pruned come out as exactly 0.
+
+  Attributes:
+    source: the name of the prunable sibling that made these channels; `None` for batch norm as it is.
+  """
+
+  source: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = super().__call__(x)
+    return y if self.source is None else y * jnp.expand_dims(gate(self, self.source), range(y.ndim - 1)).astype(y.dtype)
+
+
+@contextlib.contextmanager
+def watch_layers(seen: Callable[[Quantized, jax.Array, jax.Array], None]) -> Iterator[None]:
+  """While this context is open, every call of a quantized layer is reported as `seen(module, x, y)`.
+
+  x are the inputs before their quantization, y the outputs; under a trace both are tracers.
+  """
+  running: list[nn.Module] = []
+  seen_inside: set[tuple] = set()
+
+  def intercept(call, args, kwargs, context):
+    module = context.module
+    is_layer = context.method_name == '__call__' and isinstance(module, Quantized)
+    if not is_layer or any(module is other for other in running):
+      return call(*args, **kwargs)  # the layer that is extended runs inside ours, as a call of the same module
+    running.append(module)
+    seen_inside.discard(module.path)
+    try:
+      y = call(*args, **kwargs)
+    finally:
+      running.pop()
+    if module.path not in seen_inside:  # else another ran in place of this one, see `wrap`
+      seen(module, args[0] if args else kwargs['inputs'], y)
+    seen_inside.add(module.path)
+    return y
+
+  with nn.intercept_methods(intercept):
+    yield

@@ -1,0 +1,79 @@
+"""A layer's operands, its inputs and its kernel, as its configuration quantizes them; the same for linen and NNX."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fracbits_jax import quantize
+from fracbits_jax.layers.quant_config import QuantConfig
+from fracbits_jax.quantize import lsq
+
+_replacements: list[Callable[..., jax.Array]] = []
+
+
+def quantize_input(quant: QuantConfig, inputs: jax.Array, bits: Any, alpha: jax.Array, **how: Any) -> jax.Array:
+  """Inputs of a layer as its configuration quantizes them; `how` as for `quantize.activation`."""
+  function = lsq.activation if quant.scheme == 'lsq' else quantize.activation
+  return function(inputs, bits, alpha, signed=quant.signed_input, **how)
+
+
+def quantize_kernel(
+  quant: QuantConfig, kernel: jax.Array, bits: Any, alpha: jax.Array | None = None, *, kept: Any = None, **how: Any
+) -> jax.Array:
+  """A kernel `[..., C_out]` as a layer's configuration quantizes it; `how` as for `quantize.kernel`.
+
+  Args:
+    quant: the configuration.
+    kernel: the float kernel.
+    bits: `()` or `[C_out]`.
+    alpha: its range, `()`, with the scheme `lsq`.
+    kept: false for the entries of pruned channels, or `None`.
+    **how: `choices`, `noise`, `learned`.
+  """
+  if quant.scheme == 'lsq':
+    return lsq.kernel(kernel, bits, alpha, **how)
+  quantized = quantize.kernel(kernel, bits, scheme=quant.scheme, kept=kept, **how)
+  return quantize.rescale(quantized, kept) if quant.sat else quantized
+
+
+def apply_quantizer(layer: Any, which: str, x: jax.Array, bits: Any, alpha: jax.Array | None, **how: Any) -> jax.Array:
+  """`quantize_input` or `quantize_kernel`, by `which`, for a layer with a `quant`; see `replace_quantizers`."""
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    x = x.astype(jnp.float32)  # integers, which the layer itself would bring to the dtype of its kernel
+  if _replacements:
+    return _replacements[-1](layer, which, x, bits, alpha, how.get('kept'))
+  return (quantize_input if which == 'input' else quantize_kernel)(layer.quant, x, bits, alpha, **how)
+
+
+@contextlib.contextmanager
+def replace_quantizers(replacement: Callable[..., jax.Array]) -> Iterator[None]:
+  """While this context is open, `replacement` does what the quantizers of all layers do.
+
+  It is called as `replacement(layer, which, x, bits, alpha, kept)`, with `input` or `kernel` for which, and the
+  arguments of `quantize_input` or `quantize_kernel`.
+  """
+  _replacements.append(replacement)
+  try:
+    yield
+  finally:
+    _replacements.pop()
+
+
+def over_channels(function: Callable[[jax.Array], jax.Array], kernel: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """Applies a function of kernels `[..., C_out]` to one whose output channels are spread over `axes`."""
+  if axes == (kernel.ndim - 1,):
+    return function(kernel)
+  last = range(-len(axes), 0)
+  moved = jnp.moveaxis(kernel, axes, last)
+  flat = moved.reshape(*moved.shape[: -len(axes)], -1)
+  return jnp.moveaxis(function(flat).reshape(moved.shape), last, axes)
+
+
+def einsum_output_axes(einsum_str: str, rank: int) -> tuple[int, ...]:
+  """The axes of an einsum's second operand, of `rank` axes, that its result has as well."""
+  operands, result = einsum_str.replace(' ', '').split('->')
+  names = operands.split(',')[1].replace('...', '')
+  return tuple(rank - len(names) + i for i, name in enumerate(names) if name in result)

@@ -1,0 +1,115 @@
+"""How a layer is quantized: the settings, checked in one place."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from fracbits_jax import quantize
+from fracbits_jax.quantize import bitwidths
+
+GRANULARITIES = ('layer', 'kernel')
+SCHEMES = (*quantize.SCHEMES, 'lsq')
+FLOAT_BITS = 32
+CALIBRATIONS = ('squares', 'absolute', 'trimmed')
+_MOST_ALPHA = 1e30  # far inside float32, so that what is computed with it stays finite
+
+
+def check_calibration(criterion: str) -> str:
+  """Returns the criterion of calibration; raises `ValueError` unless it is one of `CALIBRATIONS`."""
+  if criterion not in CALIBRATIONS:
+    raise ValueError(f'calibration={criterion!r} is unknown: choose one of {", ".join(map(repr, CALIBRATIONS))}')
+  return criterion
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantConfig:
+  """How a layer is quantized.
+
+  Attributes:
+    granularity: `layer` for one bit-width a kernel, `kernel` for one per output channel.
+    choices: allowed bit-widths of kernels, strictly increasing integers from 0 to 16; `None` means all of them.
+    input_choices: allowed bit-widths of inputs; `None` means `choices` without 0.
+    init_bits: where learned bit-widths start, a real number, clipped to the allowed range.
+    kernel_bits: a fixed integer bit-width for the kernel instead of a learned one.
+    input_bits: a fixed integer bit-width for the inputs instead of a learned one.
+    weight_only: leave the inputs as they are. They count as `input_bits` in the cost, or as 32 bits without it.
+    signed_input: inputs are quantized on [-alpha, alpha] rather than on [0, alpha].
+    scheme: `original` or `modified` for DoReFa kernels, whose inputs are always `original`; `lsq` for a learned step
+      size of kernels and inputs.
+    learned: false says that the bit-widths in the collection `bits` are integers, fixed after a search: the layer is
+      then as fast as one with fixed bits.
+    stochastic: draw one of the two neighbouring bit-widths instead of interpolating, wherever the network is applied
+      with a random stream `bits`.
+    sat: rescale the quantized kernel as SAT does where no batch norm follows the layer; not with `lsq`, whose ranges
+      are learned.
+    alpha_init: where the clip of the inputs starts.
+    calibration: the criterion by which `calibrate` chooses where clips and ranges start: `squares`, the mean squared
+      error; `absolute`, the mean absolute error, or `trimmed`, squares without the thousandth of the values that is
+      largest, for inputs with outliers.
+  """
+
+  granularity: str = 'layer'
+  choices: Sequence[int] | None = tuple(range(1, 9))
+  input_choices: Sequence[int] | None = None
+  init_bits: float = 8.0
+  kernel_bits: int | None = None
+  input_bits: int | None = None
+  weight_only: bool = False
+  signed_input: bool = False
+  scheme: str = 'original'
+  learned: bool = True
+  stochastic: bool = False
+  sat: bool = False
+  alpha_init: float = 8.0
+  calibration: str = 'squares'
+
+  def __post_init__(self):
+    if self.granularity not in GRANULARITIES:
+      raise ValueError(f'granularity={self.granularity!r} is unknown: choose one of {", ".join(GRANULARITIES)}')
+    if self.scheme not in SCHEMES:
+      raise ValueError(f'scheme={self.scheme!r} is unknown: choose one of {", ".join(map(repr, SCHEMES))}')
+    check_calibration(self.calibration)
+    object.__setattr__(self, 'choices', bitwidths.check_choices(self.choices))
+    if self.choices == (0,):
+      raise ValueError('choices=(0,) would leave nothing of a kernel: allow at least one bit-width above 0')
+    try:
+      allowed = bitwidths.check_choices(self.allowed_input_bits)
+      object.__setattr__(self, 'input_choices', None if self.input_choices is None else allowed)
+    except ValueError as error:
+      raise ValueError(f'for inputs, {error}') from None
+    largest_input = FLOAT_BITS if self.weight_only else bitwidths.MAX_BITS
+    for name, largest in (('kernel_bits', bitwidths.MAX_BITS), ('input_bits', largest_input)):
+      value = getattr(self, name)
+      if value is not None and not (isinstance(value, int | np.integer) and 0 <= value <= largest):
+        raise ValueError(
+          f'{name}={value!r} is not a fixed bit-width: give an integer from 0 to {largest}, or None to learn it'
+        )
+    if self.stochastic and self.prunes:
+      raise ValueError(
+        'stochastic=True cannot prune: a gate does not follow what is drawn, so take 0 out of choices or interpolate'
+      )
+    if not 0 <= self.init_bits < np.inf:
+      raise ValueError(f'init_bits={self.init_bits!r} is not a bit-width: give a finite number of at least 0')
+    if not 0 < self.alpha_init <= _MOST_ALPHA:
+      raise ValueError(f'alpha_init={self.alpha_init!r} is not a clip: give a number above 0 and up to {_MOST_ALPHA:g}')
+
+  @property
+  def allowed_input_bits(self) -> tuple[int, ...]:
+    """The allowed bit-widths of the inputs."""
+    return tuple(b for b in self.choices if b > 0) if self.input_choices is None else self.input_choices
+
+  @property
+  def prunes(self) -> bool:
+    """Whether output channels can be pruned: a learned bit-width for each of them, and 0 among the allowed ones."""
+    return self.granularity == 'kernel' and self.kernel_bits is None and self.choices[0] == 0
+
+  @property
+  def learns_input(self) -> bool:
+    """Whether the bit-width of the inputs is a variable."""
+    return not self.weight_only and self.input_bits is None
+
+  @property
+  def counted_input_bits(self) -> int | None:
+    """The fixed bit-width with which the inputs enter the cost; `None` where it is learned."""
+    return None if self.learns_input else FLOAT_BITS if self.input_bits is None else self.input_bits

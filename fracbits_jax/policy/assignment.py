@@ -1,0 +1,105 @@
+"""Policies without a search: random ones, and those that an integer program finds for given scores."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import optimize, sparse
+
+from fracbits_jax import cost as costs
+from fracbits_jax.cost import Budget, Layer
+from fracbits_jax.policy import policies
+
+Scores = Mapping[tuple[str, str], Mapping[int, float]]  # (layer, `kernel` or `input`) -> bit-width -> score
+
+# To which scores and targets are scaled: the solver's tolerances are absolute, 1e-6.
+_LARGEST, _TARGET = 1e4, 1e6
+_RETRIES = 10
+
+
+def draw(layers: Sequence[Layer], budget: Budget, seed: int) -> policies.Policy:
+  """A random policy that meets a budget: bit-widths drawn evenly from the allowed range, then discretized.
+
+  Args:
+    layers: the layer table.
+    budget: what the policy may cost.
+    seed: of the draw.
+  """
+  rng = np.random.default_rng(seed)
+  bits = costs.fill_bits(layers, lambda layer, which, shape, choices: rng.uniform(choices[0], choices[-1], shape))
+  return policies.discretize(bits, layers, budget)
+
+
+def solve(scores: Scores, layers: Sequence[Layer], budget: Budget) -> policies.Policy:
+  """The policy with the least sum of scores among those that meet the budgets.
+
+  A layer costs the product of its kernel's and its input's bits, so the program chooses one pair for each layer:
+
+      min sum_lp s_lp x_lp    with    sum_p x_lp = 1 for each layer l,    sum_lp c_lp x_lp <= target,    x_lp in {0, 1}
+
+  s_lp is the sum of the two scores and c_lp the cost of layer l with the pair p: a multiple-choice knapsack, which
+  HiGHS solves to optimality. All channels of a kernel get the same bits, and none is pruned.
+
+  Args:
+    scores: what each allowed bit-width of each learned kernel and input costs in accuracy; least is best.
+    layers: the layer table.
+    budget: what the policy may cost, and further budgets beside it.
+
+  Raises:
+    ValueError: scores that are missing or not finite; no assignment meets the budget.
+  """
+  options = [_options(scores, layer) for layer in layers]
+  score = np.array([score for found in options for *_, score in found])
+  owner = np.repeat(np.arange(len(layers)), [len(found) for found in options])
+  one_each = sparse.csr_array((np.ones(owner.size), (owner, np.arange(owner.size))))
+  spent = sparse.csr_array([_prices(options, layers, held) for held in budget.all])
+  scale, limit = _LARGEST / max(float(np.abs(score).max()), np.finfo(float).tiny), _TARGET
+  for attempt in range(_RETRIES):
+    found = optimize.milp(
+      scale * score,
+      integrality=np.ones(score.size),
+      bounds=optimize.Bounds(0, 1),
+      constraints=[optimize.LinearConstraint(one_each, 1, 1), optimize.LinearConstraint(spent, -np.inf, limit)],
+      options={'mip_rel_gap': 0},
+    )
+    if found.x is None:
+      break
+    pairs = {layer.name: options[l][int(np.argmax(found.x[owner == l]))] for l, layer in enumerate(layers)}
+    bits = costs.fill_bits(layers, lambda layer, which, shape, choices: pairs[layer.name][which == 'input'])  # noqa: B023
+    if budget.holds(bits, layers):
+      return policies.from_bits(bits, layers, budget)
+    limit = _TARGET - 1e-6 * 10**attempt  # the solver lets pass what is over by less than its tolerance
+  raise ValueError(
+    f'no allowed assignment of bits meets {budget.target:.6g} {budget.unit}: raise the budget, or allow fewer bits'
+  )
+
+
+_Option = tuple[int | None, int | None, float]  # bits of the kernel and of the input, where they are learned, and score
+
+
+def _options(scores: Scores, layer: Layer) -> list[_Option]:
+  """What a layer can be, without pruning."""
+  slots = costs.learned(layer)
+  ways = [[b for b in slots[which][1] if b] if which in slots else [None] for which in ('kernel', 'input')]
+  found = []
+  for pair in itertools.product(*ways):
+    total = 0.0
+    for which, width in zip(('kernel', 'input'), pair, strict=True):
+      if width is not None:
+        total += scores.get((layer.name, which), {}).get(width, np.nan)
+    if not np.isfinite(total):
+      raise ValueError(f'a score of {layer.name} is missing or not finite: give one for every allowed bit-width')
+    found.append((*pair, total))
+  return found
+
+
+def _prices(options: Sequence[Sequence[_Option]], layers: Sequence[Layer], budget: Budget) -> list[float]:
+  """What every option of every layer costs, in parts of the target."""
+  prices = []
+  for layer, found in zip(layers, options, strict=True):
+    alone = (dataclasses.replace(layer, source=None),)  # nothing that feeds it is pruned
+    for option in found:
+      bits = costs.fill_bits(alone, lambda layer, which, shape, choices: option[which == 'input'])  # noqa: B023
+      prices.append(_TARGET * float(budget.cost(bits, alone)) / budget.target)
+  return prices

@@ -1,0 +1,192 @@
+"""Policies without a search: each kernel and each input is scored by what quantizing it alone does to the loss.
+
+    python -m fracbits_jax.sensitivity --workdir=runs/digits --bits=3 --out=policy.json
+
+Scores are those of HAWQ-V2 (Dong et al. 2020, arXiv 1911.03852), the trace of the Hessian times the squared
+quantization error, or the rise of the loss itself. `assignment.solve` makes a policy of them, which a run takes as
+`config.policy`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import traverse_util
+from jax import lax
+
+from fracbits_jax import cost as costs
+from fracbits_jax import layers
+from fracbits_jax.layers import QuantConfig, calibrate, wrap
+from fracbits_jax.policy.assignment import Scores
+
+Slot = tuple[str, str]  # a layer's path, and `kernel` or `input`
+Batch = Mapping[str, Any]
+
+SCORES = ('hessian', 'loss')
+_DRAWS = 8
+
+
+def quantized_kernel(quant: QuantConfig, kernel: jax.Array, bits: Any, alpha: jax.Array | None = None) -> jax.Array:
+  """A kernel at an integer bit-width, on the scale at which it is nearest to the float one.
+
+  DoReFa's kernels have a scale of their own, which batch norm takes away again.
+
+  Args:
+    quant: how the layer is quantized.
+    kernel: the float kernel.
+    bits: `()`.
+    alpha: its range, `()`, with the scheme `lsq`.
+  """
+  plain = dataclasses.replace(quant, sat=False)
+  q = layers.quantize_kernel(plain, kernel, jnp.float32(bits), alpha, learned=False)
+  return q * jnp.sum(q * kernel) / jnp.maximum(jnp.sum(q * q), 1e-12)
+
+
+class Sensitivity:
+  """A float network whose kernels and inputs are disturbed one by one, in evaluation mode.
+
+  It is the quantized network with quantizers that change nothing, so that both have their tensors in the same places.
+
+  Args:
+    model: a quantized network, called as `model(images)`.
+    variables: `params` and further collections of its float network.
+    image_shape: `[H, W, C]`.
+    batches: training batches, `image` and `label` of each.
+
+  Attributes:
+    table: the layer table.
+    slots: the allowed bit-widths of each kernel and each input that learns them, without 0.
+    variables: of the quantized network: the float one's, and clips and bits that nothing depends on.
+  """
+
+  def __init__(self, model: nn.Module, variables: Any, image_shape: Sequence[int], batches: Sequence[Batch]):
+    self.table = costs.trace(model, (1, *image_shape))
+    self.slots = {
+      (l.name, which): tuple(b for b in c if b) for l in self.table for which, (_, c) in costs.learned(l).items()
+    }
+    self._model, self._float = model, variables
+    self._configs = calibrate.quant_configs(model, (1, *image_shape))
+    self._batches = [
+      {'image': jnp.asarray(batch['image'], jnp.float32), 'label': jnp.asarray(batch['label'])} for batch in batches
+    ]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), self._batches[0]['image'])
+    given = traverse_util.flatten_dict(variables['params'])
+    # Clips and bits are not used; at the largest bits nothing is pruned.
+    params = {path: given.get(path, np.float32(1)) for path in traverse_util.flatten_dict(shapes['params'])}
+    bits = jax.tree.map(np.float32, costs.bits_range(self.table)[1])
+    self.variables = {**variables, 'params': traverse_util.unflatten_dict(params), 'bits': bits}
+
+  def logits(self, variables: Any, images: jax.Array, quantizer: Callable[[Slot, jax.Array], jax.Array]) -> jax.Array:
+    """The logits with `quantizer(slot, x)` for each of the `slots`, to be traced with `variables`."""
+
+    def replacement(layer, which, x, bits, alpha, kept):
+      del bits, alpha, kept
+      slot = ('/'.join(layer.path), which)
+      return quantizer(slot, x) if slot in self.slots else x
+
+    with layers.replace_quantizers(replacement):
+      return self._model.apply(variables, images).astype(jnp.float32)
+
+  def traces(self, draws: int = _DRAWS, seed: int = 0) -> dict[Slot, float]:
+    """The trace of the Hessian of the mean cross entropy with respect to each kernel and each input.
+
+    With J the derivative of an example's logits and p its probabilities, the Gauss-Newton part of the Hessian is the
+    mean over the examples of J^T (diag(p) - p p^T) J. Its trace is estimated as Hutchinson does, with independent signs
+    u, one a class and example:
+
+        Tr = E[|J^T c|^2],    c = sqrt(p) u - p (sqrt(p) . u),    E[c c^T] = diag(p) - p p^T
+
+    In evaluation mode networks of ReLU and batch norm are piecewise linear in each of their tensors alone, so this part
+    is the whole. It is never negative, and no draw mixes one tensor with another.
+
+    Args:
+      draws: of u, for every batch.
+      seed: of the draws.
+    """
+    shapes: dict[Slot, tuple[int, ...]] = {}
+
+    def see(slot, x):
+      shapes[slot] = x.shape
+      return x
+
+    images = self._batches[0]['image']
+    jax.eval_shape(lambda variables: self.logits(variables, images, see), self.variables)
+
+    @jax.jit
+    def squares(variables, images, key):
+      def moved(moves):
+        return self.logits(variables, images, lambda slot, x: x + moves[list(shapes).index(slot)].astype(x.dtype))
+
+      logits, pull_back = jax.vjp(moved, [jnp.zeros(shape, jnp.float32) for shape in shapes.values()])
+      p = jax.nn.softmax(logits)
+      signed = jnp.sqrt(p) * jax.random.rademacher(key, p.shape, p.dtype)
+      (gradients,) = pull_back(signed - p * jnp.sum(signed, axis=-1, keepdims=True))
+      return [jnp.sum(jnp.square(g)) / len(images) for g in gradients]
+
+    keys = iter(jax.random.split(jax.random.key(seed), draws * len(self._batches)))
+    found = [squares(self.variables, b['image'], next(keys)) for b in self._batches for _ in range(draws)]
+    return dict(zip(shapes, np.mean(found, axis=0).tolist(), strict=True))
+
+  def errors(self) -> dict[Slot, dict[int, float]]:
+    """The mean squared error of each kernel and each input at each bit-width, with the clip that is best for it."""
+    errors: dict[Slot, dict[int, float]] = {}
+    for slot, x, bits, alpha in self._quantizations():
+      quantized = jax.jit(functools.partial(self._quantized, slot))(x, jnp.float32(bits), alpha)
+      errors.setdefault(slot, {})[bits] = float(jnp.mean(jnp.square(quantized - x)))
+    return errors
+
+  def hessian_scores(self, draws: int = _DRAWS, seed: int = 0) -> Scores:
+    """Half the trace times the mean squared error: the rise of the loss to second order, for errors at random."""
+    traces = self.traces(draws, seed)
+    return {
+      slot: {bits: traces[slot] / 2 * error for bits, error in by_bits.items()}
+      for slot, by_bits in self.errors().items()
+    }
+
+  def loss_scores(self) -> Scores:
+    """The rise of the loss when one kernel or one input alone is quantized, a mean over the batches."""
+    order = list(self.slots)
+
+    @jax.jit
+    def loss(variables, batch, index, bits, alpha):
+      def quantizer(slot, x):
+        one = functools.partial(self._quantized, slot)
+        return lax.cond(index == order.index(slot), one, lambda x, bits, alpha: x, x, bits, alpha)
+
+      logits = self.logits(variables, batch['image'], quantizer)
+      return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']))
+
+    mean = lambda *which: float(np.mean([loss(self.variables, batch, *which) for batch in self._batches]))
+    plain, scores = mean(-1, 8.0, 1.0), {}
+    for slot, _, bits, alpha in self._quantizations():
+      scores.setdefault(slot, {})[bits] = mean(order.index(slot), float(bits), float(alpha)) - plain
+    return scores
+
+  def _quantizations(self):
+    """Every slot with its tensor, or values of it, each of its bit-widths, and the clip that is best for that."""
+    plain = wrap.without_quantization(self._model)
+    inputs = calibrate.sample_inputs(plain, self._float, [(batch['image'],) for batch in self._batches])
+    for slot, choices in self.slots.items():
+      name, which = slot
+      quant = self._configs[name]
+      params = functools.reduce(lambda node, key: node[key], name.split('/'), self._float['params'])
+      x = jnp.asarray(params['kernel'] if which == 'kernel' else inputs[name])
+      signed = which == 'kernel' or quant.signed_input
+      for bits in choices:
+        clip = 1.0  # of kernels that have none
+        if which == 'input' or quant.scheme == 'lsq':
+          how = dict(signed=signed, choices=(bits,), scheme=quant.scheme, criterion=quant.calibration)
+          clip = calibrate.best_clip(x, jnp.float32(bits), **how)
+        yield slot, x, bits, jnp.float32(clip)
+
+  def _quantized(self, slot: Slot, x: jax.Array, bits: jax.Array, alpha: jax.Array) -> jax.Array:
+    quant = self._configs[slot[0]]
+    if slot[1] == 'kernel':
+      return quantized_kernel(quant, x, bits, alpha).astype(x.dtype)
+    return layers.quantize_input(quant, x, bits, alpha, learned=False)

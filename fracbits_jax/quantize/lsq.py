@@ -1,0 +1,162 @@
+"""Learned step sizes under fractional bit-widths (LSQ: Esser et al., ICLR 2020, arXiv 1902.08153).
+
+The paper's parameter is the step s. A step that stayed while the bits moved would widen the range with every bit, so
+here the parameter is the range alpha = s Q, and more bits make the steps finer. What s would be moved by, relative to
+its size, alpha is moved by: with ds = g dL/ds and dL/ds = Q dL/dalpha that is dalpha = g Q^2 dL/dalpha, where g =
+1 / sqrt(N Q_P) is LSQ's gradient scale for N weights, or N features of an input.
+
+    kernels and signed inputs:  Q = 2^(b - 1), levels -Q, ..., Q - 1 = Q_P     (two's complement)
+    unsigned inputs:            Q = 2^b - 1 = Q_P, levels 0, ..., Q            (the grid of `quantize.activation`)
+
+At 1 bit two's complement would be -Q and 0, where no positive weight has a gradient; kernels and signed inputs take
+-alpha / 2 and alpha / 2 instead.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from fracbits_jax.fast.derivatives import with_backward, with_slopes
+from fracbits_jax.fast.inlined import inlined
+from fracbits_jax.fast.sums import sums
+from fracbits_jax.quantize import pact
+from fracbits_jax.quantize.bitwidths import as_bits, check_kernel_bits, check_scalars, power_of_two
+from fracbits_jax.quantize.unit import SMALLEST, allowed, interpolate, sum_to, with_rank
+
+
+def gradient_scale(bits: jax.Array, count: int, *, signed: bool) -> jax.Array:
+  """g Q^2, by which the gradient of a range is multiplied; the mean over bit-widths where there are several, 1 of none.
+
+  Args:
+    bits: real bit-widths, any shape.
+    count: N, the weights of a kernel or the features of an input.
+    signed: two's complement levels rather than levels from 0.
+  """
+  if not (count and bits.size):
+    return jnp.float32(1)
+  bits = jax.lax.stop_gradient(bits)
+  q = jnp.exp2(bits - 1) if signed else jnp.exp2(bits) - 1
+  positive = jnp.maximum(q - 1 if signed else q, 1)
+  return jnp.mean(q**2 / jnp.sqrt(count * positive))
+
+
+def _level(ratio: jax.Array, bits: jax.Array) -> jax.Array:
+  """Two's complement levels in units of the range, `[-1, 1 - 2^(1 - b)]`; -1/2 and 1/2 at 1 bit, 0 at 0 bits."""
+  half, step = power_of_two(bits - 1), power_of_two(1 - bits)
+  many = jnp.minimum(jnp.maximum(jnp.round(ratio * half), -half), half - 1) * step
+  one = jnp.where(ratio < 0, -0.5, jnp.where(ratio >= 0, 0.5, ratio))
+  return jnp.where(bits <= 0, 0, jnp.where(bits <= 1, one, many))
+
+
+def _level_and_slopes(ratio: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The level, and the derivatives of the quantized value with respect to what is quantized and to the range.
+
+  The first of them is 1 where a value is rounded and 0 where it is clipped; at 0 bits 1 on [-1, 1], so that a weight
+  can return. The second is q - x / alpha where it is rounded, and q where it is clipped.
+  """
+  level, largest = _level(ratio, bits), jnp.where(bits > 1, 1 - power_of_two(1 - bits), 1)
+  inside = (ratio >= -1) & (ratio <= largest)
+  range_slope = jnp.where(bits <= 0, 0, level - jnp.where(inside, ratio, 0))  # a ratio that is clipped may be infinite
+  return level, inside.astype(jnp.float32), range_slope
+
+
+def _ratio(x, alpha):
+  return x.astype(jnp.float32) / jnp.maximum(jnp.abs(alpha), SMALLEST)
+
+
+@inlined(0)
+def _twos_complement_backward(choices, arguments, g):
+  x, bits, alpha, noise = arguments
+  g32, ratio = g.astype(jnp.float32), _ratio(x, alpha)
+  quantizer = functools.partial(_level_and_slopes, ratio)
+  (_, inside, range_slope), by_bits = interpolate(quantizer, bits, choices, noise)
+  # Rounding is straight-through: the first two move with the bits alone, the third with x / alpha alone.
+  inside, range_slope = with_slopes(inside, (bits, by_bits[1])), with_slopes(range_slope, (bits, by_bits[2]))
+  bits_slope = with_slopes(by_bits[0], (ratio, by_bits[1]))
+  if len(choices) > 1:
+    towards_alpha, towards_bits = sums((g32 * range_slope, g32 * bits_slope), by_channel=True)
+    g_bits = sum_to(with_rank(towards_bits, x), bits.shape) * jnp.abs(alpha)
+  else:
+    (towards_alpha,), g_bits = sums((g32 * range_slope,), by_channel=True), jnp.zeros_like(bits)
+  return (g32 * inside).astype(x.dtype), g_bits, jnp.sum(towards_alpha) * pact.side(alpha), None
+
+
+@with_backward(_twos_complement_backward, static=(4,))
+@inlined(4)
+def _twos_complement(x, bits, alpha, noise, choices):
+  q, _ = interpolate(functools.partial(_level, _ratio(x, alpha)), bits, choices, noise)
+  return (jnp.abs(alpha) * q).astype(x.dtype)
+
+
+def kernel(
+  w: jax.Array,
+  bits: jax.Array | float,
+  alpha: jax.Array | float,
+  *,
+  choices: Sequence[int] | None = None,
+  noise: jax.Array | None = None,
+  learned: bool = True,
+) -> jax.Array:
+  """Quantizes a kernel with a learned step size, at real bit-widths.
+
+      q_b(w) = s clip(round(w / s), -2^(b-1), 2^(b-1) - 1),    s = |alpha| / 2^(b-1),    for b >= 2
+      q_1(w) = |alpha| / 2 where w >= 0, else -|alpha| / 2;    q_0(w) = 0
+
+  Between integers the two neighbours are interpolated, as in `quantize.fractional`. The gradient of `w` is
+  straight-through inside the range and 0 outside; the one of alpha is LSQ's, with its scale (see the module).
+
+  Args:
+    w: kernel `[..., C_out]`.
+    bits: real bit-widths, `()` or `[C_out]`.
+    alpha: the range, shape `()`, used as |alpha|.
+    choices: allowed bit-widths, as for `quantize.fractional`.
+    noise: draws bit-widths, as for `quantize.fractional`.
+    learned: false for fixed integers, as for `quantize.fractional`.
+
+  Returns:
+    The quantized kernel, of the shape and dtype of `w`.
+
+  Raises:
+    ValueError: bad choices, bits of another shape, or alpha that is not a scalar.
+  """
+  w, bits, alpha = jnp.asarray(w), as_bits(bits, learned), jnp.asarray(alpha, jnp.float32)
+  check_kernel_bits(w, bits)
+  check_scalars(alpha=alpha)
+  alpha = with_slopes(alpha, (alpha, gradient_scale(bits, w.size, signed=True)))
+  bits, noise = (None if b is None else with_rank(b, w) for b in (bits, noise))
+  return _twos_complement(w, bits, alpha, noise, allowed(choices, learned))
+
+
+def activation(
+  x: jax.Array,
+  bits: jax.Array | float,
+  alpha: jax.Array | float,
+  *,
+  signed: bool = False,
+  choices: Sequence[int] | None = None,
+  noise: jax.Array | None = None,
+  learned: bool = True,
+) -> jax.Array:
+  """Quantizes the inputs of a layer with a learned step size, at a real bit-width; arguments as `quantize.activation`.
+
+  Unsigned inputs take the same values as there, since q - x / alpha is LSQ's gradient as well; only its scale is
+  added. Signed inputs are rounded to two's complement levels, as kernels are. `x` is `[N, ...]`: a feature is counted
+  once, not for each of the N examples.
+  """
+  x, bits, alpha = jnp.asarray(x), as_bits(bits, learned), jnp.asarray(alpha, jnp.float32)
+  check_scalars(bits=bits, alpha=alpha)
+  alpha = with_slopes(alpha, (alpha, gradient_scale(bits, math.prod(x.shape[1:]), signed=signed)))
+  if not signed:
+    return pact.activation(x, bits, alpha, choices=choices, noise=noise, learned=learned)
+  bits, noise = (None if b is None else with_rank(b, x) for b in (bits, noise))
+  return _twos_complement(x, bits, alpha, noise, allowed(choices, learned))
+
+
+def initial_range(w: jax.Array, bits: jax.Array | float) -> jax.Array:
+  """LSQ's start, s = 2 mean |w| / sqrt(Q_P), as a range for kernels: `()`; 1 where `w` is 0 throughout."""
+  half = jnp.exp2(jnp.mean(jnp.asarray(bits, jnp.float32)) - 1)
+  alpha = 2 * jnp.mean(jnp.abs(w)) * half / jnp.sqrt(jnp.maximum(half - 1, 1))
+  return jnp.where(alpha > 0, alpha, 1).astype(jnp.float32)

@@ -1,0 +1,99 @@
+"""The page of a comparison, `compare.html`: accuracy over cost with the Pareto front."""
+
+import pathlib
+import shlex
+from collections.abc import Sequence
+
+import numpy as np
+
+from fracbits_jax.report import page
+from fracbits_jax.report.compare_plot import accuracy_over_cost
+from fracbits_jax.report.groups import Group, group, pareto, read
+from fracbits_jax.report.verdict import amount, over
+
+
+def write(folders: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
+  """Writes `compare.html`, `accuracy_over_cost.png` and `accuracy_over_cost.svg` into `out`; returns the page's path.
+
+  Raises:
+    ValueError: as `read`.
+  """
+  groups = group(read(folders))
+  front = pareto(*([g.mean(field) for g in groups] for field in ('cost', 'test_accuracy')))
+  unit = groups[0].runs[0].result['unit']
+  plot = page.figure(
+    lambda narrow: accuracy_over_cost(groups, front, unit, narrow=narrow),
+    out,
+    'accuracy_over_cost',
+    f'Test accuracy over cost in {unit}; on the Pareto front: {", ".join(groups[i].name for i in front)}.',
+    'Numbers as in the table. The stepped line is the Pareto front: nothing as cheap is more accurate. Bars are one '
+    'standard deviation over seeds, dashes the float networks. Points of almost the same cost stand side by side.',
+  )
+  title = f'{len(groups)} networks, {len(folders)} runs' if len(groups) < len(folders) else f'{len(folders)} runs'
+  data = groups[0].runs[0].settings['data.dataset']
+  parts = [
+    page.header(title, f'on {data}, cost in {unit}', _verdict(groups, front, unit)),
+    page.section('Accuracy over cost', plot),
+    page.section(
+      'Runs',
+      _table(groups, front, unit),
+      page.note('Mean \u00b1 standard deviation over seeds (that of a sample). Stronger rows are on the Pareto front.'),
+    ),
+    page.section('Settings that differ', _differences(groups)),
+    page.section(
+      'Repeating it',
+      page.code(
+        shlex.join(['python', '-m', 'fracbits_jax.report.summary', *map(str, folders), f'--out={out}']), 'Command'
+      ),
+    ),
+  ]
+  page.write(out / 'compare.html', f'{title}: fracbits_jax', parts)
+  return out / 'compare.html'
+
+
+def _spread(g: Group, field: str, scale: float = 1.0) -> str:
+  mean, deviation = g.mean(field), g.deviation(field)
+  if np.isnan(mean):
+    return '-'
+  return f'{scale * mean:.2f}' if deviation is None else f'{scale * mean:.2f} \u00b1 {scale * deviation:.2f}'
+
+
+def _verdict(groups: Sequence[Group], front: Sequence[int], unit: str) -> str:
+  best, cheapest = groups[front[-1]], groups[front[0]]
+  accuracy = lambda g: f'{_spread(g, "test_accuracy", 100)}% at {amount(g.mean("cost"))} {unit}'
+  text = f'{best.name} is the most accurate: {accuracy(best)}.'
+  if best is not cheapest:
+    text += f' {cheapest.name} is the cheapest: {accuracy(cheapest)}.'
+  between = [groups[i].name for i in front[1:-1]]
+  text += f' Between them on the Pareto front: {", ".join(between)}.' if between else ''
+  exceeded = [run.name for g in groups for run in g.runs if over(run.result)]
+  return text + (f' Over a budget of its own: {", ".join(exceeded)}.' if exceeded else '')
+
+
+def _numbered(i: int, g: Group) -> str:
+  return f'{i + 1}\u2002{g.name}'
+
+
+def _table(groups: Sequence[Group], front: Sequence[int], unit: str) -> str:
+  both = [('GBitOPs', 'bitops_g'), ('MB', 'size_mb')]
+  costs = [(unit, 'cost'), *((name, field) for name, field in both if name != unit)]
+  head = ('network', 'test accuracy, %', *(name for name, _ in costs), 'float, %', 'seeds')
+  rows = [
+    (
+      _numbered(i, g),
+      _spread(g, 'test_accuracy', 100),
+      *(amount(g.mean(field)) for _, field in costs),
+      _spread(g, 'float_accuracy', 100),
+      ', '.join(str(run.seed) for run in g.runs),
+    )
+    for i, g in enumerate(groups)
+  ]
+  return page.table(head, rows, 'Accuracy and cost of the runs', strong=front)
+
+
+def _differences(groups: Sequence[Group]) -> str:
+  fields = sorted({field for g in groups for field in g.differs})
+  if not fields:
+    return page.paragraph('None but the seed.')
+  rows = [(_numbered(i, g), *(g.differs.get(field, '-') for field in fields)) for i, g in enumerate(groups)]
+  return page.table(('network', *fields), rows, 'Settings that differ', pale=False)

@@ -1,0 +1,186 @@
+"""What a phase begins with: its variables, its optimizer, its step."""
+
+import contextlib
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax import traverse_util
+
+from fracbits_jax import cost
+from fracbits_jax.data.batches import train_batches
+from fracbits_jax.data.dataset import Dataset
+from fracbits_jax.layers import calibrate, wrap
+from fracbits_jax.run.evaluation import Evaluator
+from fracbits_jax.run.experiment import PHASES, Experiment
+from fracbits_jax.train import optim, penalty, placement, preemption, reestimate, step
+from fracbits_jax.train.distill import Distillation
+from fracbits_jax.train.step import TrainState
+
+Variables = dict[str, Any]
+
+
+def model(experiment: Experiment, phase: str) -> nn.Module:
+  """The network of a phase: float for `pretrain`, quantized otherwise, with integers for bits in `finetune`."""
+  if phase == 'pretrain':
+    return experiment.float_model
+  if phase == 'search':
+    return experiment.quant_model
+  return wrap.with_fixed_bits(experiment.quant_model)
+
+
+def shapes(experiment: Experiment, phase: str) -> Variables:
+  """Shapes and dtypes of the variables of a phase's network; `bits` is there, if empty."""
+  images = jax.ShapeDtypeStruct((1, *experiment.dataset.image_shape), jnp.float32)
+  return {'bits': {}, 'batch_stats': {}, **jax.eval_shape(model(experiment, phase).init, jax.random.key(0), images)}
+
+
+def float_variables(experiment: Experiment) -> Variables:
+  """Given or initial variables of the float network; a quantized one without a `pretrain` starts from them as well."""
+  if experiment.initial is not None:
+    return {'bits': {}, **experiment.initial.variables}
+  images = jnp.zeros((1, *experiment.dataset.image_shape), jnp.float32)
+  init = jax.jit(experiment.float_model.init)
+  return {'bits': {}, 'batch_stats': {}, **init(jax.random.key(experiment.config.seed), images)}
+
+
+def initial_bits(experiment: Experiment) -> Any:
+  """The collection `bits` at the configured start, clipped to what is allowed."""
+  start = lambda layer, which, shape, choices: np.clip(experiment.init_bits, choices[0], choices[-1])
+  return as_float32(cost.fill_bits(experiment.layers, start))
+
+
+def quantized_variables(experiment: Experiment, variables: Variables, bits: Any) -> Variables:
+  """The quantized network with a float network's weights and statistics, given bits, and given or calibrated clips."""
+  config, dataset = experiment.config, experiment.dataset
+  flat = traverse_util.flatten_dict(variables['params'], sep='/')
+  names = traverse_util.flatten_dict(shapes(experiment, 'search')['params'], sep='/')
+  clips = [name for name in names if name not in flat]  # they are all that is new
+  given = experiment.initial.clips if experiment.initial is not None and 'pretrain' not in config.phases else {}
+  flat |= {name: given.get(name, jnp.float32(config.quant.alpha_init)) for name in clips}
+  params = traverse_util.unflatten_dict(flat, sep='/')
+  quant_configs = calibrate.quant_configs(experiment.quant_model, dataset.image_shape)
+  if not given.keys() >= set(clips):
+    params = calibrate.kernel_ranges(params, bits, quant_configs)
+  if config.quant.calibration_batches and not given.keys() >= set(clips):
+    reader = train_batches(dataset, batch_size=config.data.batch_size, seed=config.seed, wait=preemption.waiting)
+    with contextlib.closing(reader) as batches:
+      images = [(jnp.asarray(next(batches)['image'], jnp.float32),) for _ in range(config.quant.calibration_batches)]
+    model = experiment.float_model.clone(axis_name=None)
+    samples = calibrate.sample_inputs(model, variables, images, train=True, mutable=['batch_stats'])
+    params = calibrate.clips(params, bits, samples, quant_configs)
+  return {'params': params, 'bits': bits, 'batch_stats': variables['batch_stats']}
+
+
+def schedule(experiment: Experiment, phase: str, *, steps: int, steps_per_epoch: int) -> optax.Schedule:
+  """The configured learning rate of a phase by step."""
+  settings = experiment.config[phase]
+  return optim.cosine_part(
+    settings.learning_rate,
+    steps,
+    warmup_steps=round(settings.warmup_epochs * steps_per_epoch),
+    part=tuple(settings.cosine),
+  )
+
+
+def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax.GradientTransformation:
+  """The configured optimizer of a phase at the learning rate `rate`; only a search changes the bits."""
+  common = experiment.config.optimizer
+  return optim.OPTIMIZERS[common.name](
+    rate,
+    momentum=common.momentum,
+    weight_decay=common.weight_decay,
+    mask=optim.decay_mask(shapes(experiment, phase)['params'], experiment.layers),
+    bits_rate=common.bits_rate if phase == 'search' else None,
+  )
+
+
+def state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:
+  """The state before the first step."""
+  learned = {'params': variables['params'], 'bits': variables['bits']}
+  return TrainState(
+    step=jnp.int32(0),
+    **learned,
+    batch_stats=variables['batch_stats'],
+    opt_state=optimizer.init(learned),
+    multiplier=jnp.float32(0),
+  )
+
+
+def train_step(
+  experiment: Experiment,
+  phase: str,
+  optimizer: optax.GradientTransformation,
+  rate: optax.Schedule,
+  teacher: Variables | None = None,
+) -> Any:
+  """The step of a phase, mapped over the local devices; it takes over the buffers of the state.
+
+  With the variables of a `teacher`, of the float network, the phase is distilled from it.
+  """
+  settings = {'remat': experiment.config.model.remat, 'accumulate': experiment.config.data.accumulate}
+  if phase == 'search':
+    settings['penalty'] = budget_penalty(experiment, rate)
+    settings['bits_range'] = as_float32(cost.bits_range(experiment.layers))
+    if experiment.config.quant.stochastic:
+      settings['draw_seed'] = experiment.config.seed
+  if teacher is not None:
+    how = experiment.config.distill
+    settings['distillation'] = Distillation(
+      teacher=experiment.float_model, weight=how.weight, temperature=how.temperature
+    )
+  one_device = step.make_train_step(model(experiment, phase), optimizer, **settings)
+  mapped = step.over_devices(one_device, donate_state=True)
+  if teacher is None:
+    return mapped
+  held = placement.replicate({name: teacher[name] for name in ('params', 'batch_stats')})
+  return lambda state, batch: mapped(state, batch, held)
+
+
+def with_statistics(experiment: Experiment, phase: str, state: TrainState) -> TrainState:
+  """A replicated state with the batch norm statistics of `reestimate_batches` training batches together.
+
+  The batches are the first of the phase's own order, wherever the training is, so that a run which was interrupted ends
+  with the same statistics.
+  """
+  config = experiment.config
+  reader = train_batches(
+    experiment.dataset,
+    batch_size=config.data.batch_size,
+    seed=config.seed + PHASES.index(phase),
+    workers=config.data.workers,
+    shard=placement.host_shard(),
+    wait=preemption.waiting,
+  )
+  one_device = reestimate.make_statistics_step(model(experiment, phase), config.data.accumulate)
+  with contextlib.closing(reader) as batches:
+    some = map(placement.to_devices, itertools.islice(batches, config[phase].reestimate_batches))
+    return state.replace(batch_stats=reestimate.statistics(step.over_devices(one_device), state.variables, some))
+
+
+def budget_penalty(experiment: Experiment, rate: optax.Schedule) -> penalty.Penalty:
+  """The configured cost term of a search at the learning rate `rate` of the weights."""
+  config, bits_rate = experiment.config.budget, experiment.config.optimizer.bits_rate
+  common = dict(budget=experiment.budget, layers=experiment.layers)
+  if not config.controlled:
+    # The paper's strength is 1 per GBitOP or MB; costs by a table have units of any size.
+    usual = 1.0 if experiment.budget.also or experiment.budget.table else experiment.budget.target
+    return penalty.Penalty(**common, kappa=usual if config.kappa is None else config.kappa)
+  controller = penalty.Controller(gain=config.gain, damping=config.damping, rate=lambda step: bits_rate * rate(step))
+  return penalty.Penalty(**common, controller=controller)
+
+
+@functools.cache
+def evaluator(model: nn.Module, dataset: Dataset, batch_size: int, workers: int = 0) -> Evaluator:
+  """The evaluator of a network; phases that share the network share its compiled step."""
+  return Evaluator(model, dataset, batch_size, workers)
+
+
+def as_float32(tree: Any) -> Any:
+  """A tree of arrays in float32, the precision of bits inside a network."""
+  return jax.tree.map(lambda x: np.asarray(x, np.float32), tree)

@@ -1,0 +1,80 @@
+"""What a run came to, `result.json`: its accuracies, what it costs, and what the network would cost otherwise."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fracbits_jax import cost
+from fracbits_jax.fast import platforms
+from fracbits_jax.layers import FLOAT_BITS
+from fracbits_jax.run.experiment import Experiment
+
+
+def result(
+  experiment: Experiment,
+  bits: Any,
+  accuracy: Mapping[str, float],
+  *,
+  best: Mapping[str, float] | None,
+  steps: int,
+  seconds: float,
+  command: str | None,
+) -> dict[str, Any]:
+  """What `result.json` holds.
+
+  Args:
+    experiment: of the run.
+    bits: the collection `bits` that it ended with; `None` of a float network.
+    accuracy: on the test split, by phase.
+    best: of the finetuning, see `Monitor.best`.
+    steps: of all phases.
+    seconds: that they took.
+    command: the shell's command behind the run.
+  """
+  config, budget, layers = experiment.config, experiment.budget, experiment.layers
+  last = config.phases[-1]
+  costs = dict.fromkeys(('cost', 'bitops_g', 'size_mb', 'budgets'))
+  if bits is not None:
+    spent = budget.spent(bits, layers)
+    costs = {'cost': spent[0]['cost'], **_both(bits, layers), 'budgets': list(spent)}
+  return {
+    'phase': last,
+    'test_accuracy': accuracy[last],
+    'float_accuracy': accuracy.get('pretrain'),
+    'searched_accuracy': accuracy.get('search'),
+    'metric': budget.metric,
+    'unit': budget.unit,
+    'target': budget.target,
+    **costs,
+    'best': best,
+    'epochs': sum(float(config[phase].epochs) for phase in config.phases),
+    'steps': steps,
+    'seconds': round(seconds, 1),
+    'reference': reference_costs(budget, layers),
+    'made_with': {'command': command, **platforms.description()},
+  }
+
+
+def reference_costs(budget: cost.Budget, layers: Sequence[cost.Layer]) -> dict[str, Any]:
+  """The costs of the same network in float, and with the same bits everywhere.
+
+  Args:
+    budget: what the network is held to.
+    layers: its layer table.
+
+  Returns:
+    `float`, `uniform_8` and `uniform`, each with `bits`, `bitops_g` and `size_mb`: all kernels and inputs at 32 bits;
+    all that are learned at 8 bits; all that are learned at the largest bit-width with which they meet the budget.
+    Nothing is pruned.
+  """
+  plain = [dataclasses.replace(l, kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS, source=None) for l in layers]
+  uniform = lambda bits: {'bits': bits, **_both(cost.uniform_bits(layers, bits), layers)}
+  return {
+    'float': {'bits': FLOAT_BITS, **_both({}, plain)},
+    'uniform_8': uniform(8),
+    'uniform': uniform(round(cost.equivalent_bits(budget, layers), 6)),
+  }
+
+
+def _both(bits: Mapping[str, Any], layers: Sequence[cost.Layer]) -> dict[str, float]:
+  return {'bitops_g': float(cost.bitops(bits, layers)), 'size_mb': float(cost.model_size(bits, layers))}

@@ -1,0 +1,125 @@
+"""The optimizer of every phase: one for the weights, and SGD at a rate of their own for the bits."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from fracbits_jax.cost import Layer
+from fracbits_jax.fast.stored import stored_on_cpu
+
+
+def cosine_part(
+  base: float, steps: int, *, warmup_steps: int = 0, part: tuple[float, float] = (0.0, 1.0)
+) -> optax.Schedule:
+  """The stretch from `part[0]` to `part[1]` of one cosine decay, spread over `steps`.
+
+      rate(t) = base (1 + cos(pi p)) / 2,    p from part[0] at t = 0 to part[1] at t = steps
+
+  Several phases can share one schedule this way: (0, 0.8) for the search, (0.8, 1) for the finetuning.
+
+  Args:
+    base: the rate at p = 0.
+    steps: length of the phase in steps.
+    warmup_steps: steps over which the rate rises linearly from 0 to the schedule.
+    part: where in the cosine the phase begins and ends, both from 0 to 1.
+  """
+
+  def schedule(step):
+    p = part[0] + (part[1] - part[0]) * jnp.minimum(step / max(steps, 1), 1)
+    return base * 0.5 * (1 + jnp.cos(math.pi * p)) * jnp.minimum((step + 1) / (warmup_steps + 1), 1)
+
+  return schedule
+
+
+def decay_mask(params: Any, layers: Sequence[Layer]) -> Any:
+  """A tree like `params`, true for the kernels of dense layers and of convolutions that are not depthwise."""
+  decayed = {f'{layer.name}/kernel' for layer in layers if layer.kind != 'depthwise'}
+  flat = traverse_util.flatten_dict(params, sep='/')
+  missing = decayed - flat.keys()
+  if missing:
+    raise ValueError(f'no parameters {", ".join(sorted(missing))}: the layer table belongs to another network')
+  return traverse_util.unflatten_dict({name: name in decayed for name in flat}, sep='/')
+
+
+def sgd(
+  schedule: optax.Schedule,
+  *,
+  momentum: float,
+  weight_decay: float,
+  mask: Any,
+  bits_rate: float | None,
+) -> optax.GradientTransformation:
+  """SGD with Nesterov momentum for the tree `{'params': ..., 'bits': ...}`.
+
+  Args:
+    schedule: learning rate of the parameters by step.
+    momentum: Nesterov momentum, of parameters and bits alike.
+    weight_decay: added to the gradients where `mask` is true, before the momentum.
+    mask: tree of booleans like `params`.
+    bits_rate: the bits' learning rate as a multiple of the schedule; `None` keeps the bits as they are.
+  """
+  schedule = _computed_once(schedule)
+  decay = optax.add_decayed_weights(weight_decay, {'params': mask, 'bits': False})
+  weights = optax.chain(decay, optax.sgd(schedule, momentum, nesterov=True))
+  return with_bits(weights, _bits_sgd(schedule, momentum, bits_rate))
+
+
+def adamw(
+  schedule: optax.Schedule, *, momentum: float, weight_decay: float, mask: Any, bits_rate: float | None
+) -> optax.GradientTransformation:
+  """AdamW for the parameters, with `momentum` as its beta 1, and SGD for the bits; arguments as `sgd`.
+
+  The decay is decoupled: of each step's learning rate, `weight_decay` times the parameters where `mask` is true.
+  """
+  schedule = _computed_once(schedule)
+  weights = optax.adamw(schedule, momentum, weight_decay=weight_decay, mask={'params': mask, 'bits': False})
+  return with_bits(weights, _bits_sgd(schedule, momentum, bits_rate))
+
+
+OPTIMIZERS = {'sgd': sgd, 'adamw': adamw}
+
+
+def _computed_once(schedule: optax.Schedule) -> optax.Schedule:
+  """A schedule that is not computed again in the update of each parameter."""
+  return lambda step: stored_on_cpu(lambda step: jnp.asarray(schedule(step), jnp.float32), step)
+
+
+def _bits_sgd(
+  schedule: optax.Schedule, momentum: float, bits_rate: float | None
+) -> optax.GradientTransformation | None:
+  if bits_rate is None:
+    return None
+  return optax.sgd(lambda step: bits_rate * schedule(step), momentum, nesterov=True)
+
+
+def with_bits(
+  weights: optax.GradientTransformation, bits: optax.GradientTransformation | None
+) -> optax.GradientTransformation:
+  """One optimizer for the tree `{'params': ..., 'bits': ...}`, of one for each; `None` keeps the bits as they are."""
+  return optax.named_chain(
+    ('weights', optax.masked(weights, {'params': True, 'bits': False})),
+    ('bits', optax.masked(optax.set_to_zero() if bits is None else bits, {'params': False, 'bits': True})),
+  )
+
+
+def project_bits(bits: Any, bits_range: tuple[Any, Any]) -> Any:
+  """The collection `bits` with each bit-width in its range, `cost.bits_range`; beyond it none would have a gradient."""
+  lowest, largest = (jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree) for tree in bits_range)
+  return jax.tree.map(jnp.clip, bits, lowest, largest)
+
+
+def apply_updates(learned: Any, updates: Any, bits_range: tuple[Any, Any] | None) -> Any:
+  """`optax.apply_updates` for the tree `{'params': ..., 'bits': ...}`, with the bits projected into their range.
+
+  Args:
+    learned: parameters and bits.
+    updates: of an optimizer.
+    bits_range: the least and the largest value of every bit-width, of `cost.bits_range`; `None` leaves the bits free.
+  """
+  learned = optax.apply_updates(learned, updates)
+  return learned if bits_range is None else {**learned, 'bits': project_bits(learned['bits'], bits_range)}

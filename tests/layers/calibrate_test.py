@@ -1,0 +1,167 @@
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from fracbits_jax import cost, models, quantize
+from fracbits_jax.layers import QuantConfig, QuantDense, calibrate
+from fracbits_jax.layers.quant_config import CALIBRATIONS
+from fracbits_jax.quantize import lsq
+
+CHOICES = tuple(range(1, 9))
+
+
+@pytest.mark.parametrize('signed', [False, True])
+@pytest.mark.parametrize('bits', [2.0, 3.5])
+def test_no_other_clip_quantizes_better(signed, bits):
+  x = jax.random.normal(jax.random.key(0), (4000,))
+  x = x if signed else jax.nn.relu(x)
+  error = lambda alpha: float(jnp.mean((quantize.activation(x, bits, alpha, signed=signed, choices=CHOICES) - x) ** 2))
+  best = calibrate.best_clip(x, jnp.float32(bits), signed=signed, choices=CHOICES)
+  assert error(best) <= min(error(alpha) for alpha in np.linspace(0.2, 5, 30)) * 1.02
+  assert 0 < best < jnp.max(jnp.abs(x))
+
+
+def test_more_bits_want_a_wider_clip():
+  x = jax.nn.relu(jax.random.normal(jax.random.key(0), (4000,)))
+  found = [float(calibrate.best_clip(x, jnp.float32(b), signed=False, choices=CHOICES)) for b in (1, 2, 4, 8)]
+  assert found == sorted(found)
+
+
+GRIDS = {  # by scheme and side: the levels of a clip of 1
+  ('original', False): lambda b: np.arange(2**b) / (2**b - 1),
+  ('original', True): lambda b: 2 * np.arange(2**b) / (2**b - 1) - 1,
+  ('lsq', True): lambda b: np.arange(-(2 ** (b - 1)), 2 ** (b - 1)) / 2 ** (b - 1) if b > 1 else np.array([-0.5, 0.5]),
+}
+
+
+@pytest.mark.parametrize('criterion', CALIBRATIONS)
+@pytest.mark.parametrize(('scheme', 'signed'), GRIDS)
+def test_values_on_a_grid_get_a_clip_that_leaves_no_error(scheme, signed, criterion):
+  """Whatever their scale, and whichever of the levels they take."""
+  rng = np.random.default_rng(0)
+  quantizer = lsq.activation if scheme == 'lsq' else quantize.activation
+  for bits, scale in itertools.product((1, 2, 3, 4, 6, 8), (1e-30, 0.7, 1e30)):
+    levels = GRIDS[scheme, signed](bits)
+    taken = rng.choice(levels, size=max(1, rng.integers(1, len(levels) + 1)), replace=False)
+    x = jnp.asarray(scale * rng.choice(taken, 200), jnp.float32)
+    how = dict(signed=signed, choices=CHOICES)
+    clip = calibrate.best_clip(x, jnp.float32(bits), scheme=scheme, criterion=criterion, **how)
+    error = (quantizer(x, bits, clip, **how) - x) / scale
+    assert jnp.abs(error).max() < 1e-5, (bits, scale, taken)
+
+
+@pytest.mark.parametrize('bits', [1.0, 2.0, 2.5])
+def test_a_kernel_of_1_and_its_negative_gets_a_range_of_2(bits):
+  x = jnp.tile(jnp.array([1.0, -1.0]), 50)
+  assert calibrate.best_clip(x, bits, signed=True, choices=CHOICES, scheme='lsq') == 2
+
+
+@pytest.mark.parametrize('criterion', CALIBRATIONS)
+def test_the_clip_follows_the_scale_of_its_values(criterion):
+  x = np.random.default_rng(0).normal(size=500).astype(np.float32)
+  clip = lambda scale: calibrate.best_clip(x * scale, 3.5, signed=True, choices=CHOICES, criterion=criterion) / scale
+  for scale in np.float32([1e-36, 1e-30, 1e-10, 1e10, 1e30]):
+    np.testing.assert_allclose(clip(scale), clip(np.float32(1)), rtol=0.02)
+
+
+@pytest.mark.parametrize('bits', [2, 4])
+@pytest.mark.parametrize('outlier', [100, 1e6])
+def test_one_value_among_thousands_moves_the_clip_of_squares_and_not_of_the_others(bits, outlier):
+  x = np.maximum(np.random.default_rng(0).normal(size=4096), 0).astype(np.float32)
+  # A million times the others, it is more than the absolute error of all of them.
+  for criterion in CALIBRATIONS if outlier == 100 else ('squares', 'trimmed'):
+    clip = functools.partial(calibrate.best_clip, signed=False, choices=CHOICES, criterion=criterion)
+    alone, beside = clip(x, bits), clip(np.append(x[1:], np.float32(outlier)), bits)
+    assert (beside > 10 * alone) if criterion == 'squares' else abs(beside - alone) < 0.1 * alone
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused_by_the_name_of_their_layer(bad):
+  x, quant = np.array([1, bad], np.float32), QuantConfig(scheme='lsq', kernel_bits=4, input_bits=4)
+  with pytest.raises(ValueError, match='there are values that are not finite'):
+    calibrate.best_clip(x, 3, signed=True, choices=CHOICES)
+  params = {'layer': {'kernel': x[:, None], 'kernel_alpha': 1.0, 'alpha': 1.0}}
+  with pytest.raises(ValueError, match='kernel of layer: there are values'):
+    calibrate.kernel_ranges(params, {}, {'layer': quant})
+  with pytest.raises(ValueError, match='inputs of layer: there are values'):
+    calibrate.clips(params, {}, {'layer': x}, {'layer': quant})
+
+
+def test_an_unknown_criterion_is_refused():
+  with pytest.raises(ValueError, match="calibration='cubes' is unknown: choose one of 'squares'"):
+    QuantConfig(calibration='cubes')
+  with pytest.raises(ValueError, match="calibration='cubes' is unknown"):
+    calibrate.best_clip(jnp.ones(3), 3, signed=True, choices=CHOICES, criterion='cubes')
+
+
+def test_of_nothing_the_clip_and_the_range_are_1():
+  quant = QuantConfig(scheme='lsq', kernel_bits=4, input_bits=4)
+  params = {'layer': {'kernel': np.ones((3, 0)), 'kernel_alpha': 8.0, 'alpha': 8.0}}
+  params = calibrate.kernel_ranges(params, {}, {'layer': quant})
+  params = calibrate.clips(params, {}, {'layer': calibrate.sample(jnp.ones((0, 3)))}, {'layer': quant})
+  assert params['layer']['kernel_alpha'] == params['layer']['alpha'] == 1
+
+
+def test_each_layer_is_calibrated_by_its_own_criterion():
+  x = np.append(np.random.default_rng(0).normal(size=4095), 100).astype(np.float32)
+  configs = {name: QuantConfig(input_bits=4, signed_input=True, calibration=name) for name in CALIBRATIONS}
+  params = calibrate.clips({name: {'alpha': 1.0} for name in configs}, {}, dict.fromkeys(configs, x), configs)
+  assert params['squares']['alpha'] > 10
+  assert max(params['absolute']['alpha'], params['trimmed']['alpha']) < 5
+
+
+def test_inputs_that_are_zero_throughout_get_a_usable_clip():
+  assert calibrate.best_clip(jnp.zeros(10), jnp.float32(3), signed=False, choices=CHOICES) == 1
+
+
+def test_the_sample_of_a_layer_holds_all_its_channels():
+  class Network(nn.Module):
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+      # The scale of a channel is its number, so the values tell their channels.
+      return QuantDense(2, use_bias=False, name='dense')(jnp.ones_like(x) * jnp.arange(64.0)[None, None, None])
+
+  images = jnp.ones((64, 32, 32, 64))
+  network = Network()
+  (sample,) = calibrate.sample_inputs(network, network.init(jax.random.key(0), images[:1]), [(images,)]).values()
+  counts = np.bincount(sample.reshape(-1).astype(int), minlength=64)
+  assert counts.min() > 20
+  assert counts.max() < 120
+
+
+def test_every_clip_of_a_network_is_set_from_its_own_inputs():
+  shape = (32, 32, 1)
+  quant = QuantConfig(init_bits=3.5)
+  plain, quantized = (models.create('resnet8', num_classes=10, width=0.5, quant=q) for q in (None, quant))
+  variables = plain.init(jax.random.key(0), jnp.zeros((1, *shape)))
+  images = jax.random.uniform(jax.random.key(1), (8, *shape)) * 255
+  samples = calibrate.sample_inputs(plain, variables, [(images,), (images,)])
+  layers = cost.trace(quantized, shape)
+  assert samples.keys() == {layer.name for layer in layers}
+  assert samples['classifier'].shape == (2, 4096)
+  np.testing.assert_allclose(samples['stem'].max(), images.max(), rtol=0.01)
+  start = quantized.init(jax.random.key(0), jnp.zeros((1, *shape)))
+  params = calibrate.clips(start['params'], start['bits'], samples, calibrate.quant_configs(quantized, shape))
+  assert 'alpha' not in params['stem']
+  for layer in layers[1:]:
+    x = samples[layer.name]
+    expected = calibrate.best_clip(x, jnp.float32(3.5), signed=False, choices=CHOICES)
+    np.testing.assert_array_equal(params[layer.name]['alpha'], expected)
+
+
+def test_the_range_of_a_kernel_is_the_best_for_its_bits():
+  """At 2 bits the levels are -a, -a/2, 0, a/2; a kernel of these very levels is recovered without error."""
+  levels = jnp.array([-0.6, -0.3, 0.0, 0.3])
+  kernel = jax.random.choice(jax.random.key(0), levels, (20, 30))
+  params = {'layer': {'kernel': kernel, 'kernel_alpha': jnp.float32(8)}}
+  bits = {'layer': {'kernel': jnp.full(30, 2.0)}}
+  config = QuantConfig(scheme='lsq', granularity='kernel', choices=range(1, 9))
+  found = calibrate.kernel_ranges(params, bits, {'layer': config})['layer']['kernel_alpha']
+  np.testing.assert_allclose(lsq.kernel(kernel, 2, found), kernel, atol=1e-6)

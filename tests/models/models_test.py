@@ -1,0 +1,109 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from fracbits_jax import cost, models
+from fracbits_jax.layers import QuantConfig, watch_layers
+
+
+def shapes(name, size=224, **kwargs):
+  model = models.create(name, **kwargs)
+  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), image)
+  return {k: v.shape for k, v in traverse_util.flatten_dict(variables, sep='/').items()}
+
+
+@pytest.mark.parametrize(
+  ('name', 'parameters'),
+  [
+    # As published, or as the definitions widely used count them.
+    ('mobilenet_v1', 4_231_976),
+    ('mobilenet_v2', 3_504_872),
+    ('resnet18', 11_689_512),
+    ('resnet34', 21_797_672),
+    ('resnet50', 25_557_032),
+  ],
+)
+def test_parameter_counts(name, parameters):
+  assert sum(math.prod(v) for k, v in shapes(name).items() if k.startswith('params/')) == parameters
+
+
+@pytest.mark.parametrize('name', models.names())
+def test_float_and_quantized_networks_share_their_parameters(name):
+  plain = shapes(name, size=32, num_classes=10, small_images=True)
+  quantized = shapes(name, size=32, num_classes=10, small_images=True, quant=QuantConfig())
+  added = quantized.keys() - plain.keys()
+  assert not plain.keys() - quantized.keys()
+  assert all(quantized[k] == v for k, v in plain.items())
+  assert all(k.startswith('bits/') or k.endswith('/alpha') for k in added)
+  assert not any(k.startswith('bits/stem') for k in added)
+  assert 'bits/classifier/input' in added
+  assert 'bits/classifier/kernel' not in added
+
+
+@pytest.mark.parametrize('name', models.names())
+def test_images_become_logits(name):
+  model = models.create(name, num_classes=7, small_images=True, quant=QuantConfig(), width=0.5)
+  images = jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32)
+  logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+  assert logits.shape == (2, 7)
+
+
+def test_depths_of_the_networks_for_small_images():
+  for name, depth in (('resnet8', 8), ('resnet20', 20), ('resnet56', 56), ('resnet110', 110)):
+    assert len(cost.trace(models.create(name, num_classes=10), (1, 32, 32, 3))) == depth
+
+
+def test_signed_inputs_stand_behind_linear_bottlenecks():
+  from fracbits_jax.layers.calibrate import quant_configs
+
+  model = models.create('mobilenet_v2', quant=QuantConfig())
+  signed = {name for name, quant in quant_configs(model, (224, 224, 3)).items() if quant.signed_input}
+  assert signed == {f'block{i}_expand' for i in range(2, 18)} | {'head'}
+
+
+def test_sat_rescales_only_what_no_batch_norm_follows():
+  from fracbits_jax.layers.calibrate import quant_configs
+
+  for name, expected in (('mobilenet_v1', {'classifier'}), ('preact_resnet18', None)):
+    configs = quant_configs(models.create(name, quant=QuantConfig(sat=True)), (224, 224, 3))
+    scaled = {layer for layer, quant in configs.items() if quant.sat}
+    if expected is None:
+      expected = {'classifier', *(k for k in configs if k.endswith(('_conv2', '_shortcut')))}
+    assert scaled == expected
+
+
+class Seen(Exception):
+  pass
+
+
+@pytest.mark.parametrize('name', models.names())
+def test_every_network_subtracts_the_mean_of_the_images(name):
+  plain, centred = (models.create(name, small_images=True, width=0.25, image_mean=m) for m in ((), (1.0, 2.0, 3.0)))
+  assert cost.trace(centred, (32, 32, 3)) == cost.trace(plain, (32, 32, 3))
+  images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3)).astype(np.float32)
+
+  def stop(module, x, y):
+    raise Seen(x)
+
+  for model, expected in ((plain, images), (centred, images - np.float32([1, 2, 3])[None, None, None])):
+    with watch_layers(stop), pytest.raises(Seen) as caught:
+      model.init(jax.random.key(0), images)
+    np.testing.assert_array_equal(caught.value.args[0], expected)
+
+
+@pytest.mark.parametrize('mean', [(1.0,), (1.0, 2.0, 300.0), (1.0, 2.0, float('nan')), ('red', 'green', 'blue')])
+def test_a_mean_that_does_not_fit_the_images_is_refused(mean):
+  with pytest.raises(ValueError, match=r'image_mean=\(.*\) does not fit images of 3 channel'):
+    shapes('resnet8', size=32, image_mean=mean)
+
+
+def test_unknown_names_and_arguments_are_refused():
+  with pytest.raises(ValueError, match=r"model 'vgg' is unknown: choose one of mobilenet_v1"):
+    models.create('vgg')
+  with pytest.raises(ValueError, match='does not take these arguments'):
+    models.create('resnet18', depth=3)

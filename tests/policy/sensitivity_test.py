@@ -1,0 +1,122 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from tiny import tiny
+
+from fracbits_jax import cost, policy
+from fracbits_jax.fast import conv
+from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
+from fracbits_jax.policy import assignment, sensitivity
+from fracbits_jax.run import experiment, runner
+
+CHOICES = (1, 2, 4, 8)
+
+
+class Net(nn.Module):
+  """Two layers, small enough for a whole Hessian."""
+
+  quant: QuantConfig | None = None
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.relu(QuantConv(2, (2, 2), strides=2, quant=self.quant, name='conv')(x / 255))
+    return QuantDense(3, quant=self.quant, name='dense')(x.reshape(len(x), -1))
+
+
+@pytest.fixture(scope='module', params=['original', 'lsq'])
+def measured(request):
+  rng = np.random.default_rng(0)
+  batch = {'image': rng.integers(0, 256, (4, 4, 4, 1)).astype(np.uint8), 'label': np.arange(4) % 3}
+  variables = Net().init(jax.random.key(1), jnp.zeros((1, 4, 4, 1)))
+  variables = jax.tree.map(lambda x: 2 * x, variables)
+  quant = QuantConfig(choices=CHOICES, scheme=request.param)
+  found = sensitivity.Sensitivity(Net(quant=quant), variables, (4, 4, 1), [batch])
+  return found, variables, batch
+
+
+def cross_entropy(logits, labels):
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def test_the_estimate_comes_to_the_trace_of_the_exact_hessian(measured):
+  found, variables, batch = measured
+  images, params = jnp.float32(batch['image']), variables['params']
+
+  def by_kernel(kernel, name):
+    changed = {**params, name: {**params[name], 'kernel': kernel}}
+    return cross_entropy(Net().apply({'params': changed}, images), batch['label'])
+
+  def by_hidden(x):
+    return cross_entropy(x @ params['dense']['kernel'] + params['dense']['bias'][None], batch['label'])
+
+  trace = lambda hessian, x: np.trace(np.reshape(hessian, (x.size, x.size)))
+  first = nn.Conv(2, (2, 2), strides=2).apply({'params': params['conv']}, images / 255)
+  hidden = nn.relu(first).reshape(4, -1)
+  kernels = {name: params[name]['kernel'] for name in ('conv', 'dense')}
+  with conv.always_general():
+    expected = {(n, 'kernel'): trace(jax.hessian(by_kernel)(k, n), k) for n, k in kernels.items()}
+  expected['dense', 'input'] = trace(jax.hessian(by_hidden)(hidden), hidden)
+  estimated = found.traces(draws=1000)
+  assert estimated.keys() == found.slots.keys()
+  for slot, value in expected.items():
+    assert value > 0
+    np.testing.assert_allclose(estimated[slot], value, rtol=0.1, err_msg=str(slot))
+
+
+def test_quantizers_that_change_nothing_leave_the_float_network(measured):
+  found, variables, batch = measured
+  images = jnp.float32(batch['image'])
+  expected = Net().apply(variables, images)
+  np.testing.assert_allclose(found.logits(found.variables, images, lambda slot, x: x), expected, rtol=1e-6)
+
+
+def test_errors_fall_with_the_bits_and_scores_make_a_policy_within_its_budget(measured):
+  found, _, _ = measured
+  errors = found.errors()
+  for by_bits in errors.values():
+    assert list(by_bits) == list(CHOICES)
+    assert all(a > b for a, b in zip(list(by_bits.values())[:-1], list(by_bits.values())[1:], strict=True))
+  scores, traces = found.hessian_scores(draws=8), found.traces(draws=8)
+  slot = ('dense', 'kernel')
+  np.testing.assert_allclose(scores[slot][2], traces[slot] / 2 * errors[slot][2], rtol=1e-5)
+  budget = cost.budget('bitops', found.table, equivalent_bits=4)
+  assert assignment.solve(scores, found.table, budget).cost <= budget.target
+
+
+def test_a_loss_score_is_what_quantizing_that_tensor_alone_does(measured):
+  found, variables, batch = measured
+  scores = found.loss_scores()
+  images, params = jnp.float32(batch['image']), variables['params']
+  plain = cross_entropy(Net().apply(variables, images), batch['label'])
+  kernel, quant = params['dense']['kernel'], QuantConfig(choices=CHOICES, scheme=found._model.quant.scheme)
+  alpha = next(a for slot, _, bits, a in found._quantizations() if (slot, bits) == (('dense', 'kernel'), 2))
+  changed = {**params, 'dense': {**params['dense'], 'kernel': sensitivity.quantized_kernel(quant, kernel, 2, alpha)}}
+  rise = cross_entropy(Net().apply({'params': changed}, images), batch['label']) - plain
+  np.testing.assert_allclose(scores['dense', 'kernel'][2], rise, rtol=1e-3, atol=1e-6)
+  assert abs(scores['dense', 'input'][8]) < 0.01 < abs(scores['dense', 'input'][1])
+
+
+def test_a_quantized_kernel_has_the_scale_at_which_it_is_nearest():
+  kernel = jax.random.normal(jax.random.key(0), (5, 7))
+  q = sensitivity.quantized_kernel(QuantConfig(), kernel, 3)
+  for factor in (0.99, 1.01):
+    assert jnp.sum((factor * q - kernel) ** 2) > jnp.sum((q - kernel) ** 2)
+
+
+def test_the_command_makes_a_policy_for_the_float_network_of_a_run(tmp_path, capsys):
+  config = tiny(tmp_path, **{'pretrain.epochs': 1.0, 'phases': ('pretrain',)})
+  runner.run(config, tmp_path / 'run')
+  capsys.readouterr()
+  out = tmp_path / 'policy.json'
+  arguments = ['--workdir', str(tmp_path / 'run'), '--bits', '2.5', '--out', str(out)]
+  assert sensitivity.main(arguments) == 0
+  found = policy.load(out, experiment.prepare(config).layers)
+  assert 0.95 * found.target < found.cost <= found.target
+  assert capsys.readouterr().out == f'{out}: {found.cost:.6g} of {found.target:.6g} GBitOPs\n'
+  assert sensitivity.main([*arguments, '--scores', 'guess']) == 2
+  assert "scores='guess' are unknown: choose one of hessian, loss" in capsys.readouterr().err
+  assert sensitivity.main(['--workdir', str(tmp_path), '--out', str(out)]) == 2
+  assert 'holds no finished run' in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""Every recipe in `configs/` prepares, says how to run it, and means the paper's budgets."""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from fracbits_jax import cost
+from fracbits_jax.run import experiment
+
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+RECIPES = sorted(path.stem for path in CONFIGS.glob('*.py') if path.stem not in ('__init__', 'base'))
+
+# The paper's targets for ImageNet at 224 x 224: recipe -> {equivalent bits: GBitOPs or MB}.
+TARGETS = {
+  'mbv1_bitops': {'3': 5.73, '4': 9.64, '5': 14.66},
+  'mbv1_size': {'2': 1.83, '3': 2.22, '4': 2.62},
+  'mbv2_bitops': {'3': 3.32, '4': 5.35},
+  'mbv2_size': {'3': 2.11},
+  'resnet18_bitops': {'3': 22.83, '4': 34.70},
+}
+# Classes and image size of a data set that need not be there.
+DATA = {
+  'imagenet2012': (1000, 224, 3),
+  'cifar10': (10, 32, 3),
+  'cifar100': (100, 32, 3),
+  'digits': (10, 32, 1),
+  'glyphs': (62, 32, 3),
+}
+# A command in a header and its budget, as in `python main.py --config=configs/a.py:4    # as at 4 bits, 5.35 GBitOPs`.
+COMMAND = re.compile(
+  r'^python main\.py --config=configs/(\w+)\.py(?::(\S+))? *(?:# as at (\S+) bits, (\S+) \w+)?$', re.M
+)
+
+
+def module(name):
+  return importlib.import_module(f'configs.{name}')
+
+
+trace = functools.cache(cost.trace)
+
+
+def traced(name: str) -> tuple[cost.Layer, ...]:
+  """The layer table of a recipe's network for its own data."""
+  config = module(name).get_config()
+  classes, size, channels = DATA[config.data.dataset]
+  # SAT changes no cost, so recipes that differ in it share their table.
+  quant = dataclasses.replace(experiment.quant_config(config), sat=False)
+  return trace(experiment.network(config)(quant, classes, size), (size, size, channels))
+
+
+def uniform_cost(name: str, argument: str | None) -> float:
+  config = module(name).get_config(*([] if argument is None else [argument]))
+  table = traced(name)
+  return cost.budget(config.budget.metric, table, equivalent_bits=config.budget.equivalent_bits).target
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp('tfds'))
+
+
+def test_there_are_recipes():
+  assert len(RECIPES) >= 20
+  assert set(TARGETS) < set(RECIPES)
+
+
+@pytest.mark.parametrize('suffix', ['', '_kernel'])
+@pytest.mark.parametrize(
+  ('name', 'argument', 'target'),
+  [(name, bits, target) for name, row in TARGETS.items() for bits, target in row.items()],
+)
+def test_equivalent_bits_cost_what_the_paper_allows(name, argument, target, suffix):
+  assert {row.per_channel for row in traced(name + suffix) if row.kernel_bits is None} == {suffix == '_kernel'}
+  np.testing.assert_allclose(uniform_cost(name + suffix, argument), target, rtol=0.005)
+
+
+@pytest.mark.parametrize('name', TARGETS)
+def test_variants_differ_in_what_their_names_say(name):
+  start = module(name).get_config()
+  changed = {'kernel': {'quant.granularity': 'kernel'}, 'pact': {'quant.sat': False}}
+  changed['prune'] = {
+    'quant.granularity': 'kernel',
+    'quant.choices': tuple(range(9)),
+    'quant.input_choices': start.quant.choices,
+  }
+  for variant in sorted(set(RECIPES) & {f'{name}_{suffix}' for suffix in changed}):
+    expected = start.copy_and_resolve_references()
+    expected.update_from_flattened_dict(changed[variant.rpartition('_')[2]])
+    assert module(variant).get_config().to_dict() == expected.to_dict()
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_recipe_prepares_on_digits_with_one_override(name, data_dir):
+  config = module(name).get_config()
+  config.update_from_flattened_dict({'data.dataset': 'digits', 'data.data_dir': data_dir})
+  found = experiment.prepare(config)
+  searched = 0.5 if 'search' in config.phases else 0
+  assert found.init_bits == pytest.approx(config.budget.equivalent_bits + searched, abs=1e-5)
+  low, high = cost.cost_range(config.budget.metric, found.layers)
+  assert low < found.budget.target < high
+  assert {row.input_bits for row in found.layers[1:]} == ({32} if config.quant.weight_only else {None})
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_header_names_its_own_command_and_its_budgets(name):
+  header = inspect.getdoc(module(name))
+  found = COMMAND.findall(header)
+  if name == 'digits':  # the default
+    assert re.search(r'^python main\.py$', header, re.M)
+    return
+  assert found, header
+  for recipe, argument, bits, budget in found:
+    assert recipe == name
+    if bits:
+      assert float(module(name).get_config(*([argument] if argument else [])).budget.equivalent_bits) == float(bits)
+      np.testing.assert_allclose(uniform_cost(name, argument or None), float(budget), rtol=0.005)
+  assert len({argument for _, argument, _, _ in found}) == len(found) == header.count('python main.py')
+
+
+@pytest.mark.parametrize(
+  'name', sorted(name for name in RECIPES if inspect.signature(module(name).get_config).parameters)
+)
+def test_the_text_after_the_colon_has_to_be_a_number(name):
+  assert module(name).get_config('2.5').budget.equivalent_bits == 2.5
+  for text in ('four', '', 'nan', '3 bits'):
+    with pytest.raises(
+      ValueError, match=f"equivalent bits '{text}' are not a number: give one after the colon"
+    ) as caught:
+      module(name).get_config(text)
+    assert '\n' not in str(caught.value)

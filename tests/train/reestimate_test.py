@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from fracbits_jax.models.common import Parts
+from fracbits_jax.train import reestimate, step
+
+
+class Net(nn.Module):
+  """Two norms, the second behind what the first has normalised."""
+
+  axis_name: str | None = step.AXIS
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    parts = Parts(quant=None, train=train, axis_name=self.axis_name)
+    x = nn.relu(parts.norm(name='first')(x))
+    return parts.norm(name='second')(x @ jnp.full((3, 2), 0.5))
+
+
+def all_together(found):
+  """The mean and the variance of parts of the same size, by the law of total variance in float64."""
+  mean, var = np.asarray(found, np.float64).swapaxes(0, 1)
+  return {'mean': mean.mean(0), 'var': var.mean(0) + mean.var(0)}
+
+
+def expected(batches, parts):
+  """What each norm sees, normalised part by part, by NumPy."""
+  first, second = [], []
+  for batch in batches.astype(np.float64):
+    for part in (batch[i::parts] for i in range(parts)):
+      mean, var = part.mean(0), part.var(0)
+      inner = np.maximum((part - mean) / np.sqrt(var + 1e-5), 0) @ np.full((3, 2), 0.5)
+      first.append((mean, var))
+      second.append((inner.mean(0), inner.var(0)))
+  return {'first': all_together(first), 'second': all_together(second)}
+
+
+def reestimated(batches, accumulate):
+  """By two devices; everything has a leading axis of them."""
+  variables = Net(axis_name=None).init(jax.random.key(0), batches[0])
+  variables = jax.tree.map(lambda x: jnp.stack([x, x]), variables)
+  variables['batch_stats'] = jax.tree.map(lambda x: x + 7, variables['batch_stats'])
+  mapped = jax.jit(jax.vmap(reestimate.make_statistics_step(Net(), accumulate), axis_name=step.AXIS))
+  return reestimate.statistics(mapped, variables, [{'image': jnp.asarray(b.reshape(2, -1, 3))} for b in batches])
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_statistics_are_those_of_all_batches_together_whatever_they_were(accumulate):
+  batches = np.random.default_rng(0).normal(3, 2, (3, 8, 3)).astype(np.float32)
+  found = reestimated(batches, accumulate)
+  for name, statistics in expected(batches, accumulate).items():
+    for kind, value in statistics.items():
+      np.testing.assert_allclose(found[name][kind], np.stack([value, value]), rtol=1e-4, err_msg=f'{name} {kind}')
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize('shift', [0, 30])
+def test_the_first_norm_has_the_mean_and_the_variance_of_all_data_in_one_batch(accumulate, shift):
+  rng = np.random.default_rng(1)
+  # Batches with means of their own, as of a folder that is read in order.
+  batches = (rng.normal(shift, 1, (20, 1, 3)) + rng.normal(0, 1, (20, 4, 3))).astype(np.float32)
+  found, data = reestimated(batches, accumulate)['first'], batches.astype(np.float64).reshape(-1, 3)
+  np.testing.assert_allclose(found['mean'][0], data.mean(0), rtol=1e-4, atol=1e-4)
+  # The variance within a part is a difference of squares in flax.
+  np.testing.assert_allclose(found['var'][0], data.var(0), rtol=1e-3)
