@@ -26,6 +26,7 @@ def _clone(folder: pathlib.Path) -> None:
   kept = folder / 'fracbits_jax'
   kept.mkdir(parents=True)
   shutil.copytree(ROOT / 'fracbits_jax', kept / 'fracbits_jax', ignore=shutil.ignore_patterns('__pycache__'))
+  shutil.copytree(ROOT / 'configs', kept / 'configs', ignore=shutil.ignore_patterns('__pycache__'))
   for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
     shutil.copy(ROOT / name, kept)
 

@@ -1,0 +1,77 @@
+"""What an installation has without a checkout: the command `fracbits-jax`, the recipes, the tables."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.kills import TINY
+from fracbits_jax.run import recipe, usage
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Installed:
+  """A wheel, unpacked beside the packages of this environment, in a folder that has nothing else."""
+
+  def __init__(self, folder: pathlib.Path):
+    source, self.site, self.here = folder / 'source', folder / 'site', folder / 'here'
+    self.here.mkdir()
+    ignored = shutil.ignore_patterns('__pycache__', '*.egg-info')
+    for name in ('fracbits_jax', 'configs'):
+      shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
+      shutil.copy(ROOT / name, source)
+    self._pip('wheel', '--no-deps', f'--wheel-dir={folder}', source)
+    self._pip('install', '--no-deps', f'--target={self.site}', *folder.glob('*.whl'))
+    cache = {'JAX_COMPILATION_CACHE_DIR': os.environ.get('JAX_COMPILATION_CACHE_DIR', str(folder / 'cache'))}
+    self._environment = {**os.environ, **cache, 'PYTHONPATH': str(self.site), 'JAX_PLATFORMS': 'cpu'}
+
+  def _pip(self, *arguments: str | pathlib.Path) -> None:
+    quiet = ('--quiet', '--disable-pip-version-check')
+    subprocess.run([sys.executable, '-m', 'pip', *map(str, arguments), *quiet], check=True)
+
+  def run(self, *arguments: str) -> str:
+    """What `fracbits-jax` says, in a folder outside any checkout."""
+    command = [sys.executable, str(self.site / 'bin' / 'fracbits-jax'), *arguments]
+    done = subprocess.run(command, cwd=self.here, env=self._environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+  return Installed(tmp_path_factory.mktemp('installed'))
+
+
+def test_a_recipe_is_trained_and_its_network_leaves(installed):
+  flags = [f'--config.{name}={value}' for name, value in TINY.items()]
+  said = installed.run('train', '--config=digits:4', '--config.data.data_dir=data', *flags)
+  assert 'final     test accuracy' in said
+  run = installed.here / 'runs' / 'digits-4'
+  assert (run / 'report.html').exists()
+  written = installed.run('export', f'--workdir={run}', '--format=packed').strip()
+  assert pathlib.Path(written).parent == run
+  assert pathlib.Path(written).stat().st_size > 1000
+
+
+def test_it_lists_its_recipes_and_their_fields(installed):
+  listed = dict(line.split(maxsplit=1) for line in installed.run('train', '--list').splitlines())
+  assert listed == dict(usage.recipes_in(recipe.folder()))
+  assert len(listed) > 20
+  assert 'data.batch_size' in installed.run('train', '--help')
+
+
+def test_it_knows_what_a_network_costs(installed):
+  said = installed.run('cost', '--model=mobilenet_v1', '--bits=3', '--table=bit_fusion').splitlines()
+  assert said[-1] == 'bitops_g=5.730 size_mb=2.223'
+
+
+def test_its_help_names_every_command_and_each_has_one(installed):
+  names = [line.split()[0] for line in installed.run('--help').splitlines() if line.startswith('  ')]
+  assert names == ['train', 'cost', 'export', 'report', 'sensitivity', 'prepare', 'check_images']
+  for name in names:
+    assert f'fracbits-jax {name}' in installed.run(name, '--help')
