@@ -132,9 +132,7 @@ def load(source: Source, network: str, model: nn.Module, image_shape: Sequence[i
     ValueError: what cannot be read, or every name and shape that does not fit the network.
   """
   wanted = _shapes(model, image_shape)
-  if source.phase is None:
-    return _load_file(source, network, wanted)
-  return _load_checkpoint(source, source.phase, network, wanted)
+  return _load_file(source, network, wanted) if source.phase is None else _load_checkpoint(source, network, wanted)
 
 
 def _load_file(source: Source, network: str, wanted: dict[str, _Shape]) -> Weights:
@@ -156,7 +154,9 @@ def _without(prefix: str, shapes: Mapping[str, _Shape]) -> dict[str, _Shape]:
   return found | {f'{name} (without {prefix})' if name in found else name: shape for name, shape in others.items()}
 
 
-def _load_checkpoint(source: Source, phase: str, network: str, wanted: dict[str, _Shape]) -> Weights:
+def _load_checkpoint(source: Source, network: str, wanted: dict[str, _Shape]) -> Weights:
+  phase = source.phase
+  assert phase is not None  # a file has none
   checkpoints = Checkpoints(source.path, phase, create=False)
   step = newest_step(source.path, phase)
   try:
