@@ -99,4 +99,4 @@ class Flags:
   @property
   def has_verbosity(self) -> bool:
     """Whether `--verbosity` was given."""
-    return flags.FLAGS['verbosity'].present
+    return bool(flags.FLAGS['verbosity'].present)

@@ -128,6 +128,7 @@ def budget(
       found.check(layers)
   given = f'target={target}'
   if target is None:
+    assert equivalent_bits is not None
     if not 0 <= equivalent_bits <= FLOAT_BITS:
       raise ValueError(f'equivalent_bits={equivalent_bits} is no bit-width: give a number from 0 to {FLOAT_BITS}')
     given = f'equivalent_bits={equivalent_bits}'

@@ -1,6 +1,7 @@
 """The layer table: what a network's costs are computed from, traced by shape once, and the bits that belong to it."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -53,7 +54,7 @@ class Layer:
 
 def learned(layer: Layer) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
   """The learned bit-widths of a layer: name -> (shape, allowed values)."""
-  found = {}
+  found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
   if layer.kernel_bits is None:
     found['kernel'] = ((layer.channels,) if layer.per_channel else (), layer.choices)
   if layer.input_bits is None:
@@ -100,7 +101,7 @@ def row(
     kernel_bits=quant.kernel_bits,
     input_bits=quant.counted_input_bits,
     per_channel=quant.granularity == 'kernel',
-    choices=quant.choices,
+    choices=quant.allowed_kernel_bits,
     input_choices=quant.allowed_input_bits,
   )
 
@@ -171,4 +172,10 @@ def least_bits(layers: Sequence[Layer]) -> dict:
 
 def bits_range(layers: Sequence[Layer]) -> tuple[dict, dict]:
   """The collections `bits` with every learned bit-width at its least and at its largest allowed value."""
-  return tuple(fill_bits(layers, lambda layer, which, shape, choices, i=i: choices[i]) for i in (0, -1))
+  least, most = (fill_bits(layers, functools.partial(_end, at)) for at in (0, -1))
+  return least, most
+
+
+def _end(at: int, layer: Layer, which: str, shape: tuple[int, ...], choices: tuple[int, ...]) -> int:
+  del layer, which, shape
+  return choices[at]

@@ -202,17 +202,18 @@ def _parse(name: str, text: str) -> Table:
     try:
       if line.startswith('#'):
         _read_setting(line, settings)
-      elif line and columns is None:
-        columns = _read_header(line)
       elif line:
-        _read_row(line, columns, number, rows)
+        if columns is None:
+          columns = _read_header(line)
+        else:
+          _read_row(line, columns, number, rows)
     except ValueError as error:
       raise ValueError(f'line {number}: {error}') from None
   if not rows:
     raise ValueError(f'it has no rows: give a header {",".join(_COLUMNS[:3])} and a row for every pair of bit-widths')
   if 'unit' not in settings:
     raise ValueError('it does not name its unit: give a comment line such as "# unit: cycles"')
-  kernel_bits, input_bits = (tuple(sorted({key[i] for key in rows})) for i in (1, 2))
+  kernel_bits, input_bits = tuple(sorted({w for _, w, _ in rows})), tuple(sorted({a for _, _, a in rows}))
   _check_grid(rows, kernel_bits, input_bits)
   costs = tuple(
     (kind, tuple(tuple(rows[kind, w, a][0] for a in input_bits) for w in kernel_bits))
@@ -251,7 +252,8 @@ def _read_row(line: str, columns: list[str], number: int, rows: dict) -> None:
   kind = fields[3] if len(columns) == 4 else ''
   if kind not in ('', *KINDS):
     raise ValueError(f'kind {_short(kind)} is unknown: give {", ".join(KINDS)}, or nothing for all others')
-  key = (kind, *(_bits(column, field) for column, field in zip(columns[:2], fields, strict=False)))
+  w, a = (_bits(column, field) for column, field in zip(columns[:2], fields, strict=False))
+  key = kind, w, a
   if key in rows:
     raise ValueError(f'the row for {_point(*key)} is there already, in line {rows[key][1]}: keep one')
   rows[key] = _cost(fields[2], key), number

@@ -12,7 +12,8 @@ from fracbits_jax.layers.nnx_layers import watch_layers
 
 def trace(model: nnx.Module, inputs: Any, **kwargs: Any) -> tuple[layer_table.Layer, ...]:
   """The layer table of a model; arguments and errors as `cost.trace`."""
-  example, rows = examples.example_of(inputs), {}
+  example = examples.example_of(inputs)
+  rows: dict[str, layer_table.Layer] = {}
 
   def record(layer: Any, x: jax.Array, y: jax.Array) -> None:
     row = layer_table.row(

@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ with extras.needed():
 
 from fracbits_jax.data import images
 from fracbits_jax.data.dataset import Dataset, Spec
+from fracbits_jax.data.sources import Examples
 
 Batch = dict[str, np.ndarray]
 Wait = Callable[[], contextlib.AbstractContextManager]
@@ -44,7 +45,7 @@ _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14, which the module mmap
 class _Draw(grain.transforms.RandomMap):
   """Gives an example its random numbers, as the state of a generator; its image is not touched yet."""
 
-  def random_map(self, index: int, rng: np.random.Generator) -> tuple[int, dict[str, Any]]:
+  def random_map(self, index: int, rng: np.random.Generator) -> tuple[int, Mapping[str, Any]]:
     return index, rng.bit_generator.state
 
 
@@ -52,12 +53,12 @@ class _Draw(grain.transforms.RandomMap):
 class _Augment:
   """Makes the examples of a batch one after the other, each into its place: one image at a time is in memory."""
 
-  source: Sequence
+  source: Examples
   spec: Spec
   size: int
   shared: bool  # whether the images lie in memory that the receiving process maps instead of copying
 
-  def __call__(self, drawn: Sequence[tuple[int, dict[str, Any]]]) -> Batch:
+  def __call__(self, drawn: Sequence[tuple[int, Mapping[str, Any]]]) -> Batch:
     shape = (len(drawn), self.size, self.size, self.spec.channels)
     create = _shared_memory if self.shared else np.empty
     batch = {'image': create(shape, np.uint8), 'label': np.empty(len(drawn), np.int32)}
@@ -163,10 +164,10 @@ def train_batches(
 
 
 @dataclasses.dataclass(frozen=True)
-class _EvalBatches(Sequence):
+class _EvalBatches:
   """The batches of a source in evaluation, by their index."""
 
-  source: Sequence
+  source: Examples
   spec: Spec
   size: int
   batch_size: int
@@ -179,7 +180,7 @@ class _EvalBatches(Sequence):
     first, (shard, count) = index * self.batch_size, self.shard
     examples = range(first + shard, min(first + self.batch_size, len(self.source)), count)
     n = self.batch_size // count
-    batch = {
+    batch: Batch = {
       'image': np.zeros((n, self.size, self.size, self.spec.channels), np.uint8),
       'label': np.zeros(n, np.int32),
       'mask': np.zeros(n, np.float32),
@@ -234,7 +235,9 @@ def _start_worker(index: int, count: int) -> None:
 
 def _end_with_parent() -> None:
   """Ends this worker process when the main process is gone, however that ended."""
-  multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  multiprocessing.connection.wait([parent.sentinel])
   os._exit(1)
 
 

@@ -7,9 +7,13 @@ import collections
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from fracbits_jax.system.files import shown
+
+if TYPE_CHECKING:
+  from fracbits_jax.data import sources
 
 _AT_ONCE = 32  # images that a thread takes from the list
 _SIZES, _CLASSES = 5, 40  # that the summary names one by one
@@ -57,7 +61,10 @@ def check(root: str, *, workers: int | None = None, show: Callable[[int, int], N
   folder = sources.read_folder(root)
   splits = dict(zip(_SPLITS, folder.splits, strict=True))
   total, done = sum(map(len, folder.splits)), 0
-  bad, counts, sizes, suffixes = [], collections.Counter(), collections.Counter(), collections.Counter()
+  bad: list[str] = []
+  counts: collections.Counter[tuple[str, int]] = collections.Counter()
+  sizes: collections.Counter[tuple[int, int]] = collections.Counter()
+  suffixes: collections.Counter[str] = collections.Counter()
   parts = [
     (name, range(i, min(i + _AT_ONCE, len(s)))) for name, s in splits.items() for i in range(0, len(s), _AT_ONCE)
   ]
@@ -69,9 +76,9 @@ def check(root: str, *, workers: int | None = None, show: Callable[[int, int], N
         for label, suffix, size, sentence in found:
           counts[name, label] += 1
           suffixes[suffix] += 1
-          if sentence is None:
+          if size is not None:
             sizes[size] += 1
-          else:
+          if sentence is not None:
             bad.append(sentence)
         done += len(indices)
         if show is not None:
@@ -83,7 +90,9 @@ def check(root: str, *, workers: int | None = None, show: Callable[[int, int], N
   return Checked(counts=counts, sizes=sizes, suffixes=suffixes, **kept)
 
 
-def _read(split: Sequence, indices: Iterable[int]) -> list[tuple[int, str, tuple[int, int] | None, str | None]]:
+def _read(
+  split: 'sources.FolderExamples', indices: Iterable[int]
+) -> list[tuple[int, str, tuple[int, int] | None, str | None]]:
   """Label, suffix, size, and what is wrong, of some images."""
   found = []
   for index in indices:
@@ -118,12 +127,11 @@ def summary(checked: Checked) -> Iterator[str]:
 def _by_class(checked: Checked) -> Iterator[str]:
   """The images of each class by split; of many classes the smallest ones."""
   counts = checked.counts
-  order = sorted(range(len(checked.classes)), key=lambda label: (sum(counts[split, label] for split in _SPLITS), label))
+  order = list(range(len(checked.classes)))
   if len(order) > _CLASSES:
     yield f'the {_CLASSES} smallest of {len(order):,} classes:'
+    order.sort(key=lambda label: (sum(counts[split, label] for split in _SPLITS), label))
     order = order[:_CLASSES]
-  else:
-    order = range(len(order))
   names = [shown(checked.classes[label])[:32] for label in order]
   width = max(map(len, ('class', *names)))
   yield '  '.join([f'{"class":<{width}}', *(f'{split:>10}' for split in _SPLITS)])

@@ -81,7 +81,9 @@ def check_continued(workdir: str | os.PathLike, now: Contents, *, accept_changes
     ValueError: one sentence on what was, what is, and how to go on, unless changes are accepted.
   """
   was = read(workdir)
-  changed = '' if was is None else differences(was, now)
+  if was is None:
+    return ''
+  changed = differences(was, now)
   if changed and not (accept_changes and was.same_network(now)):
     anyway = ', or give --accept_changes to go on with its state' if was.same_network(now) else ''
     raise ValueError(
@@ -92,7 +94,9 @@ def check_continued(workdir: str | os.PathLike, now: Contents, *, accept_changes
 
 def check_started(given: str, was: Contents | None, now: Contents, *, accept_changes: bool) -> str:
   """As `check_continued` for the weights that `init_from` has `given`, and the data that they were trained on."""
-  changed = '' if was is None else differences(was, now)
+  if was is None:
+    return ''
+  changed = differences(was, now)
   if changed and not accept_changes:
     why = ', so that it may have seen what is to be validated or tested' if was.class_names == now.class_names else ''
     raise ValueError(

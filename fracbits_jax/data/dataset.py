@@ -1,7 +1,6 @@
 """What a data set is: its splits, how its images are prepared, and what a network must know of it."""
 
 import dataclasses
-from collections.abc import Sequence
 
 from fracbits_jax.data import sources
 from fracbits_jax.data.contents import Contents
@@ -54,9 +53,9 @@ class Dataset:
   spec: Spec
   image_size: int
   class_names: tuple[str, ...]
-  train: Sequence
-  validation: Sequence
-  test: Sequence
+  train: sources.Examples
+  validation: sources.Examples
+  test: sources.Examples
   contents: Contents
   notes: tuple[str, ...] = ()  # what a run should say of it, such as files that were left out
 

@@ -8,6 +8,7 @@ dropped, unless `Reading` says otherwise; that of a TIFF is part of the format a
 import dataclasses
 import functools
 import io
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,8 @@ with extras.needed():
 
 cv2.setNumThreads(0)  # one image is too small a task to share
 # What cannot be decoded is told by an error that names it; OpenCV 4 and 5 have the switch in different places.
-(cv2.setLogLevel if hasattr(cv2, 'setLogLevel') else cv2.utils.logging.setLogLevel)(0)
+_opencv: Any = cv2
+(_opencv.setLogLevel if hasattr(cv2, 'setLogLevel') else _opencv.utils.logging.setLogLevel)(0)
 
 # Of the files that OpenCV decodes; GIF and AVIF are not in every build, and one that writes them reads them. PAM is
 # left out: pixels with transparency, and those of one bit, are read wrongly.
@@ -90,8 +92,10 @@ class Encoded:
       ValueError: as `decode`.
     """
     if self.is_jpeg and (size := _jpeg_size(self.data)):
-      return *(reversed(size) if self._orientation > 4 else size), self.channels
-    return self._whole.shape
+      height, width = reversed(size) if self._orientation > 4 else size
+    else:
+      height, width = self._whole.shape[:2]
+    return height, width, self.channels
 
   @property
   def is_jpeg(self) -> bool:
@@ -167,8 +171,8 @@ class Encoded:
     except Exception:  # Pillow raises what the format's reader happens to raise
       return None
     alpha, background = rgba[..., 3:], np.asarray(self.reading.background, np.uint16)
-    image = ((rgba[..., :3] * alpha + background[None, None] * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if self.channels == 1 else image
+    found = ((rgba[..., :3] * alpha + background[None, None] * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return cv2.cvtColor(found, cv2.COLOR_RGB2GRAY) if self.channels == 1 else found
 
   @property
   def _orientation(self) -> int:
@@ -183,6 +187,7 @@ class Encoded:
     with extras.needed():
       from PIL import Image
 
+    noted: Any
     try:
       with Image.open(io.BytesIO(self.data)) as image:
         noted = image.getexif().get(_ORIENTATION)

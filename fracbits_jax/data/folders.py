@@ -27,7 +27,8 @@ class LeftOut:
   """How often what was left out, by kind, with an example each."""
 
   def __init__(self):
-    self._counts, self._examples = collections.Counter(), {}
+    self._counts: collections.Counter[str] = collections.Counter()
+    self._examples: dict[str, str] = {}
 
   def add(self, kind: str, path: str) -> None:
     """Counts one more of a kind, which is in the singular."""
@@ -61,7 +62,8 @@ def split_folders(root: str, left: LeftOut) -> dict[str, str | None]:
   Raises:
     ValueError: two of one kind, no folder for training, or a folder that cannot be listed.
   """
-  found, others = {split: [] for split in SPLITS}, []
+  found: dict[str, list[str]] = {split: [] for split in SPLITS}
+  others = []
   for entry in _entries(root):
     kind = _kind(entry)
     if kind == 'image':

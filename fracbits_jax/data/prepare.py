@@ -129,7 +129,7 @@ def _raise_open_files() -> None:
 def _sentence(name: str, builder: Any, error: Exception) -> str:
   """What went wrong and what helps, for what TFDS and its builders raise; without a builder `None` is in its place."""
 
-  chain = [error]
+  chain: list[BaseException] = [error]
   while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
     chain.append(cause)
   text = ' '.join(str(error).split())

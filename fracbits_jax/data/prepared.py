@@ -6,7 +6,6 @@ import errno
 import importlib
 import io
 import os
-from collections.abc import Sequence
 
 from fracbits_jax.system import extras
 
@@ -74,7 +73,7 @@ def derive(name: str, builder: tfds.core.DatasetBuilder) -> Spec:
 
 def open_prepared(
   name: str, spec: Spec, data_dir: str | None, reading: Reading
-) -> tuple[tuple[str, ...], Sequence[Sequence], str]:
+) -> tuple[tuple[str, ...], sources.Splits, str]:
   """The class names, the splits and the version of a set that TFDS has prepared; an embedded one is made first."""
   if spec.embedded:
     importlib.import_module(f'fracbits_jax.data.datasets.{name}')
@@ -84,17 +83,17 @@ def open_prepared(
   if damage:
     raise _damaged(name, data_dir, os.fspath(builder.data_dir), damage)
   try:
-    splits = spec.splits or sources.choose_splits(builder.info.splits)
+    train, validation, test = spec.splits or sources.choose_splits(builder.info.splits)
     decoders = {'image': tfds.decode.SkipDecoding()}
-    opened = [split and builder.as_data_source(split, decoders=decoders) for split in splits]
+    opened = {split: builder.as_data_source(split, decoders=decoders) for split in (train, validation, test) if split}
   except _NOT_READABLE:
     raise _not_prepared(name, data_dir) from None
   label = builder.info.features['label']
   mend = f'run {command(name, data_dir)}, which makes it anew'
   common = dict(mend=mend, name=name, channels=spec.channels, num_classes=label.num_classes, reading=reading)
-  named = zip(opened, splits, strict=True)
-  splits = (None if source is None else sources.Prepared(source, split=split, **common) for source, split in named)
-  return tuple(label.names), sources.complete(*splits), str(builder.version)
+  made = {split: sources.Prepared(source, split=split, **common) for split, source in opened.items()}
+  chosen = (None if split is None else made[split] for split in (validation, test))
+  return tuple(label.names), sources.complete(made[train], *chosen), str(builder.version)
 
 
 def _damaged(name: str, data_dir: str | None, folder: str, damage: str) -> ValueError:

@@ -1,7 +1,5 @@
 """Data sets by name: those that TFDS has prepared, and folders of classes."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from fracbits_jax.data import prepared, sources
@@ -47,15 +45,19 @@ def load(
   Raises:
     ValueError: unknown name, data that have not been prepared, a folder that is not as `sources.read_folder` wants it.
   """
-  spec, notes = check_name(name, data_dir), ()
+  spec = check_name(name, data_dir)
+  train: sources.Examples
+  validation: sources.Examples
+  test: sources.Examples
+  notes: tuple[str, ...] = ()
   if name == FOLDER:
     folder = sources.read_folder(data_dir, reading)
-    class_names, splits, notes = folder.classes, folder.splits, folder.notes
+    class_names, (train, validation, test), notes = folder.classes, folder.splits, folder.notes
     which = {'files': folder.files}
   else:
     class_names, splits, version = prepared.open_prepared(name, spec, data_dir, reading)
+    train, validation, test = (_decoded(split, spec) for split in splits)
     which = {'version': version}
-  train, validation, test = (_decoded(split, spec) for split in splits)
   return Dataset(
     name=name,
     spec=spec,
@@ -69,7 +71,7 @@ def load(
   )
 
 
-def _decoded(source: Sequence, spec: Spec) -> Sequence:
+def _decoded(source: sources.StoredExamples, spec: Spec) -> sources.Examples:
   """Images of one size that fit into memory are decoded once."""
   if spec.resized_crop or len(source) * spec.image_size**2 * spec.channels > _MEMORY_BYTES:
     return source

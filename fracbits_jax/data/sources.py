@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,37 @@ from fracbits_jax.system.files import reason, shown
 
 _SAMPLED, _SAMPLED_BYTES = 1000, 2**14  # files that take part in a digest, and how much of each
 _HELD_OUT = 10_000  # images at most that are held out of training for a split
+
+
+class Examples(Protocol):
+  """Examples by their index."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+class StoredExamples(Examples, Protocol):
+  """Examples that are read when they are asked for."""
+
+  def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Several examples at once."""
+
+
+class FolderExamples(Examples, Protocol):
+  """Images of a folder."""
+
+  def path(self, index: int) -> str:
+    """Where an image lies."""
+
+  def label(self, index: int) -> int:
+    """The label of an image."""
+
+
+Splits = tuple[StoredExamples, StoredExamples, StoredExamples]  # to train, to validate and to test
+
+_Split = TypeVar('_Split', bound=Examples)
+_Source = TypeVar('_Source', bound=Examples, covariant=True)
 
 
 class Memory:
@@ -48,7 +79,7 @@ class Prepared:
 
   def __init__(
     self,
-    source: Sequence,
+    source: Any,
     *,
     name: str,
     split: str,
@@ -165,10 +196,10 @@ class Folder:
     return found.hexdigest()
 
 
-class Part:
+class Part(Generic[_Source]):
   """Some examples of a source."""
 
-  def __init__(self, source: Sequence, indices: np.ndarray):
+  def __init__(self, source: _Source, indices: np.ndarray):
     self._source, self._indices = source, indices
 
   def __len__(self) -> int:
@@ -177,15 +208,15 @@ class Part:
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self._source[int(self._indices[index])]
 
-  def path(self, index: int) -> str:
+  def path(self: 'Part[FolderExamples]', index: int) -> str:
     """Where an image of a folder lies."""
     return self._source.path(int(self._indices[index]))
 
-  def label(self, index: int) -> int:
+  def label(self: 'Part[FolderExamples]', index: int) -> int:
     """The label of an image of a folder."""
     return self._source.label(int(self._indices[index]))
 
-  def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+  def read(self: 'Part[StoredExamples]', indices: Sequence[int]) -> list[dict[str, Any]]:
     """Several examples at once."""
     return self._source.read([int(i) for i in self._indices[indices]])
 
@@ -211,13 +242,15 @@ def hold_out(length: int, parts: int) -> list[np.ndarray]:
   return [np.setdiff1d(np.arange(length), picked), *(picked[i::parts] for i in range(parts))]
 
 
-def complete(train: Sequence, validation: Sequence | None, test: Sequence | None) -> tuple[Sequence, ...]:
+def complete(
+  train: _Split, validation: _Split | None, test: _Split | None
+) -> tuple[_Split | Part[_Split], _Split | Part[_Split], _Split | Part[_Split]]:
   """The three splits; those that are `None` are held out of `train`."""
-  missing = [validation, test].count(None)
-  if not missing:
+  if validation is not None and test is not None:
     return train, validation, test
+  missing = (validation is None) + (test is None)
   stays, *held = (Part(train, indices) for indices in hold_out(len(train), missing))
-  return stays, *(held.pop(0) if given is None else given for given in (validation, test))
+  return stays, held.pop(0) if validation is None else validation, held.pop(0) if test is None else test
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,12 +265,12 @@ class OpenedFolder:
   """
 
   classes: tuple[str, ...]
-  splits: tuple[Sequence, Sequence, Sequence]
+  splits: tuple[FolderExamples, FolderExamples, FolderExamples]
   files: str
   notes: tuple[str, ...]
 
 
-def open_folder(root: str | None) -> tuple[tuple[str, ...], tuple[Sequence, Sequence, Sequence]]:
+def open_folder(root: str | None) -> tuple[tuple[str, ...], tuple[FolderExamples, FolderExamples, FolderExamples]]:
   """The class names and the three splits of a folder; see `read_folder`."""
   opened = read_folder(root)
   return opened.classes, opened.splits
@@ -264,17 +297,21 @@ def read_folder(root: str | None, reading: Reading = AS_STORED) -> OpenedFolder:
   left = folders.LeftOut()
   found = folders.split_folders(root, left)
   train = found['train']
+  assert train is not None  # or it would have been refused
   classes = folders.class_names(train, left)
   sources = {'train': Folder(train, classes, reading, left)}
   _check_classes(train, classes, sources['train'].counts)
   for split in ('validation', 'test'):
-    if found[split] is not None:
-      _check_known(found[split], folders.class_names(found[split], left), train, classes)
-      sources[split] = Folder(found[split], classes, reading, left)
+    folder = found[split]
+    if folder is not None:
+      _check_known(folder, folders.class_names(folder, left), train, classes)
+      sources[split] = Folder(folder, classes, reading, left)
   digests = [f'{split} {source.digest()}' for split, source in sources.items()]
+  _, *others = choose_splits(sources)
+  validation, test = (None if name is None else sources[name] for name in others)
   return OpenedFolder(
     classes=classes,
-    splits=complete(*(name and sources[name] for name in choose_splits(sources))),
+    splits=complete(sources['train'], validation, test),
     files=hashlib.sha256('\n'.join(digests).encode()).hexdigest(),
     notes=tuple(_notes(root, classes, left)),
   )
@@ -303,7 +340,7 @@ def _notes(root: str, classes: Sequence[str], left: folders.LeftOut) -> Iterator
   described = left.described(root)
   if described:
     yield f'left out of {shown(root)}: {described}'
-  spelled = {}
+  spelled: dict[str, str] = {}
   for name in classes:
     alike = spelled.setdefault(folders.spelling(name), name)
     if alike != name and len(name) > 1:

@@ -25,7 +25,7 @@ def pack(codes: np.ndarray, bits: np.ndarray) -> bytes:
   return np.packbits(np.concatenate(runs), bitorder='little').tobytes() if runs else b''
 
 
-def unpack(data: bytes, shape: tuple[int, ...], bits: np.ndarray) -> np.ndarray:
+def unpack(data: bytes | memoryview, shape: tuple[int, ...], bits: np.ndarray) -> np.ndarray:
   """The codes that `pack` was given, int32; `ValueError` where `data` has another length."""
   if len(data) != packed_bytes(shape, bits):
     raise ValueError(f'{len(data)} bytes for codes that take {packed_bytes(shape, bits)}')

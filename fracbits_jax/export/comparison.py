@@ -53,8 +53,8 @@ def compare(
   before = {name: node.inputs[0] for name, node in quantizers.items()}
   in_float = jax.jit(lambda x: evaluate(reference, x, keep=tuple({*quantizers, *before.values()})))
   in_integers = inference(graph, integer_inputs=integer_inputs, keep=tuple(quantizers))
-  total = {'codes': 0, 'different': 0, 'predictions': 0}
-  largest = {'farthest_from_tie': 0.0, 'largest_difference': 0.0, 'largest_output': 0.0}
+  total: dict[str, Any] = {'codes': 0, 'different': 0, 'predictions': 0}
+  largest: dict[str, Any] = {'farthest_from_tie': 0.0, 'largest_difference': 0.0, 'largest_output': 0.0}
   for start in range(0, len(inputs), batch):
     x = np.asarray(inputs[start : start + batch], np.float32)
     expected, values = jax.tree.map(np.asarray, in_float(x))

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from fracbits_jax.export.graph import Graph, Node
+
+_Affine = tuple[str, np.ndarray | np.float64, np.ndarray | np.float64]  # x, scale and offset, float64
 
 _FOLDED = ('add', 'sub', 'mul', 'div', 'affine')
 
@@ -21,7 +22,7 @@ def constant_operand(node: Node) -> tuple[str, np.ndarray, bool] | None:
   return (second, np.asarray(first), True) if isinstance(second, str) else (first, np.asarray(second), False)
 
 
-def as_affine(node: Node) -> tuple[str, np.ndarray, np.ndarray] | None:
+def as_affine(node: Node) -> _Affine | None:
   """(x, scale, offset), float64, of a node that gives scale x + offset; `None` for others."""
   if node.op == 'affine':
     x, scale, offset = node.inputs
@@ -48,16 +49,17 @@ def fold_affine(graph: Graph) -> Graph:
   consumers, producers = graph.consumers(), graph.producers()
   folded: list[Node] = []
   for node in graph.nodes:
-    if as_affine(node) is None or _continues(node, graph, consumers):
-      if as_affine(node) is None:
-        folded.append(node)
+    found = as_affine(node)
+    if found is None:
+      folded.append(node)
+    if found is None or _continues(node, graph, consumers):
       continue
-    chain = [node]
-    while (before := producers.get(as_affine(chain[0])[0])) is not None and as_affine(before) is not None:
+    chain = [found]
+    while (before := producers.get(found[0])) is not None and (found := as_affine(before)) is not None:
       if not _continues(before, graph, consumers):
         break
-      chain.insert(0, before)
-    folded.append(node if len(chain) == 1 and node.op in ('add', 'sub') else _merged(chain))
+      chain.insert(0, found)
+    folded.append(node if len(chain) == 1 and node.op in ('add', 'sub') else _merged(chain, node))
   return dataclasses.replace(graph, nodes=tuple(folded))
 
 
@@ -67,17 +69,16 @@ def _continues(node: Node, graph: Graph, consumers: dict[str, list[Node]]) -> bo
   return node.output != graph.output and len(following) == 1 and as_affine(following[0]) is not None
 
 
-def _merged(chain: Sequence[Node]) -> Node:
-  scale, offset = np.float64(1), np.float64(0)
-  for node in chain:
-    _, c, d = as_affine(node)
+def _merged(chain: Sequence[_Affine], last: Node) -> Node:
+  scale: np.ndarray | np.float64 = np.float64(1)
+  offset: np.ndarray | np.float64 = np.float64(0)
+  for _, c, d in chain:
     scale, offset = scale * c, offset * c + d
-  scale, offset = (_smallest(array, chain[-1]) for array in np.broadcast_arrays(scale, offset))
-  x: Any = as_affine(chain[0])[0]
-  return dataclasses.replace(chain[-1], op='affine', inputs=(x, scale, offset), params={})
+  constants = (_smallest(array, last) for array in np.broadcast_arrays(scale, offset))
+  return dataclasses.replace(last, op='affine', inputs=(chain[0][0], *constants), params={})
 
 
-def _smallest(array: np.ndarray, node: Node) -> np.ndarray:
+def _smallest(array: np.ndarray, node: Node) -> np.ndarray | np.float32:
   """A constant in the rank of the node's output, float32."""
   rank = len(node.shape)
   return array.reshape((1,) * (rank - array.ndim) + array.shape).astype(np.float32) if array.ndim else np.float32(array)

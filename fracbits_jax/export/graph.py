@@ -126,7 +126,9 @@ def capture(model: Any, variables: Mapping[str, Any], inputs: Any, **kwargs: Any
   return _without_dead_nodes(graph)
 
 
-def evaluate(graph: Graph, inputs: jax.Array, keep: Sequence[str] = ()) -> tuple[jax.Array, dict[str, jax.Array]]:
+def evaluate(
+  graph: Graph, inputs: jax.Array | np.ndarray, keep: Sequence[str] = ()
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """What a graph gives in floating point, and the values named in `keep`; it may be jitted."""
   values = {graph.input: jnp.asarray(inputs)}
   read = lambda x: values[x] if isinstance(x, str) else jnp.asarray(x)
@@ -164,7 +166,13 @@ class _Reader:
   def read(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
     """The values of a jaxpr's outputs."""
     known = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
-    get = lambda atom: np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else known[atom]
+
+    def get(atom: Any) -> Any:
+      if not isinstance(atom, core.Literal):
+        return known[atom]
+      aval: Any = atom.aval
+      return np.asarray(atom.val, aval.dtype)
+
     for equation in jaxpr.eqns:
       results = self._equation(equation, [get(atom) for atom in equation.invars])
       known.update(zip(equation.outvars, results, strict=True))
@@ -174,7 +182,8 @@ class _Reader:
     op, params = equation.primitive.name, equation.params
     if op in _INLINE:
       inner = next(params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in params)
-      return self.read(*(inner.jaxpr, inner.consts) if hasattr(inner, 'consts') else (inner, ()), values)
+      jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, 'consts') else (inner, ())
+      return self.read(jaxpr, consts, values)
     aval = equation.outvars[0].aval
     if op in ('quantize', 'kernel'):
       return [getattr(self, f'_{op}')(aval, values, **params)]

@@ -51,7 +51,7 @@ def _result(node: Node, values: Mapping[str, shape_values.Value], images: int) -
 
 
 def _value(shape: Sequence[int], dtype: str, images: int) -> shape_values.Value:
-  wide = jax.config.jax_enable_x64
+  wide = jax.config.jax_enable_x64  # type: ignore[attr-defined]  # JAX adds its options as it loads
   return shape_values.Value(
     tuple(-size * images if size < 0 else size for size in shape), 'int32' if dtype == 'int64' and not wide else dtype
   )

@@ -170,12 +170,12 @@ class _Pass:
 
   def _computed(self, node: Node, operands: list[Any]) -> Any:
     found = self._in_integers(node, operands)
-    if found is None:
-      self.in_float.append(node.output)
-      names = [x if isinstance(x, str) else '' for x in node.inputs]
-      reals = [jnp.asarray(self.real(x, name)) for x, name in zip(operands, names, strict=True)]
-      found = ops.apply(node.op, node.params, reals, self.count).astype(node.dtype)
-    return found
+    if found is not None:
+      return found
+    self.in_float.append(node.output)
+    names = [x if isinstance(x, str) else '' for x in node.inputs]
+    reals = [jnp.asarray(self.real(x, name)) for x, name in zip(operands, names, strict=True)]
+    return ops.apply(node.op, node.params, reals, self.count).astype(node.dtype)
 
   def _in_integers(self, node: Node, operands: list[Any]) -> Value | None:
     """What a node gives in integers, or `None`."""
@@ -186,7 +186,7 @@ class _Pass:
     if constant is not None:
       return affine(x, *constant[1:])
     if node.op == 'concatenate':
-      shapes = [self.shapes.get(name) for name in node.inputs if isinstance(name, str)]
+      shapes = [self.shapes[name] for name in node.inputs if isinstance(name, str)]
       return concatenated(ints, shapes, node.params['dimension']) if len(ints) == len(operands) else None
     if len(ints) == 2 and len(operands) == 2:
       return self._of_two(node, *ints)

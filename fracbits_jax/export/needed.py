@@ -19,8 +19,8 @@ Interval = tuple[Any, Any]  # two arrays that broadcast against a tensor, float6
 
 EVERYTHING: Interval = (np.float64(-math.inf), np.float64(math.inf))
 
-_SAME = ('convert_element_type', 'reduce_window_max', 'reduce_max', 'concatenate', 'copy', 'gather', 'reshape', 'pad')
-_SAME += ('transpose', 'squeeze', 'expand_dims', 'slice', 'rev', 'broadcast_in_dim')
+_SAME: tuple[str, ...] = ('convert_element_type', 'reduce_window_max', 'reduce_max', 'concatenate', 'copy', 'gather')
+_SAME += ('reshape', 'pad', 'transpose', 'squeeze', 'expand_dims', 'slice', 'rev', 'broadcast_in_dim')
 _LIMITS = ('max', 'min', 'clamp')
 
 
@@ -55,9 +55,10 @@ def of_operands(
   affine = as_affine(node)
   if affine is not None:
     return [_before_affine(out, *affine[1:])] * len(ranges)
-  if node.op in ('add', 'sub') and len(names) == 2 and None not in ranges:
+  if node.op in ('add', 'sub') and len(names) == 2:
     (first, second), sign = ranges, 1 if node.op == 'add' else -1
-    return [_minus(out, _times(second, sign)), _times(_minus(out, first), sign)]
+    if first is not None and second is not None:
+      return [_minus(out, _times(second, sign)), _times(_minus(out, first), sign)]
   if node.op in ('reduce_sum', 'reduce_window_sum') and ranges[0] is not None:
     return [_of_summand(_overall(out), ranges[0], *terms(node, shapes[names[0]]))]
   if node.op in _LIMITS and len(names) == 1:
@@ -79,7 +80,7 @@ def _of_grid(grid: Grid) -> Interval:
   return np.float64(-(grid.alpha if grid.signed else 0) - grid.step), np.float64(grid.alpha + grid.step)
 
 
-def _before_affine(out: Interval, scale: np.ndarray, offset: np.ndarray) -> Interval:
+def _before_affine(out: Interval, scale: np.ndarray | np.float64, offset: np.ndarray | np.float64) -> Interval:
   with np.errstate(divide='ignore', invalid='ignore'):
     ends = [np.where(scale == 0, 0.0, (end - offset) / scale) for end in out]
   return np.minimum(*ends), np.maximum(*ends)

@@ -50,7 +50,8 @@ class Written:
 def written(b: Builder, graph: Graph) -> Written:
   """What a builder holds, all of a graph's nodes added."""
   quantizers = (node for node in graph.nodes if node.op == 'quantize' and node.params['grid'].bits)
-  places = {node.output: b.values[node.output] for node in quantizers}
+  values = {node.output: b.values[node.output] for node in quantizers}
+  places = {name: value for name, value in values.items() if isinstance(value, Tensor)}  # which all of them are
   return Written(
     content=b.serialized(),
     with_codes=lambda: b.serialized(places.values()),

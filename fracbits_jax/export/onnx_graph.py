@@ -39,11 +39,16 @@ def with_late_quantizers(graph: Graph, *, images: bool) -> Graph:
         nodes.append(late[name])
 
   for node in graph.nodes:
-    behind = [late.get(x) if isinstance(x, str) else None for x in node.inputs]
+    behind = [late[x] for x in node.inputs if isinstance(x, str) and x in late]
     if node.op == 'quantize':
       add_quantizers(node.inputs)
       late[node.output] = node
-    elif node.op in MOVES and behind and all(behind) and all(_grid(q) == _grid(behind[0]) for q in behind):
+    elif (
+      node.op in MOVES
+      and behind
+      and len(behind) == len(node.inputs)
+      and all(_grid(q) == _grid(behind[0]) for q in behind)
+    ):
       raw = dataclasses.replace(node, inputs=tuple(q.inputs[0] for q in behind), output=f'{node.output}_raw')
       nodes.append(raw)
       late[node.output] = dataclasses.replace(
@@ -88,13 +93,12 @@ def with_read_kernels(graph: Graph) -> Graph:
     if node.op == 'kernel':
       kernels[node.output] = nodes[node.output] = node
     elif kernel is not None and node.op in MOVES and len(node.inputs) == 1 and np.unique(_bits(kernel)).size == 1:
-      moved = functools.partial(ops.apply, node.op, node.params, images=1)
-      kernels[node.output] = nodes[node.output] = _changed(kernel, node, lambda array, moved=moved: moved([array]))
+      kernels[node.output] = nodes[node.output] = _changed(kernel, node, functools.partial(_moved, node))
     elif is_transposed(node) and isinstance(node.inputs[1], str) and node.inputs[1] in kernels:
       kernel = kernels[node.inputs[1]]
       mirrored = dataclasses.replace(kernel, output=f'{kernel.output}_mirrored')
       space = node.params['dimension_numbers']['rhs_spec'][2:]
-      nodes[mirrored.output] = _changed(kernel, mirrored, lambda array, space=space: np.flip(array, space))
+      nodes[mirrored.output] = _changed(kernel, mirrored, functools.partial(np.flip, axis=space))
       params = {**node.params, 'mirrored': True}
       nodes[node.output] = dataclasses.replace(node, inputs=(node.inputs[0], mirrored.output), params=params)
     else:
@@ -111,6 +115,11 @@ def is_transposed(node: Node) -> bool:
 
 def _bits(kernel: Node) -> np.ndarray:
   return kernel.params['kernel'].bits
+
+
+def _moved(node: Node, array: np.ndarray) -> Any:
+  """An array as a node that moves its elements gives it."""
+  return ops.apply(node.op, node.params, [array], images=1)
 
 
 def _changed(kernel: Node, output: Node, change: Callable[[np.ndarray], Any]) -> Node:

@@ -144,7 +144,8 @@ def _reduce(op: str) -> Callable[[Builder, Node], Tensor]:
     axes = sorted(x.order.index(axis) for axis in node.params['axes'])
     kept = [axis for axis in x.order if axis not in node.params['axes']]
     order = tuple(sorted(kept).index(axis) for axis in kept)
-    names, attributes = [x.name], {'axes': axes}
+    names = [x.name]
+    attributes: dict[str, Any] = {'axes': axes}
     if op == 'ReduceSum' or b.opset >= 18:
       names, attributes = [x.name, b.constant(np.asarray(axes, np.int64))], {}
     return b.add(op, names, output_of(node, order), keepdims=0, **attributes)
@@ -316,7 +317,7 @@ def convert(b: Builder, graph: Graph, quantizers: Any) -> None:
       continue
     mean = mean_behind(graph, consumers, node) if node.op == 'reduce_sum' else None
     pooled = None if mean is None else global_average_pool(b, node, mean)
-    if pooled is not None:
+    if mean is not None and pooled is not None:
       b.values[mean.output] = pooled
       done.add(mean.output)
     elif node.op == 'constant':
@@ -340,8 +341,8 @@ def _order_for(node: Node, consumers: Sequence[Node], which: str) -> tuple[int, 
 
   A transposition behind a quantizer would be one of integers of few bits in onnxruntime.
   """
-  first, *others = consumers or [None]
-  if first is not None and first.op == 'conv_general_dilated' and not others:
+  if len(consumers) == 1 and consumers[0].op == 'conv_general_dilated':
+    (first,) = consumers
     return kernel_order(first) if which == 'kernel' else tuple(first.params['dimension_numbers']['lhs_spec'])
   if which == 'kernel' or all(user.op == 'dot_general' for user in consumers):
     return tuple(range(len(node.shape)))

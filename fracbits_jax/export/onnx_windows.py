@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -75,9 +76,10 @@ def mirrored(b: Builder, x: Tensor, axes: Sequence[int]) -> Tensor:
 
 def mean_behind(graph: Graph, consumers: Mapping[str, Sequence[Node]], node: Node) -> Node | None:
   """The node that divides a `reduce_sum` by how many values it adds; `None` where nothing does."""
-  (following, *others) = consumers.get(node.output, []) or [None]
-  if following is None or others or following.op != 'affine' or not isinstance(node.inputs[0], str):
+  users = consumers.get(node.output, ())
+  if len(users) != 1 or users[0].op != 'affine' or not isinstance(node.inputs[0], str):
     return None
+  (following,) = users
   shapes = {n.output: n.shape for n in graph.nodes} | {graph.input: graph.input_shape}
   shape = shapes[node.inputs[0]]
   count = np.prod([shape[axis] for axis in node.params['axes']])
@@ -102,9 +104,9 @@ def pool(op: str) -> Callable[[Builder, Node], Tensor]:
   def convert(b: Builder, node: Node) -> Tensor:
     p, rank = node.params, len(node.shape)
     x = b.value(node.inputs[0])
-    channels_second = (0, rank - 1, *range(1, rank - 1))
-    fits = isinstance(x, Tensor) and all(p['window_dimensions'][axis] == 1 for axis in x.order[:2])
-    order = x.order if fits and x.order != tuple(range(rank)) else channels_second
+    order = (0, rank - 1, *range(1, rank - 1))  # channels second
+    if isinstance(x, Tensor) and all(p['window_dimensions'][axis] == 1 for axis in x.order[:2]):
+      order = x.order if x.order != tuple(range(rank)) else order
     x = b.in_order(x, order)
     at = lambda name: [p[name][axis] for axis in order]
     window, padding, dilation = at('window_dimensions'), at('padding'), at('window_dilation')
@@ -113,7 +115,7 @@ def pool(op: str) -> Callable[[Builder, Node], Tensor]:
     if outer != [[1, 1], [1, 1], [0, 0, 0, 0]] or dilated:
       raise refused(node, 'pools over examples or channels, or with gaps')
     pads = [pad for side in zip(*padding[2:], strict=True) for pad in side]
-    settings = {'kernel_shape': window[2:], 'strides': at('window_strides')[2:], 'pads': pads}
+    settings: dict[str, Any] = {'kernel_shape': window[2:], 'strides': at('window_strides')[2:], 'pads': pads}
     if op == 'MaxPool':
       return b.add(op, [x.name], output_of(node, order), dilations=dilation[2:], **settings)
     mean = b.add(op, [x.name], output_of(node, order), count_include_pad=1, **settings)

@@ -103,6 +103,6 @@ def sized(params: Mapping[str, Any], images: int) -> dict[str, Any]:
   }
 
 
-def apply(op: str, params: Mapping[str, Any], inputs: Sequence[jax.Array], images: int) -> jax.Array:
+def apply(op: str, params: Mapping[str, Any], inputs: Sequence[Any], images: int) -> jax.Array:
   """What an operation gives for a number of images."""
   return OPS[op](sized(params, images), *inputs)

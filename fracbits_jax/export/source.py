@@ -81,6 +81,8 @@ def source_of(
     from fracbits_jax.layers import nnx_adapter  # which loads flax.nnx
 
     model, variables = nnx_adapter.functional(model)
+  if variables is None:
+    raise ValueError(f'{type(model).__name__} has no variables of its own: give them')
   return Source(
     name=name,
     graph=capture(model, variables, examples[0], **kwargs),

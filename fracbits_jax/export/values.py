@@ -102,7 +102,7 @@ def value(
   return Value(integers=integers, **by_channel)
 
 
-def _doubled(zero: np.ndarray) -> int:
+def _doubled(zero: np.ndarray | float) -> int:
   """2 where a zero is half an integer, so that what is doubled is an integer; 1 otherwise."""
   return 2 if (np.asarray(zero) % 1).any() else 1
 
@@ -128,7 +128,7 @@ def changed(x: Value, **fields: Any) -> Value:
   return value(**{name: getattr(x, name) for name in ('integers', *_BY_CHANNEL)} | fields)
 
 
-def affine(x: Value, scale: np.ndarray, offset: np.ndarray) -> Value:
+def affine(x: Value, scale: np.ndarray | np.float64, offset: np.ndarray | np.float64) -> Value:
   """scale x + offset; a negative scale exchanges the limits."""
   with np.errstate(invalid='ignore'):  # 0 times infinity
     ends = [np.where(scale == 0, end, limit * scale + offset) for limit, end in ((x.low, -np.inf), (x.high, np.inf))]

@@ -81,7 +81,8 @@ def conv_general_dilated(
     return general(lhs, rhs)
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
-  strides, pads = tuple(window_strides), tuple((int(low), int(high)) for low, high in padding)
+  of_rows, of_columns = ((int(low), int(high)) for low, high in padding)
+  strides, pads = tuple(window_strides), (of_rows, of_columns)
   if any(size + sum(pad) < window for size, pad, window in zip(lhs.shape[1:3], pads, rhs.shape[:2], strict=True)):
     return general(lhs, rhs)  # nothing comes out
   if rhs.shape[:2] == (1, 1) and feature_group_count == 1 and not any(map(any, pads)):

@@ -92,6 +92,6 @@ def cache_compilations(folder: str | os.PathLike | None = None) -> None:
     folder: where to keep them; the user's cache folder by default. Nothing is changed if JAX has been given a folder
       already, as by the environment variable `JAX_COMPILATION_CACHE_DIR`.
   """
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]  # JAX adds its options as it loads
     base = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or process.home() / '.cache')
     jax.config.update('jax_compilation_cache_dir', str(folder or base / 'fracbits_jax'))

@@ -44,13 +44,10 @@ def _positions(x: jax.Array, g_shape: tuple[int, ...], size: int, stride: int, p
 
 def _gathered_vjp(x: jax.Array, g: jax.Array, *, size: int, stride: int, padding: int) -> jax.Array:
   # Backwards, so that the first of equal maxima has the last word.
-  best, where = None, None
-  for i, j, value in reversed(list(_positions(x, g.shape, size, stride, padding))):
-    position = i * size + j
-    if best is None:
-      best, where = value, jnp.full(g.shape, position, jnp.int8)
-    else:
-      best, where = jnp.maximum(best, value), jnp.where(value >= best, position, where).astype(jnp.int8)
+  (i, j, best), *others = reversed(list(_positions(x, g.shape, size, stride, padding)))
+  where = jnp.full(g.shape, i * size + j, jnp.int8)
+  for i, j, value in others:
+    best, where = jnp.maximum(best, value), jnp.where(value >= best, i * size + j, where).astype(jnp.int8)
   zero = jnp.zeros((), g.dtype)
   parts = []
   for i, j in itertools.product(range(size), repeat=2):

@@ -5,11 +5,13 @@ varies, and the gradient of the weights is summed over the devices: by the trans
 Library functions cast for themselves; functions with a derivative of their own do it with `alike`.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+_Value = TypeVar('_Value', jax.Array, jax.Array | None)
 
 
 def axes(like: Any) -> frozenset[str]:
@@ -18,7 +20,7 @@ def axes(like: Any) -> frozenset[str]:
   return frozenset(kind.varying) if kind else frozenset()
 
 
-def alike(*values: jax.Array | None) -> tuple[jax.Array | None, ...]:
+def alike(*values: _Value) -> tuple[_Value, ...]:
   """The values, each of them varying along all axes along which any of them does; `None` stays `None`."""
   types = [jax.typeof(value) for value in values if value is not None]
   everywhere = frozenset().union(*map(axes, types))

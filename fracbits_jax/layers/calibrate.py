@@ -68,7 +68,7 @@ def sample_inputs(
 
 
 def best_clip(
-  x: jax.Array,
+  x: jax.Array | np.ndarray,
   bits: jax.Array,
   *,
   signed: bool,
@@ -119,10 +119,10 @@ def _best_clip(
     return jnp.mean(distance(quantizer(x, bits, alpha, signed=signed, choices=choices) - x), where=counts)
 
   evenly = jnp.arange(1, 2 * _CANDIDATES + 1) / _CANDIDATES
-  candidates = [evenly, _exact(bits, signed=signed, choices=choices, scheme=scheme)]
+  parts = [evenly, _exact(bits, signed=signed, choices=choices, scheme=scheme)]
   if criterion != 'squares':
-    candidates.append(jnp.where(bulk > 0, bulk, 1) * evenly)
-  candidates = jnp.concatenate(candidates)
+    parts.append(jnp.where(bulk > 0, bulk, 1) * evenly)
+  candidates = jnp.concatenate(parts)
   best = candidates[jnp.argmin(jax.lax.map(error, candidates))]
   return jnp.where(found, jnp.minimum(best * largest, jnp.finfo(jnp.float32).max), 1.0)
 

@@ -45,14 +45,14 @@ class Quantized(nn.Module):
   @nn.compact
   def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
     if self.quant is not None and not self.quant.weight_only:
-      inputs = self._quantized_input(inputs)
+      inputs = self._quantized_input(self.quant, inputs)
     return checkpoint_name(super().__call__(inputs, *args, **kwargs), OUTPUTS)
 
   @nn.nowrap
   def param(self, name: str, init_fn: Any, *args, **kwargs) -> Any:
     """The layer's parameter; its `kernel` is quantized, which is all that the layer sees of it."""
     value = super().param(name, init_fn, *args, **kwargs)
-    return self._quantized_kernel(value) if name == 'kernel' and self.quant is not None else value
+    return self._quantized_kernel(self.quant, value) if name == 'kernel' and self.quant is not None else value
 
   @nn.nowrap
   def output_axes(self, kernel_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -71,42 +71,41 @@ class Quantized(nn.Module):
 
   @nn.nowrap
   def _bits(
-    self, name: str, fixed: int | None, choices: tuple[int, ...], shape: tuple[int, ...]
+    self, quant: QuantConfig, name: str, fixed: int | None, choices: tuple[int, ...], shape: tuple[int, ...]
   ) -> tuple[jax.Array | int, dict[str, Any]]:
     """A bit-width of this layer, with the choices and the noise that go with it."""
     if fixed is not None:
       return fixed, {'choices': (fixed,)}
-    start = min(max(self.quant.init_bits, choices[0]), choices[-1])
+    start = min(max(quant.init_bits, choices[0]), choices[-1])
     bits = self.variable('bits', name, jnp.full, shape, start, jnp.float32).value
-    if not self.quant.learned:
+    if not quant.learned:
       return bits, {'learned': False}
-    drawn = self.quant.stochastic and self.has_rng('bits')
+    drawn = quant.stochastic and self.has_rng('bits')
     return bits, {'choices': choices, 'noise': bitwidths.draw_noise(self.make_rng('bits'), shape) if drawn else None}
 
   @nn.nowrap
-  def _quantized_input(self, inputs: jax.Array) -> jax.Array:
-    quant = self.quant
+  def _quantized_input(self, quant: QuantConfig, inputs: jax.Array) -> jax.Array:
     alpha = super().param('alpha', nn.initializers.constant(quant.alpha_init), (), jnp.float32)
-    bits, how = self._bits('input', quant.input_bits, quant.allowed_input_bits, ())
+    bits, how = self._bits(quant, 'input', quant.input_bits, quant.allowed_input_bits, ())
     return apply_quantizer(self, 'input', inputs, bits, alpha, **how)
 
   @nn.nowrap
-  def _quantized_kernel(self, kernel: jax.Array) -> jax.Array:
-    quant, axes = self.quant, self.output_axes(kernel.shape)
+  def _quantized_kernel(self, quant: QuantConfig, kernel: jax.Array) -> jax.Array:
+    axes = self.output_axes(kernel.shape)
     channels = math.prod(kernel.shape[axis] for axis in axes)
-    per_channel = quant.granularity == 'kernel'
-    bits, how = self._bits('kernel', quant.kernel_bits, quant.choices, (channels,) if per_channel else ())
+    shape = (channels,) if quant.granularity == 'kernel' else ()
+    bits, how = self._bits(quant, 'kernel', quant.kernel_bits, quant.allowed_kernel_bits, shape)
     alpha = None
     if quant.scheme == 'lsq':
       alpha = super().param('kernel_alpha', lambda key: lsq.initial_range(kernel, bits))
-    how['kept'] = self._kept(kernel, bits)
+    how['kept'] = self._kept(quant, kernel, bits)
     return over_channels(lambda flat: apply_quantizer(self, 'kernel', flat, bits, alpha, **how), kernel, axes)
 
   @nn.nowrap
-  def _kept(self, kernel: jax.Array, bits: jax.Array | int) -> jax.Array | None:
+  def _kept(self, quant: QuantConfig, kernel: jax.Array, bits: jax.Array | int) -> jax.Array | None:
     """Which entries of the kernel belong to no pruned channel, broadcastable against it; `None` for all."""
     along = lambda mask, axis: jnp.expand_dims(mask, [i for i in range(kernel.ndim) if i != kernel.ndim + axis])
-    kept = along(bits > 0, -1) if self.quant.prunes else None
+    kept = along(bits > 0, -1) if quant.prunes else None
     if self.source is not None:
       # A depthwise kernel has its input channels where others have their output channels.
       of_source = along(gate(self, self.source) > 0, -1 if kernel.shape[-2] == 1 else -2)
@@ -122,7 +121,8 @@ def quantized_class(layer: type[nn.Module]) -> type[Quantized]:
 
 def gate(module: nn.Module, source: str) -> jax.Array:
   """The gates of a prunable layer's channels, min(bits, 1) `[C]`, as seen by a module beside it that runs later."""
-  return bitwidths.gate(module.parent.variables['bits'][source]['kernel'])
+  around: Any = module.parent
+  return bitwidths.gate(around.variables['bits'][source]['kernel'])
 
 
 class QuantConv(Quantized, nn.Conv):
@@ -145,8 +145,10 @@ class GatedBatchNorm(nn.BatchNorm):
   source: str | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    y = super().__call__(x)
+  def __call__(
+    self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+  ) -> jax.Array:
+    y = super().__call__(x, use_running_average, mask=mask)
     return y if self.source is None else y * jnp.expand_dims(gate(self, self.source), range(y.ndim - 1)).astype(y.dtype)
 
 

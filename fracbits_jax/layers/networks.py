@@ -44,7 +44,8 @@ def quantize_model(
   Raises:
     ValueError: a rule that matches no layer, with the paths there are; a network without layers.
   """
-  adapter = wrap
-  if not isinstance(model, nn.Module):
-    from fracbits_jax.layers import nnx_adapter as adapter  # which loads flax.nnx
-  return adapter.quantize_model(model, inputs, rules, default=default, edge_bits=edge_bits, **kwargs)
+  if isinstance(model, nn.Module):
+    return wrap.quantize_model(model, inputs, rules, default=default, edge_bits=edge_bits, **kwargs)
+  from fracbits_jax.layers import nnx_adapter  # which loads flax.nnx
+
+  return nnx_adapter.quantize_model(model, inputs, rules, default=default, edge_bits=edge_bits, **kwargs)

@@ -40,8 +40,7 @@ def quantize_model(
     raise ValueError(f'{model!r} is not a network: give a linen or an NNX module')
   for path, layer in list(nnx.iter_modules(model)):
     if isinstance(layer, LAYERS) and not isinstance(layer, Quantized):
-      layer.__class__ = quantized_class(type(layer))
-      layer.quant, layer.path = None, tuple(map(str, path))
+      _extend(layer, tuple(map(str, path)))
   lowest = _watch(model, random_like(inputs, jax.random.key(1)), jnp.min, kwargs)
   signed = {path: min(map(float, values)) < 0 for path, values in lowest.items()}
   configs = choose_configs(signed, rules, default, edge_bits, [f'nnx.{layer.__name__}' for layer in LAYERS])
@@ -49,6 +48,12 @@ def quantize_model(
     _declare(layer, configs.get('/'.join(layer.path)))
   calibrate(model, inputs, **kwargs)
   return model
+
+
+def _extend(layer: Any, path: tuple[str, ...]) -> None:
+  """Makes a layer one that can be quantized, and is not yet."""
+  layer.__class__ = quantized_class(layer.__class__)
+  layer.quant, layer.path = None, path
 
 
 def _declare(layer: Any, quant: QuantConfig | None) -> None:
@@ -66,7 +71,9 @@ def _declare(layer: Any, quant: QuantConfig | None) -> None:
     channels = math.prod(kernel.shape[axis] for axis in layer.output_axes(kernel.shape))
     shape = (channels,) if quant.granularity == 'kernel' else ()
     layer.bits_kernel = Bits(
-      jnp.full(shape, np.clip(quant.init_bits, quant.choices[0], quant.choices[-1]), jnp.float32)
+      jnp.full(
+        shape, np.clip(quant.init_bits, quant.allowed_kernel_bits[0], quant.allowed_kernel_bits[-1]), jnp.float32
+      )
     )
   if quant.scheme == 'lsq':
     bits = layer.bits_kernel[...] if quant.kernel_bits is None else quant.kernel_bits

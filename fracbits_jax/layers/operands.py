@@ -34,6 +34,7 @@ def quantize_kernel(
     **how: `choices`, `noise`, `learned`.
   """
   if quant.scheme == 'lsq':
+    assert alpha is not None
     return lsq.kernel(kernel, bits, alpha, **how)
   quantized = quantize.kernel(kernel, bits, scheme=quant.scheme, kept=kept, **how)
   return quantize.rescale(quantized, kept) if quant.sat else quantized
@@ -45,7 +46,8 @@ def apply_quantizer(layer: Any, which: str, x: jax.Array, bits: Any, alpha: jax.
     x = x.astype(jnp.float32)  # integers, which the layer itself would bring to the dtype of its kernel
   if _replacements:
     return _replacements[-1](layer, which, x, bits, alpha, how.get('kept'))
-  return (quantize_input if which == 'input' else quantize_kernel)(layer.quant, x, bits, alpha, **how)
+  quantizer: Callable[..., jax.Array] = quantize_input if which == 'input' else quantize_kernel
+  return quantizer(layer.quant, x, bits, alpha, **how)
 
 
 @contextlib.contextmanager

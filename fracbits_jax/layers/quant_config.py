@@ -74,7 +74,8 @@ class QuantConfig:
     if self.choices == (0,):
       raise ValueError('choices=(0,) would leave nothing of a kernel: allow at least one bit-width above 0')
     try:
-      allowed = bitwidths.check_choices(self.allowed_input_bits)
+      given = self.allowed_input_bits if self.input_choices is None else self.input_choices
+      allowed = bitwidths.check_choices(given)
       object.__setattr__(self, 'input_choices', None if self.input_choices is None else allowed)
     except ValueError as error:
       raise ValueError(f'for inputs, {error}') from None
@@ -95,14 +96,22 @@ class QuantConfig:
       raise ValueError(f'alpha_init={self.alpha_init!r} is not a clip: give a number above 0 and up to {_MOST_ALPHA:g}')
 
   @property
+  def allowed_kernel_bits(self) -> tuple[int, ...]:
+    """The allowed bit-widths of the kernel: `choices`, of which `None` has become all."""
+    assert isinstance(self.choices, tuple)
+    return self.choices
+
+  @property
   def allowed_input_bits(self) -> tuple[int, ...]:
     """The allowed bit-widths of the inputs."""
-    return tuple(b for b in self.choices if b > 0) if self.input_choices is None else self.input_choices
+    if self.input_choices is None:
+      return tuple(b for b in self.allowed_kernel_bits if b > 0)
+    return tuple(self.input_choices)
 
   @property
   def prunes(self) -> bool:
     """Whether output channels can be pruned: a learned bit-width for each of them, and 0 among the allowed ones."""
-    return self.granularity == 'kernel' and self.kernel_bits is None and self.choices[0] == 0
+    return self.granularity == 'kernel' and self.kernel_bits is None and self.allowed_kernel_bits[0] == 0
 
   @property
   def learns_input(self) -> bool:

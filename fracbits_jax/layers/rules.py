@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fracbits_jax.layers.quant_config import QuantConfig
 
@@ -42,7 +43,7 @@ def choose_configs(
     quant = next((quant for pattern, quant in rules if re.fullmatch(pattern, path)), default)
     if quant is None:
       continue
-    changes = {'signed_input': quant.signed_input or signed[path]}
+    changes: dict[str, Any] = {'signed_input': quant.signed_input or signed[path]}
     if edge_bits is not None and path in (paths[0], paths[-1]) and quant.kernel_bits is None:
       changes['kernel_bits'] = edge_bits
     if edge_bits is not None and path == paths[0] and quant.learns_input:

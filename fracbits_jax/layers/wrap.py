@@ -51,7 +51,8 @@ class QuantizedModel(nn.Module):
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     def quantized(layer: nn.Module, call: Callable, args: tuple, kwargs: dict) -> Any:
       del call
-      twin = quantized_class(type(layer))
+      assert layer.scope is not None  # it runs
+      twin = quantized_class(type(layer))  # type: ignore[arg-type]  # mypy takes a layer's hash for that of its class
       quant = self.configs.get('/'.join(layer.path))
       fields = {f.name: getattr(layer, f.name) for f in dataclasses.fields(layer) if f.init}
       fields |= {'quant': quant, 'name': None, 'parent': layer.scope.rewound()}
@@ -60,6 +61,7 @@ class QuantizedModel(nn.Module):
         fields['conv_general_dilated'] = conv.conv_general_dilated  # the same, faster on a CPU
       return twin(**fields)(*args, **kwargs)
 
+    assert self.scope is not None  # it runs
     with _replace_layers(quantized):
       return self.held.network.clone(name=None, parent=self.scope.rewound())(*args, **kwargs)
 
@@ -89,6 +91,7 @@ def _replace_layers(
 
 def _transform_around(layer: nn.Module) -> str | None:
   """The transform around a layer that keeps it from being quantized, or `None`."""
+  assert layer.scope is not None  # it runs
   found = _TRANSFORMS.search(layer.scope.path_text)
   return found and f'nn.{found[1]}'
 

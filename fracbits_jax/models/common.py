@@ -114,18 +114,18 @@ class Parts:
       source: the prunable layer that makes its input channels.
       name: of the layer.
     """
-    quant = self.quant
-    if quant is not None:
-      quant = self._with(signed_input=signed, sat=bare and quant.sat)
+    quant = None
+    if self.quant is not None:
+      quant = dataclasses.replace(self.quant, signed_input=signed, sat=bare and self.quant.sat)
       if quant.prunes and not prunable:
-        quant = dataclasses.replace(quant, choices=quant.choices[1:])
+        quant = dataclasses.replace(quant, choices=quant.allowed_kernel_bits[1:])
     return self._conv(quant, features, size, stride, groups, name, source)
 
   def dense(self, features: int, *, name: str) -> QuantDense:
     """A dense layer with a bias, on inputs that can be negative; no norm follows, so SAT rescales its kernel."""
     quant = self._with(signed_input=True)
     if quant is not None and quant.prunes:
-      quant = dataclasses.replace(quant, choices=quant.choices[1:])
+      quant = dataclasses.replace(quant, choices=quant.allowed_kernel_bits[1:])
     return QuantDense(features, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), quant=quant, name=name)
 
   def classifier(

@@ -54,7 +54,7 @@ def solve(scores: Scores, layers: Sequence[Layer], budget: Budget) -> policies.P
   owner = np.repeat(np.arange(len(layers)), [len(found) for found in options])
   one_each = sparse.csr_array((np.ones(owner.size), (owner, np.arange(owner.size))))
   spent = sparse.csr_array([_prices(options, layers, held) for held in budget.all])
-  scale, limit = _LARGEST / max(float(np.abs(score).max()), np.finfo(float).tiny), _TARGET
+  scale, limit = _LARGEST / max(float(np.abs(score).max()), float(np.finfo(float).tiny)), _TARGET
   for attempt in range(_RETRIES):
     found = optimize.milp(
       scale * score,
@@ -81,16 +81,18 @@ _Option = tuple[int | None, int | None, float]  # bits of the kernel and of the 
 def _options(scores: Scores, layer: Layer) -> list[_Option]:
   """What a layer can be, without pruning."""
   slots = costs.learned(layer)
-  ways = [[b for b in slots[which][1] if b] if which in slots else [None] for which in ('kernel', 'input')]
+  ways: list[list[int | None]] = []
+  for which in ('kernel', 'input'):
+    ways.append([b for b in slots[which][1] if b] if which in slots else [None])
   found = []
-  for pair in itertools.product(*ways):
+  for of_kernel, of_input in itertools.product(*ways):
     total = 0.0
-    for which, width in zip(('kernel', 'input'), pair, strict=True):
+    for which, width in (('kernel', of_kernel), ('input', of_input)):
       if width is not None:
         total += scores.get((layer.name, which), {}).get(width, np.nan)
     if not np.isfinite(total):
       raise ValueError(f'a score of {layer.name} is missing or not finite: give one for every allowed bit-width')
-    found.append((*pair, total))
+    found.append((of_kernel, of_input, total))
   return found
 
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import traverse_util
 from flax.core import FrozenDict
 
-from fracbits_jax.cost import layer_table
+from fracbits_jax.cost import layer_table, tracing
 from fracbits_jax.layers import GatedBatchNorm
 
 
@@ -38,10 +38,10 @@ def compact(model: nn.Module, variables: Any, image_shape: Sequence[int]) -> tup
       'this network cannot prune: it needs quant with granularity="kernel" and 0 among its choices, as in '
       'QuantConfig(granularity="kernel", choices=range(9))'
     )
-  layers = layer_table.trace(model, image_shape)
+  layers = tracing.trace(model, image_shape)
   kept = _kept_channels(variables['bits'], layers)
   smaller = model.clone(
-    quant=dataclasses.replace(model.quant, choices=model.quant.choices[1:]),
+    quant=dataclasses.replace(model.quant, choices=model.quant.allowed_kernel_bits[1:]),
     axis_name=None,
     kept=FrozenDict({name: len(channels) for name, channels in kept.items()}),
   )

@@ -41,7 +41,7 @@ class Vector:
       lowered[self.units(i)], raised[self.units(i)] = 0, self.last[self.units(i)]
       matters = (self._costs(lowered) < most) | (self._costs(raised) > least)
       self.priced_by[:, self.units(i)] = matters[:, None]
-    self.priced = self.priced_by.any(axis=0)
+    self.priced: np.ndarray = np.logical_or.reduce(self.priced_by)
 
   def _costs(self, positions: np.ndarray) -> np.ndarray:
     """The cost under each budget, in targets."""
@@ -51,7 +51,7 @@ class Vector:
   def open(self, positions: np.ndarray) -> np.ndarray:
     """The bit-widths that are priced, and by no budget that is used up."""
     used_up = self._costs(positions) >= ENOUGH
-    return self.priced & ~self.priced_by[used_up].any(axis=0)
+    return self.priced & ~np.logical_or.reduce(self.priced_by[used_up])
 
   def keep_a_channel(self, wanted: np.ndarray) -> None:
     """Raises the lowest position of each prunable layer's widest channel to 1: no layer may vanish."""
@@ -179,8 +179,8 @@ def _knapsack(vector: Vector, wanted: np.ndarray, at: np.ndarray) -> np.ndarray:
   best[0] = 0.0
   steps = []
   for layer in vector.layers:
-    found = _options(vector, wanted, at, layer, tightest)
-    options = [(int(min(price, 2) * _CELLS), distance, way) for price, distance, way in found]
+    ways = _options(vector, wanted, at, layer, tightest)
+    options = [(int(min(price, 2) * _CELLS), distance, way) for price, distance, way in ways]
     reached, chosen = np.full_like(best, np.inf), np.zeros(best.size, int)
     for k, (cells, distance, _) in enumerate(options):
       if cells <= _CELLS:

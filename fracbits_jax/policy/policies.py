@@ -16,13 +16,13 @@ from fracbits_jax.policy.discretization import discretize_bits
 _MAX_PROBLEMS = 800  # characters, so that what strangers wrote does not fill a screen
 
 
-def _integers(value: Any) -> int | tuple[int, ...]:
+def _integers(value: Any) -> np.ndarray:
   array = np.asarray(value)
   odd = ~np.isfinite(array) | (array != np.round(array))
   if odd.any():
     odd = array[odd].reshape(-1)[0]
     raise ValueError(f'bits {odd:g} are not integers: a policy holds discretized bits')
-  return tuple(int(b) for b in array) if array.ndim else int(array)
+  return array.astype(int)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,16 +145,17 @@ def from_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> Policy:
   total = float(budget.cost(bits, layers))
   entries = []
   for l in layers:
-    specs = costs.learned(l)
+    kernel = _integers(costs.bits_of(bits, l.name, 'kernel') if l.kernel_bits is None else l.kernel_bits)
+    inputs = _integers(costs.bits_of(bits, l.name, 'input') if l.input_bits is None else l.input_bits)
     entries.append(
       Entry(
         name=l.name,
-        kernel=_integers(costs.bits_of(bits, l.name, 'kernel')) if 'kernel' in specs else int(l.kernel_bits),
-        input=_integers(costs.bits_of(bits, l.name, 'input')) if 'input' in specs else int(l.input_bits),
+        kernel=tuple(kernel.tolist()) if kernel.ndim else int(kernel),
+        input=int(inputs),
         macs=l.macs,
         weights=l.weights,
         cost_share=round(float(budget.cost(bits, (l,))) / total, 6) if total else 0.0,
-        learned=tuple(specs),
+        learned=tuple(costs.learned(l)),
       )
     )
   return Policy(

@@ -119,7 +119,7 @@ def _field(row: Mapping, key: str, kind: type) -> Any:
 
 
 def _number(row: Mapping, key: str, most: float = 1e30) -> float:
-  value = row.get(key)
+  value: Any = row.get(key)
   if type(value) not in (int, float) or not 0 <= value <= most:
     raise ValueError(f'"{key}" is {shown(value)}: give a number from 0 to {most:g}')
   return float(value)

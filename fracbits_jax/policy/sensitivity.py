@@ -91,7 +91,8 @@ class Sensitivity:
       return quantizer(slot, x) if slot in self.slots else x
 
     with layers.replace_quantizers(replacement):
-      return self._model.apply(variables, images).astype(jnp.float32)
+      found: Any = self._model.apply(variables, images)
+    return found.astype(jnp.float32)
 
   def traces(self, draws: int = _DRAWS, seed: int = 0) -> dict[Slot, float]:
     """The trace of the Hessian of the mean cross entropy with respect to each kernel and each input.
@@ -163,7 +164,8 @@ class Sensitivity:
       return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']))
 
     mean = lambda *which: float(np.mean([loss(self.variables, batch, *which) for batch in self._batches]))
-    plain, scores = mean(-1, 8.0, 1.0), {}
+    plain = mean(-1, 8.0, 1.0)
+    scores: dict[Slot, dict[int, float]] = {}
     for slot, _, bits, alpha in self._quantizations():
       scores.setdefault(slot, {})[bits] = mean(order.index(slot), float(bits), float(alpha)) - plain
     return scores
@@ -179,7 +181,7 @@ class Sensitivity:
       x = jnp.asarray(params['kernel'] if which == 'kernel' else inputs[name])
       signed = which == 'kernel' or quant.signed_input
       for bits in choices:
-        clip = 1.0  # of kernels that have none
+        clip: jax.Array | float = 1.0  # of kernels that have none
         if which == 'input' or quant.scheme == 'lsq':
           how = dict(signed=signed, choices=(bits,), scheme=quant.scheme, criterion=quant.calibration)
           clip = calibrate.best_clip(x, jnp.float32(bits), **how)

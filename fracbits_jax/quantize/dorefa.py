@@ -57,7 +57,7 @@ def kernel(
   check_scheme(scheme)
   w, bits = jnp.asarray(w), as_bits(bits, learned)
   check_kernel_bits(w, bits)
-  bits, noise = (None if b is None else with_rank(b, w) for b in (bits, noise))
+  bits, noise = with_rank(bits, w), None if noise is None else with_rank(noise, w)
   return _kernel(w, bits, noise, kept, scheme, allowed(choices, learned))
 
 

@@ -126,7 +126,7 @@ def kernel(
   check_kernel_bits(w, bits)
   check_scalars(alpha=alpha)
   alpha = with_slopes(alpha, (alpha, gradient_scale(bits, w.size, signed=True)))
-  bits, noise = (None if b is None else with_rank(b, w) for b in (bits, noise))
+  bits, noise = with_rank(bits, w), None if noise is None else with_rank(noise, w)
   return _twos_complement(w, bits, alpha, noise, allowed(choices, learned))
 
 
@@ -151,7 +151,7 @@ def activation(
   alpha = with_slopes(alpha, (alpha, gradient_scale(bits, math.prod(x.shape[1:]), signed=signed)))
   if not signed:
     return pact.activation(x, bits, alpha, choices=choices, noise=noise, learned=learned)
-  bits, noise = (None if b is None else with_rank(b, x) for b in (bits, noise))
+  bits, noise = with_rank(bits, x), None if noise is None else with_rank(noise, x)
   return _twos_complement(x, bits, alpha, noise, allowed(choices, learned))
 
 

@@ -182,5 +182,5 @@ def fractional(
   check_scheme(scheme)
   choices = allowed(choices, learned)
   x = jnp.asarray(x)
-  bits, noise = (None if b is None else with_rank(b, x) for b in (as_bits(bits, learned), noise))
+  bits, noise = with_rank(as_bits(bits, learned), x), None if noise is None else with_rank(noise, x)
   return _fractional(x, bits, noise, scheme, float(zero_point), choices)

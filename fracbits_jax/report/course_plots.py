@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -53,7 +53,9 @@ def bits_over_time(rows: Sequence[Row], policy: Policy | None = None, *, narrow:
   epochs = [row['epoch'] for row in rows]
   beyond = epochs[-1] * 1.05
   with plots.style():
-    size = dict(rows=len(shown), width=plots.NARROW, sharex=True) if narrow else dict(columns=len(shown))
+    size: dict[str, Any] = dict(columns=len(shown))
+    if narrow:
+      size = dict(rows=len(shown), width=plots.NARROW, sharex=True)
     figure, axes = plots.new_figure(0.7 + 2.1 * len(shown) if narrow else 3.5, sharey=True, squeeze=False, **size)
     for axis, which in zip(axes.flat, shown, strict=True):
       every = [name for name in names if name.endswith(f'/{which}')]
@@ -76,8 +78,10 @@ def bits_over_time(rows: Sequence[Row], policy: Policy | None = None, *, narrow:
       axis.set_xlabel('epoch of the search')
     handles = [Line2D([], [], color=plots.shade(i / 6), linewidth=3) for i in range(7)]
     labels = ['first layer\u2002', *[''] * 5, 'last layer']  # the space is for fonts that run wider
-    where = 'outside upper left' if narrow else 'outside upper right'
-    figure.legend(handles, labels, loc=where, ncols=7, fontsize=9, handlelength=1, columnspacing=0.2, handletextpad=0.4)
+    loc: Literal['outside upper left', 'outside upper right'] = (
+      'outside upper left' if narrow else 'outside upper right'
+    )
+    figure.legend(handles, labels, loc=loc, ncols=7, fontsize=9, handlelength=1, columnspacing=0.2, handletextpad=0.4)
     return figure
 
 
@@ -108,7 +112,8 @@ class _Phases:
 
 
 def _through_phases(rows: Sequence[Row]) -> _Phases:
-  offset, spans, epochs = 0.0, {}, []
+  offset, epochs = 0.0, []
+  spans: dict[str, tuple[float, float]] = {}
   for row in rows:
     start = spans.get(row['phase'], (offset,))[0]
     epochs.append(start + row['epoch'])

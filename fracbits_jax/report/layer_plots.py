@@ -1,20 +1,23 @@
 """Figures of a policy along the depth of its network: bit-widths, kernels by bit-width, share of the cost."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from fracbits_jax.system import extras
 
 with extras.needed():
+  from matplotlib.artist import Artist
   from matplotlib.figure import Figure
   from matplotlib.lines import Line2D
   from matplotlib.patches import Patch
   from matplotlib.ticker import MaxNLocator
 
-from fracbits_jax.policy import Entry, Policy
+from fracbits_jax.policy import Policy
 from fracbits_jax.report import plots
 
 _MOST_NAMES = 64  # of layers, side by side
@@ -34,19 +37,32 @@ def histograms_left_out(policy: Policy) -> int:
   return 0 if count <= _MOST_HISTOGRAMS else count - _FEWER_HISTOGRAMS
 
 
-def _bars_of(policy: Policy) -> Sequence[Entry]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Bar:
+  """What a bar stands for: the fields of an `Entry`, bit-widths may be means."""
+
+  name: str
+  kernel: float | tuple[int, ...]
+  input: float
+  macs: int
+  weights: int
+  cost_share: float
+  learned: tuple[str, ...]
+
+
+def _bars_of(policy: Policy) -> Sequence[_Bar]:
   """The layers, or several in a row as one: mean bit-widths, all their channels, sums of all else."""
   size = layers_per_bar(policy)
   if size == 1:
-    return policy.layers
+    return [_Bar(**vars(entry)) for entry in policy.layers]
   per_channel = any(isinstance(e.kernel, tuple) for e in policy.layers)
   bars = []
   for start in range(0, len(policy.layers), size):
     some = policy.layers[start : start + size]
-    kernels = np.concatenate([np.atleast_1d(e.kernel) for e in some]) if per_channel else [e.kernel for e in some]
+    kernels = np.concatenate([np.atleast_1d(e.kernel) for e in some])
     total = lambda field, some=some: sum(getattr(e, field) for e in some)
     bars.append(
-      Entry(
+      _Bar(
         name=some[0].name,
         kernel=tuple(kernels) if per_channel else float(np.mean(kernels)),
         input=float(np.mean([e.input for e in some])),
@@ -65,7 +81,7 @@ def _say_size(figure: Figure, policy: Policy) -> None:
     figure.supxlabel(f'a bar for {layers_per_bar(policy)} layers in a row', fontsize=9)
 
 
-def _along_layers(panels: int, entries: Sequence[Entry], narrow: bool, height: float) -> tuple[Figure, Sequence]:
+def _along_layers(panels: int, entries: Sequence[_Bar], narrow: bool, height: float) -> tuple[Figure, Sequence]:
   """A figure with the layers from left to right, or downwards where it is narrow, and a list of its axes.
 
   Args:
@@ -86,7 +102,7 @@ def _along_layers(panels: int, entries: Sequence[Entry], narrow: bool, height: f
   return figure, list(axes.flat)
 
 
-def _name_layers(axis, entries: Sequence[Entry], narrow: bool) -> None:
+def _name_layers(axis, entries: Sequence[_Bar], narrow: bool) -> None:
   every = 1 if narrow else math.ceil(len(entries) / _MOST_NAMES)
   at = range(0, len(entries), every)
   names = [plots.short(entries[i].name, 14 if narrow else 24) for i in at]
@@ -124,7 +140,7 @@ def policy_by_layer(policy: Policy, uniform_bits: float | None = None, *, narrow
   with plots.style():
     figure, axes = _along_layers(len(shown), entries, narrow, 2.1)
     _say_size(figure, policy)
-    handles = []
+    handles: list[tuple[Artist, str]] = []
     for axis, which in zip(axes, shown, strict=True):
       title, color = f'bits of the {which}s', plots.INPUT if which == 'input' else plots.KERNEL
       if per_channel and which == 'kernel':
@@ -133,8 +149,8 @@ def policy_by_layer(policy: Policy, uniform_bits: float | None = None, *, narrow
       else:
         _bars(axis, entries, which, narrow)
         if uniform_bits is not None:
-          line = dict(color=plots.INK, linewidth=1, linestyle='--')
-          (axis.axvline if narrow else axis.axhline)(uniform_bits, **line)
+          across = axis.axvline if narrow else axis.axhline
+          across(uniform_bits, color=plots.INK, linewidth=1, linestyle='--')
       axis.set_title(title, color=color, fontsize=10 if narrow else 11)
     if uniform_bits is not None and not (per_channel and len(shown) == 1):
       line = Line2D([], [], color=plots.INK, linewidth=1, linestyle='--')
@@ -150,11 +166,13 @@ def _legend(figure: Figure, handles: Sequence[tuple], narrow: bool) -> None:
     columns = min(len(handles), 4 if narrow else 12)
     rows = itertools.chain.from_iterable(handles[i::columns] for i in range(columns))  # it fills column by column
     artists, labels = zip(*rows, strict=True)
-    where = 'outside upper left' if narrow else 'outside upper right'
-    figure.legend(artists, labels, loc=where, ncols=columns, fontsize=9, handlelength=1.4, columnspacing=1.2)
+    loc: Literal['outside upper left', 'outside upper right'] = (
+      'outside upper left' if narrow else 'outside upper right'
+    )
+    figure.legend(artists, labels, loc=loc, ncols=columns, fontsize=9, handlelength=1.4, columnspacing=1.2)
 
 
-def _columns(axis, entries: Sequence[Entry], narrow: bool) -> list[tuple[Patch, str]]:
+def _columns(axis, entries: Sequence[_Bar], narrow: bool) -> list[tuple[Patch, str]]:
   """A column a layer, split by how many of its channels have which bit-width; returns what stands for which."""
   widths = sorted({b for e in entries for b in np.atleast_1d(e.kernel).tolist()})
   shares = np.array([[np.mean(np.atleast_1d(e.kernel) == b) for e in entries] for b in widths])
@@ -185,7 +203,7 @@ def _pale(axis, at: int) -> None:
     bars[at].set_alpha(0.4)
 
 
-def _bars(axis, entries: Sequence[Entry], which: str, narrow: bool) -> None:
+def _bars(axis, entries: Sequence[_Bar], which: str, narrow: bool) -> None:
   values = [float(np.mean(getattr(e, which))) for e in entries]
   color = plots.INPUT if which == 'input' else plots.KERNEL
   colors = [color if which in e.learned else plots.FIXED[which] for e in entries]
@@ -211,7 +229,9 @@ def cost_by_layer(policy: Policy, *, narrow: bool = False) -> Figure:
     figure, (axis,) = _along_layers(1, entries, narrow, 2.4)
     _say_size(figure, policy)
     _draw(axis, [e.cost_share for e in entries], narrow, color=plots.COST, linewidth=0)
-    mark = dict(color=plots.INK, linestyle='none', marker='|' if narrow else '_', markersize=7, markeredgewidth=1.4)
+    mark: dict[str, Any] = dict(
+      color=plots.INK, linestyle='none', marker='|' if narrow else '_', markersize=7, markeredgewidth=1.4
+    )
     axis.plot(*((equal, range(len(equal))) if narrow else (range(len(equal)), equal)), **mark)
     (axis.set_xlim if narrow else axis.set_ylim)(0, 1.08 * max(equal.max(), *(e.cost_share for e in entries)))
     (axis.xaxis if narrow else axis.yaxis).set_major_formatter(_PERCENT)

@@ -99,6 +99,7 @@ def figure(draw: Callable[[bool], Figure | None], folder: pathlib.Path, name: st
   plots.save(wide, folder, name)
   shown = ''
   for width, drawn in (('wide', wide), ('narrow', draw(True))):
+    assert drawn is not None  # there is something to draw, at any width
     svg = plots.inline(drawn, f'{name}-{width}').replace('<svg ', '<svg aria-hidden="true" ', 1)
     shown += f'<div class="{width}">{svg}</div>\n'
   return (

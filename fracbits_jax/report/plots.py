@@ -82,7 +82,8 @@ def style(*, math: bool = False) -> contextlib.AbstractContextManager:
   Args:
     math: whether text between two `$` is a formula, as it is on a logarithmic axis; names may have a `$` as well.
   """
-  return matplotlib.rc_context({**_STYLE, 'text.parse_math': math})
+  settings: Any = {**_STYLE, 'text.parse_math': math}
+  return matplotlib.rc_context(settings)
 
 
 def shade(part: float) -> str:
@@ -139,9 +140,9 @@ def inline(figure: Figure, prefix: str) -> str:
   used = set(re.findall(r'(?:href="|url\()#([^")]+)', ''.join(re.findall('<[^>]+>', text))))
   variables = {light: f'var(--{name})' for name, (light, _) in PALETTE.items()}
 
-  def for_page(tag: re.Match) -> str:
+  def for_page(found: re.Match) -> str:
     """A tag as the page needs it; what the figure says stays as it is."""
-    tag = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else '', tag[0])
+    tag = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else '', found[0])
     tag = re.sub(r'(href="|url\()#', rf'\g<1>#{prefix}-', tag)
     tag = re.sub(r'font-family: [^;"]*;? ?', '', tag)
     tag = re.sub(r'\d+\.\d{3,}', lambda m: f'{float(m[0]):.2f}', tag)

@@ -1,6 +1,7 @@
 """What a phase begins with: its variables, its optimizer, its step."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -160,13 +161,14 @@ def with_statistics(experiment: Experiment, phase: str, state: TrainState) -> Tr
   one_device = reestimate.make_statistics_step(model(experiment, phase), config.data.accumulate)
   with contextlib.closing(reader) as batches:
     some = map(placement.to_devices, itertools.islice(batches, config[phase].reestimate_batches))
-    return state.replace(batch_stats=reestimate.statistics(step.over_devices(one_device), state.variables, some))
+    found = reestimate.statistics(step.over_devices(one_device), state.variables, some)
+  return dataclasses.replace(state, batch_stats=found)
 
 
 def budget_penalty(experiment: Experiment, rate: optax.Schedule) -> penalty.Penalty:
   """The configured cost term of a search at the learning rate `rate` of the weights."""
   config, bits_rate = experiment.config.budget, experiment.config.optimizer.bits_rate
-  common = dict(budget=experiment.budget, layers=experiment.layers)
+  common: dict[str, Any] = dict(budget=experiment.budget, layers=experiment.layers)
   if not config.controlled:
     # The paper's strength is 1 per GBitOP or MB; costs by a table have units of any size.
     usual = 1.0 if experiment.budget.also or experiment.budget.table else experiment.budget.target

@@ -260,7 +260,7 @@ def _digest(state: Any, meta: dict) -> str:
   for name in sorted(named):
     array = named[name]
     found.update(f'{name} {array.dtype} {array.shape}\n'.encode())
-    found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
   found.update(json.dumps(meta, sort_keys=True).encode())
   return found.hexdigest()
 

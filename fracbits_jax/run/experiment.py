@@ -204,7 +204,7 @@ def _check_length(config: ConfigDict, steps: dict[str, int], initial: weights.We
 
 
 def _check_start(init_bits: float | None, quant: QuantConfig) -> None:
-  allowed = sorted({*quant.choices, *(quant.allowed_input_bits if quant.learns_input else ())})
+  allowed = sorted({*quant.allowed_kernel_bits, *(quant.allowed_input_bits if quant.learns_input else ())})
   if init_bits is not None and not allowed[0] <= init_bits <= allowed[-1]:
     raise ValueError(
       f'quant.init_bits={init_bits:g} is beyond the allowed bit-widths: give a number from {allowed[0]} to '
@@ -216,7 +216,7 @@ def _check_uniform(config: ConfigDict, quant: QuantConfig) -> None:
   """Raises `ValueError` where the bits of a run without a search are to be uniform and cannot be."""
   name = 'budget.equivalent_bits' if config.quant.init_bits is None else 'quant.init_bits'
   bits = config.budget.equivalent_bits if config.quant.init_bits is None else config.quant.init_bits
-  allowed = [b for b in quant.choices if not quant.learns_input or b in quant.allowed_input_bits]
+  allowed = [b for b in quant.allowed_kernel_bits if not quant.learns_input or b in quant.allowed_input_bits]
   in_steps = config.quant.init_bits is None and config.budget.target is not None  # discretized to meet the target
   if bits not in allowed and not in_steps and 'finetune' in config.phases:
     raise ValueError(

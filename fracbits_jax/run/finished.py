@@ -67,12 +67,13 @@ def load(workdir: str | os.PathLike, *, best: bool = False) -> Finished:
     )
   wanted = result['best']['step'] if best else newest_step(workdir, phase)
   with contextlib.closing(Checkpoints(workdir, name, create=False)) as checkpoints:
-    step, state, _ = checkpoints.restore() or (None, None, None)
-  if step is None or step != wanted:  # an older one has other answers than the result tells
+    restored = checkpoints.restore()
+  if restored is None or restored[0] != wanted:  # an older one has other answers than the result tells
     which = f'best state, that of step {wanted},' if best else f'last state of {phase}'
     raise ValueError(
       f'{workdir} has lost the checkpoints of {name}, the {which} among them, or it is damaged: give another run'
     )
   chosen = policy.load(workdir / 'policy.json', experiment.layers) if (workdir / 'policy.json').exists() else None
+  _, state, _ = restored
   variables = {name: state[name] for name in begin.shapes(experiment, phase)}
   return Finished(experiment=experiment, variables=variables, policy=chosen, result=result)

@@ -8,6 +8,7 @@ taken over. Programs that only read a folder ask for no lock.
 
 import contextlib
 import errno
+import importlib
 import io
 import json
 import os
@@ -15,14 +16,14 @@ import pathlib
 import socket
 import threading
 import time
+import types
 import uuid
 from collections.abc import Callable
 from typing import Any
 
-try:
-  import fcntl
-except ImportError:  # not on Windows
-  fcntl = None
+fcntl: types.ModuleType | None = None
+with contextlib.suppress(ImportError):  # not on Windows
+  fcntl = importlib.import_module('fcntl')
 
 NAME = 'run.lock'
 _TOUCH_SECONDS = 10.0
@@ -188,7 +189,7 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
       found = json.loads(file.read(_MAX_BYTES))
   except (OSError, ValueError, RecursionError):
     return None
-  kinds = {'host': str, 'pid': int, 'started': str | None, 'machine': str, 'since': str}
+  kinds: dict[str, Any] = {'host': str, 'pid': int, 'started': str | None, 'machine': str, 'since': str}
   whole = isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in kinds.items())
   return found if whole and 0 < found['pid'] < 2**31 else None
 

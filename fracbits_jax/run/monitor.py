@@ -1,5 +1,6 @@
 """From the steps of a phase to its rows: means of the metrics, validation, cost, speed, time left."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -85,8 +86,8 @@ class Monitor:
       for name, value in metrics.items():
         if not math.isfinite(value):
           raise NotFinite(f'the {name} is {value} at step {i} of {self._phase}', i)
-    if name := first_variable(state.variables):
-      raise NotFinite(f'{name} is not finite after step {step} of {self._phase}', step)
+    if broken := first_variable(state.variables):
+      raise NotFinite(f'{broken} is not finite after step {step} of {self._phase}', step)
     return fetched
 
   def report(self, step: int, state: TrainState, pending: Sequence[dict[str, jax.Array]]) -> None:
@@ -95,7 +96,7 @@ class Monitor:
     Raises:
       NotFinite: if a metric of one of these steps is not finite.
     """
-    fetched = self.check(step, state.replace(params={}, bits={}, batch_stats={}), pending)
+    fetched = self.check(step, dataclasses.replace(state, params={}, bits={}, batch_stats={}), pending)
     values = {name: [metrics[name] for metrics in fetched] for name in fetched[0]}
     config = self._experiment.config
     # Steps of this start only: a report that was interrupted is made again before there is any.

@@ -155,8 +155,10 @@ class Phase:
     report_steps = min(self.steps_per_epoch, config.report_steps)
     try:
       with contextlib.ExitStack() as stack:
-        for used in filter(None, (batches, checkpoints, best)):
-          stack.enter_context(contextlib.closing(used))
+        stack.enter_context(contextlib.closing(batches))
+        stack.enter_context(contextlib.closing(checkpoints))
+        if best is not None:
+          stack.enter_context(contextlib.closing(best))
         state = loop.run_phase(
           placement.replicate(state),
           self._announced(train_step, report_steps),

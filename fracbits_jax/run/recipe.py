@@ -116,7 +116,9 @@ def load(recipe: Recipe) -> Any:
   path = recipe.path
   _provide_configs()
   loader = importlib.machinery.SourceFileLoader('config_of_this_run', str(path))
-  module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+  spec = importlib.util.spec_from_loader(loader.name, loader)
+  assert spec is not None  # it has a loader
+  module = importlib.util.module_from_spec(spec)
   _call(path, lambda: loader.exec_module(module))
   make = getattr(module, 'get_config', None)
   if not callable(make):
@@ -144,8 +146,11 @@ def _provide_configs() -> None:
   recipes = folder()
   if str(recipes) in getattr(sys.modules.get('configs'), '__path__', ()):
     return
-  where = {'submodule_search_locations': [str(recipes)]}
-  spec = importlib.util.spec_from_file_location('configs', recipes / '__init__.py', **where)
+  spec = importlib.util.spec_from_file_location(
+    'configs', recipes / '__init__.py', submodule_search_locations=[str(recipes)]
+  )
+  assert spec is not None  # its suffix has a loader
+  assert spec.loader is not None
   sys.modules['configs'] = module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
 

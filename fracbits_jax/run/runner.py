@@ -139,9 +139,10 @@ class Run:
     say(f'budget {budgets}; {len(experiment.layers)} layers')
     for note in experiment.notes:
       say(f'note: {note}')
-    if experiment.initial is not None:
-      hosts.primary(lambda: weights.keep(self.workdir, experiment.initial))
-      say(f'starts from {experiment.initial.origin}')
+    initial = experiment.initial
+    if initial is not None:
+      hosts.primary(lambda: weights.keep(self.workdir, initial))
+      say(f'starts from {initial.origin}')
     with contextlib.closing(self.progress):
       states: dict[str, TrainState] = {}
       for phase in self.phases:
@@ -228,8 +229,11 @@ class Run:
   def _result(self, states: dict[str, TrainState], accuracy: dict[str, float]) -> dict[str, Any]:
     last = self.phases[-1]
     bits = None
-    if last != 'pretrain':
-      bits = self.policy.bits() if last == 'finetune' else states[last].bits
+    if last == 'search':
+      bits = states[last].bits
+    elif last == 'finetune':
+      assert self.policy is not None
+      bits = self.policy.bits()
     result = outcome.result(
       self.experiment,
       bits,

@@ -67,7 +67,8 @@ def _is(kind: str, value: Any) -> bool:
   if kind in ('integer', 'number'):
     number = numbers.Integral if kind == 'integer' else numbers.Real
     return isinstance(value, number) and not isinstance(value, bool)
-  return isinstance(value, {'flag': bool, 'text': str, 'list': tuple | list | range}[kind])
+  kinds: dict[str, Any] = {'flag': bool, 'text': str, 'list': tuple | list | range}
+  return isinstance(value, kinds[kind])
 
 
 def is_number(value: Any) -> bool:
@@ -147,7 +148,7 @@ FIELDS: Mapping[str, Field] = {
 
 def missing(config: Mapping[str, Any]) -> list[str]:
   """The fields that a configuration lacks; those of phases that do not run may be left out."""
-  phases = config.get('phases')
+  phases: Any = config.get('phases')
   idle = {phase for phase in PHASES if _is('list', phases) and phase not in phases}
   return [name for name in FIELDS if name.split('.')[0] not in idle and _at(config, name) is _NOTHING]
 

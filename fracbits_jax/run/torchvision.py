@@ -126,7 +126,7 @@ def prefix(found: Iterable[str], needed: Collection[str]) -> str:
     found: names in a file.
     needed: torchvision's names.
   """
-  counts = collections.Counter()
+  counts: collections.Counter[str] = collections.Counter()
   for name in found:
     parts = name.split('.', _DEEPEST)
     for i in range(len(parts)):

@@ -155,15 +155,20 @@ def _without(prefix: str, shapes: Mapping[str, _Shape]) -> dict[str, _Shape]:
 
 
 def _load_checkpoint(source: Source, network: str, wanted: dict[str, _Shape]) -> Weights:
-  checkpoints = Checkpoints(source.path, source.phase, create=False)
-  step = newest_step(source.path, source.phase)
+  phase = source.phase
+  assert phase is not None  # a file has none
+  checkpoints = Checkpoints(source.path, phase, create=False)
+  step = newest_step(source.path, phase)
   try:
-    step, state, meta = checkpoints.restore()
+    restored = checkpoints.restore()
+    if restored is None:
+      raise ValueError('there is none any more')
+    step, state, meta = restored
     found = traverse_util.flatten_dict({group: state[group] for group in ('params', 'batch_stats')}, sep='/')
     found = {name: np.asarray(value, np.float32) for name, value in found.items()}
   except (ValueError, KeyError, TypeError):
     raise ValueError(
-      f'init_from={source.given}: checkpoint {source.phase}/{step} in {source.path} is damaged or of another version: '
+      f'init_from={source.given}: checkpoint {phase}/{step} in {source.path} is damaged or of another version: '
       'give another run'
     ) from None
   finally:
@@ -171,12 +176,12 @@ def _load_checkpoint(source: Source, network: str, wanted: dict[str, _Shape]) ->
   clips = {name: found.pop(name) for name in list(found) if name.endswith(('/alpha', '/kernel_alpha'))}
   shapes = {name: value.shape for name, value in found.items()}
   _check(source, network, shapes, {name: (name, shape) for name, shape in wanted.items()})
-  kept = source.phase == _KEPT
+  kept = phase == _KEPT
   return Weights(
     variables=traverse_util.unflatten_dict(found, sep='/'),
     clips={name.removeprefix('params/'): value for name, value in clips.items()},
-    is_float=meta['is_float'] if kept else source.phase == 'pretrain',
-    origin=meta['origin'] if kept else f'{source.given}, {source.phase} after {step} steps',
+    is_float=meta['is_float'] if kept else phase == 'pretrain',
+    origin=meta['origin'] if kept else f'{source.given}, {phase} after {step} steps',
     trained_on=_trained_on(meta) if kept else contents.read(source.path),
   )
 

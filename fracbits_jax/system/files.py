@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 
-def write_whole(path: str | os.PathLike, content: str | bytes) -> None:
+def write_whole(path: str | os.PathLike, content: str | bytes | bytearray) -> None:
   """Writes a file under another name first, so that an interruption leaves the old one or the new one.
 
   Raises:

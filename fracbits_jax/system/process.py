@@ -10,6 +10,10 @@ import os
 import pathlib
 import sys
 import tempfile
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+  from _typeshed import ReadableBuffer
 
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)  # a pipe without a reader, a terminal that is no more
 
@@ -33,7 +37,7 @@ def _open_streams() -> None:
 class _Lasting(io.FileIO):
   """A file that takes what is written to it even where that fails."""
 
-  def write(self, data: bytes) -> int | None:
+  def write(self, data: 'ReadableBuffer', /) -> int:
     try:
       return super().write(data)
     except OSError as error:
@@ -44,7 +48,7 @@ class _Lasting(io.FileIO):
       return memoryview(data).nbytes
 
 
-def _lasting(stream: io.TextIOBase | None) -> io.TextIOBase:
+def _lasting(stream: TextIO | None) -> TextIO:
   """The same output, which raises no more; names of files that are not text are written as they are."""
   if stream is None:
     return open(os.devnull, 'w')

@@ -30,8 +30,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   found = dict(pairs)
   if len(found) < len(pairs):
     seen: set[str] = set()
-    twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-    raise ValueError(f'{shown(twice)} is given twice in one object')
+    for key, _ in pairs:
+      if key in seen:
+        raise ValueError(f'{shown(key)} is given twice in one object')
+      seen.add(key)
   return found
 
 

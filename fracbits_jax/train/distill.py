@@ -51,5 +51,6 @@ class Distillation:
       logits: the student's.
       loss: the student's cross entropy with the labels, `()`.
     """
-    soft = soft_loss(logits, self.teacher.apply(variables, images), self.temperature)
+    taught: Any = self.teacher.apply(variables, images)
+    soft = soft_loss(logits, taught, self.temperature)
     return (1 - self.weight) * loss + self.weight * soft, soft

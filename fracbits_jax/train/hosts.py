@@ -28,6 +28,7 @@ _HEARTBEAT_SECONDS = 30
 _START_SECONDS = 300  # that the hosts wait for each other at the start
 
 _connected = False
+_handlers: list[Any] = []  # that C calls, so they have to stay as long as the process
 
 _ERRORS = (ValueError, OSError, FloatingPointError)  # what is told in one sentence
 
@@ -49,23 +50,22 @@ def start(coordinator: str | None = None, hosts: int | None = None, host: int | 
   Raises:
     ValueError: one sentence: arguments that do not fit together, or hosts that did not come.
   """
-  given = (coordinator, hosts, host)
-  if all(value is None for value in given):
+  arguments: dict[str, Any] = {}
+  if coordinator is None and hosts is None and host is None:
     if not _in_a_cluster():
       return
-    arguments = {}
   else:
-    _check(*given)
+    coordinator, hosts, host = _checked(coordinator, hosts, host)
     if hosts == 1:
       return
     if host == 0:
       _check_port(coordinator)
-    arguments = dict(zip(('coordinator_address', 'num_processes', 'process_id'), given, strict=True))
+    arguments = dict(coordinator_address=coordinator, num_processes=hosts, process_id=host)
     arguments['cluster_detection_method'] = 'deactivate'
   global _connected
-  timeouts = dict(initialization_timeout=_START_SECONDS, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+  arguments |= dict(initialization_timeout=_START_SECONDS, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
   try:
-    jax.distributed.initialize(**arguments, **timeouts)
+    jax.distributed.initialize(**arguments)
   except (RuntimeError, ValueError) as error:
     reason = str(error).strip().split('\n')[0]
     raise ValueError(
@@ -76,8 +76,8 @@ def start(coordinator: str | None = None, hosts: int | None = None, host: int | 
   _end_in_words()
 
 
-def _check(coordinator: str | None, hosts: int | None, host: int | None) -> None:
-  if None in (coordinator, hosts, host):
+def _checked(coordinator: str | None, hosts: int | None, host: int | None) -> tuple[str, int, int]:
+  if coordinator is None or hosts is None or host is None:
     raise ValueError('--coordinator, --hosts and --host belong together: give all three, or none of them')
   if not re.fullmatch(r'.+:[0-9]+', coordinator):
     raise ValueError(f'--coordinator={coordinator} is no address: give HOST:PORT of host 0')
@@ -85,6 +85,7 @@ def _check(coordinator: str | None, hosts: int | None, host: int | None) -> None
     raise ValueError(f'--coordinator={coordinator} has no port: give HOST:PORT with one from 1 to {2**16 - 1}')
   if not 0 <= host < hosts:
     raise ValueError(f'--host={host} is none of {hosts} hosts: give a number from 0 to {hosts - 1}')
+  return coordinator, hosts, host
 
 
 def _check_port(coordinator: str) -> None:
@@ -227,6 +228,6 @@ def _end_in_words() -> None:
     del number
     leave_for_lost()
 
-  _end_in_words.handler = say  # as long as the process
+  _handlers.append(say)
   # A handler of the module signal would run in the main thread, which is waiting for the host that is gone.
   ctypes.CDLL(None).signal(int(signal.SIGABRT), say)

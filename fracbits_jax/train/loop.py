@@ -52,27 +52,27 @@ def run_phase(
   Raises:
     Preempted: the run was asked to stop; the state is saved.
   """
-  step, pending = start, list(pending)
+  step, unreported = start, list(pending)
   saved_step, saved_at = start, time.monotonic()
 
   def save_now() -> None:
     nonlocal saved_step, saved_at
     if step > saved_step:
-      save(step, state, pending)
+      save(step, state, unreported)
     saved_step, saved_at = step, time.monotonic()
 
   def time_is_up() -> bool:
     up = time.monotonic() - saved_at >= save_seconds
-    return not pending and hosts.agree(up) if hosts.several() else up
+    return not unreported and hosts.agree(up) if hosts.several() else up
 
   try:
     while True:
       if finish is not None and start < step == steps:  # else it is in the state that was saved
         saved_step, earlier = step, saved_step  # without it, the last step is not to be saved
         state, saved_step = finish(state), earlier
-      if pending and (step % report_steps == 0 or step == steps):
-        report(step, state, pending)
-        pending = []
+      if unreported and (step % report_steps == 0 or step == steps):
+        report(step, state, unreported)
+        unreported = []
       on_step = save_steps is not None and step % save_steps == 0
       if step == steps or on_step or time_is_up():
         save_now()
@@ -82,8 +82,8 @@ def run_phase(
       batch = to_devices(_next(batches))
       state, metrics = train_step(state, batch)
       step += 1
-      pending.append(metrics)
-      limit_steps_ahead(pending)
+      unreported.append(metrics)
+      limit_steps_ahead(unreported)
   except preemption.Preempted:
     save_now()
     raise

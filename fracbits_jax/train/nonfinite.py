@@ -42,7 +42,7 @@ def first_layer(model: nn.Module, state: TrainState, batch: dict[str, np.ndarray
 
   def forward(images: jax.Array) -> list[jax.Array]:
     names.clear()
-    finite = []
+    finite: list[jax.Array] = []
 
     def see(module: nn.Module, x: jax.Array, y: jax.Array) -> None:
       path = '/'.join(module.path)

@@ -125,4 +125,5 @@ def check() -> None:
 
 
 def _text() -> str:
+  assert _asked is not None
   return f'stopped by {_asked.name}: the same command goes on from here'

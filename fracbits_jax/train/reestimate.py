@@ -52,7 +52,7 @@ def make_statistics_step(model: nn.Module, accumulate: int = 1) -> Callable[[Any
 def _by_norm(function: Callable[..., tuple[jax.Array, jax.Array]], *trees: Any) -> Any:
   """`function` of the means and variances of each batch norm, which gives a mean and a variance."""
   flat = [traverse_util.flatten_dict(tree) for tree in trees]
-  found = {}
+  found: dict[tuple[str, ...], Any] = {}
   for *path, which in flat[0]:
     if which == 'mean':
       names = (*path, 'mean'), (*path, 'var')

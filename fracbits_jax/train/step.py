@@ -146,7 +146,8 @@ def make_eval_step(model: nn.Module) -> Callable[[Any, Batch], dict[str, jax.Arr
   """The step `eval_step(variables, batch) -> sums`: of the examples, of those answered rightly, of their losses."""
 
   def eval_step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
-    logits = model.apply(variables, batch['image'].astype(jnp.float32)).astype(jnp.float32)
+    found: Any = model.apply(variables, batch['image'].astype(jnp.float32))
+    logits = found.astype(jnp.float32)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
     right = jnp.argmax(logits, -1) == batch['label']
     mask = batch['mask']

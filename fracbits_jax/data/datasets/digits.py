@@ -41,7 +41,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
       from sklearn import datasets
 
     digits = datasets.load_digits()
-    members = {'train': [], 'validation': [], 'test': []}
+    members: dict[str, list[np.ndarray]] = {'train': [], 'validation': [], 'test': []}
     for label in range(10):
       # RandomState's streams are frozen, so that the splits are the same with every NumPy.
       own = np.random.RandomState(label).permutation(np.flatnonzero(digits.target == label))

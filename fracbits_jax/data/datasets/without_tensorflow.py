@@ -12,6 +12,7 @@ import os
 import shutil
 import types
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -56,7 +57,7 @@ def _module() -> types.ModuleType:
     rmtree=shutil.rmtree,
     walk=os.walk,
   )
-  module = types.ModuleType('tensorflow')
+  module: Any = types.ModuleType('tensorflow')
   module.io = types.SimpleNamespace(gfile=gfile)
   module.errors = types.SimpleNamespace(ResourceExhaustedError=_NeverRaised)
   module.compat = types.SimpleNamespace(
