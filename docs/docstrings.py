@@ -101,9 +101,14 @@ def full_name(code: str, module: str) -> str | None:
   """
   if not re.fullmatch(r'[A-Za-z]\w*(\.[A-Za-z]\w*)*', code):
     return None
-  first, *rest = names = code.removeprefix(f'{PACKAGE}.').split('.')
-  in_package = [(f'{PACKAGE}.{first}', rest)] if '.' in code else []  # a single word may be anything else
-  for owner, path in ((module, names), *in_package):
+  names = code.removeprefix(f'{PACKAGE}.').split('.')
+  owners = [(module, names)]
+  if '.' in code:  # a single word may be anything else
+    room = '.'.join(module.split('.')[:2])
+    # A module of the same room or of the package, the longest name first.
+    for parent in dict.fromkeys((room, PACKAGE)):
+      owners += [('.'.join((parent, *names[:i])), names[i:]) for i in range(len(names), 0, -1)]
+  for owner, path in owners:
     try:
       found = functools.reduce(getattr, path, importlib.import_module(owner))
     except (ImportError, AttributeError):

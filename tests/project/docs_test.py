@@ -83,6 +83,15 @@ def test_every_public_module_is_in_the_reference_once():
   assert sorted(documented) == sorted(set(public) - {'fracbits_jax'}), 'give each module a place in docs/reference/'
 
 
+def test_the_plan_has_every_room_once():
+  text = (ROOT / 'CONTRIBUTING.md').read_text()
+  drawing, table = text.split('## The plan\n')[1].split('\n## ')[0].split('| room |')
+  rooms = sorted(path.parent.name for path in ROOT.glob('fracbits_jax/*/__init__.py'))
+  assert sorted(re.findall(r'^\| `(\w+)`', table, re.M)) == rooms
+  drawn = re.findall(r'[a-z]+', ''.join(line for line in drawing.splitlines(True) if line.startswith('    ')))
+  assert sorted(drawn) == rooms
+
+
 def test_settings_that_the_advice_names_exist():
   config = base.get_config()
   text = (ROOT / 'docs' / 'advice.md').read_text() + (ROOT / 'docs' / 'method.md').read_text()
@@ -151,11 +160,13 @@ def test_docstrings_mean_what_they_say_in_restructured_text():
 @pytest.mark.parametrize(
   ('code', 'name'),
   [
-    ('fractional', 'fracbits_jax.quantize.fractional'),
-    ('quantize.fractional', 'fracbits_jax.quantize.fractional'),
+    ('fractional', 'fracbits_jax.quantize.unit.fractional'),
+    ('quantize.fractional', 'fracbits_jax.quantize.unit.fractional'),
     ('cost.Layer', 'fracbits_jax.cost.layer_table.Layer'),
-    ('policy.Policy.bits', 'fracbits_jax.policy.Policy.bits'),
+    ('policy.Policy.bits', 'fracbits_jax.policy.policies.Policy.bits'),
     ('fracbits_jax.policy.compact', 'fracbits_jax.policy.compact'),
+    ('unit.fractional', 'fracbits_jax.quantize.unit.fractional'),
+    ('train.optim.with_bits', 'fracbits_jax.train.optim.with_bits'),
     ('cost', None),
     ('nn.Conv', None),
     ('quant.choices', None),
