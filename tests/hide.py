@@ -60,13 +60,14 @@ def arguments(folder):
   """With which each command does something that needs no run of its own."""
   out, workdir = f'--out={folder / "out"}', f'--workdir={folder / "run"}'
   return {
+    'fracbits_jax': [['train', f'--workdir={folder / "new"}']],
     'main.py': [[f'--workdir={folder / "new"}'], ['--config=none']],
-    'fracbits_jax.data.check_images': [[str(folder)]],
+    'fracbits_jax.check_images': [[str(folder)]],
     'fracbits_jax.cost': [['--model=resnet8', '--bits=3', '--image_size=8']],
     'fracbits_jax.export': [[workdir, out, f'--format={name}'] for name in ('packed', 'onnx', 'qonnx', 'stablehlo')],
-    'fracbits_jax.data.prepare': [['--dataset=digits']],
-    'fracbits_jax.report.summary': [[str(folder / 'run'), out], [str(folder / 'run'), str(folder / 'run'), out]],
-    'fracbits_jax.policy.sensitivity': [[workdir, out]],
+    'fracbits_jax.prepare': [['--dataset=digits']],
+    'fracbits_jax.report': [[str(folder / 'run'), out], [str(folder / 'run'), str(folder / 'run'), out]],
+    'fracbits_jax.sensitivity': [[workdir, out]],
   }
 
 

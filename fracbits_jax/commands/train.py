@@ -65,7 +65,8 @@ def run(config: Any, workdir: str | pathlib.Path, *, accept_changes: bool = Fals
 
 def _run(flags: Any, rest: Sequence[str]) -> None:
   """A run as flags say; its errors are one sentence, as long as nobody wants to debug."""
-  from absl import logging
+  with extras.needed():
+    from absl import logging
 
   from fracbits_jax.fast import platforms
   from fracbits_jax.train import hosts, preemption

@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 
 from fracbits_jax import cost, layers, models
+from fracbits_jax.commands import cost as cost_command
 from fracbits_jax.cost import Layer, lookup
 
 TABLE = (
@@ -100,14 +101,14 @@ def test_missing_bits_are_named():
   ],
 )
 def test_command_line(arguments, last_line, capsys):
-  assert cost.main(arguments) == 0
+  assert cost_command.main(arguments) == 0
   output = capsys.readouterr().out.splitlines()
   assert output[-1] == last_line
   assert output[-2].startswith('classifier')
 
 
 def test_command_line_refuses_an_unknown_model(capsys):
-  assert cost.main(['--model', 'vgg', '--bits', '3']) == 2
+  assert cost_command.main(['--model', 'vgg', '--bits', '3']) == 2
   assert "error: model 'vgg' is unknown" in capsys.readouterr().err
 
 

@@ -14,7 +14,7 @@ from images_test import encode, photo
 
 from fracbits_jax.data import sets
 from fracbits_jax.data.batches import eval_batches, train_batches
-from fracbits_jax.train import loop, preemption
+from fracbits_jax.train import preemption
 
 
 @pytest.fixture(scope='module')
@@ -136,16 +136,15 @@ def test_an_evaluation_that_is_asked_to_stop_does_not_wait_either(pictures, monk
     stopped_workers()
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(preemption.Preempted):
-      list(loop._received(batches))
+      list(evaluation._received(batches))
 
 
 ORPHANS = """
 import multiprocessing, os, sys
-from fracbits_jax.data.batches import train_batches
-from fracbits_jax.data.batches import eval_batches
-from fracbits_jax import data
+from fracbits_jax.data import sets
+from fracbits_jax.data.batches import eval_batches, train_batches
 if __name__ == '__main__':
-  pictures = data.load('folder', data_dir=sys.argv[1], image_size=16)
+  pictures = sets.load('folder', data_dir=sys.argv[1], image_size=16)
   batches = data.train_batches(pictures, batch_size=8, seed=0, workers=2)
   next(batches)
   print(*[child.pid for child in multiprocessing.active_children()], flush=True)

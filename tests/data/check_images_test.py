@@ -10,6 +10,7 @@ import pytest
 from images_test import encode, photo
 from sources_test import folder
 
+from fracbits_jax.commands import check_images as check_command
 from fracbits_jax.data import check_images, sets
 from fracbits_jax.data.images import centre_crop
 from fracbits_jax.system import bar
@@ -33,7 +34,7 @@ def root(tmp_path):
 
 def command(capsys, *arguments):
   with pytest.raises(SystemExit) as ended:
-    check_images.main([str(argument) for argument in arguments])
+    check_command.main([str(argument) for argument in arguments])
   return ended.value.code, capsys.readouterr().out.splitlines()
 
 

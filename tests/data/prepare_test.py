@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.datasets import imagenet2012
 
+from fracbits_jax.commands import prepare as prepare_command
 from fracbits_jax.data import prepare, sources
 from fracbits_jax.data.datasets import without_tensorflow
 
@@ -65,7 +66,7 @@ def test_imagenet_is_prepared_from_its_archives_without_tensorflow(tmp_path, cap
   with tarfile.open(tmp_path / 'ILSVRC2012_img_val.tar', 'w') as archive:
     for i in range(2):
       add(archive, f'ILSVRC2012_val_{i + 1:08d}.JPEG', image(i))
-  prepare.main(['--dataset=imagenet2012', f'--data_dir={tmp_path / "data"}', f'--manual_dir={tmp_path}'])
+  prepare_command.main(['--dataset=imagenet2012', f'--data_dir={tmp_path / "data"}', f'--manual_dir={tmp_path}'])
   said = capsys.readouterr().out.splitlines()[-1]
   assert said.startswith(f'imagenet2012 5.1.0 is in {tmp_path}/data/imagenet2012/5.1.0: ')
   assert said.endswith(': train 4, validation 2 images; 1000 classes')
@@ -118,4 +119,4 @@ def test_what_goes_wrong_is_one_sentence(error, message, tmp_path, monkeypatch):
 def test_the_command_fails_in_one_sentence(name, message, tmp_path):
   (tmp_path / 'manual').mkdir()
   with pytest.raises(SystemExit, match=message):
-    prepare.main([f'--dataset={name}', f'--data_dir={tmp_path}', f'--manual_dir={tmp_path / "manual"}'])
+    prepare_command.main([f'--dataset={name}', f'--data_dir={tmp_path}', f'--manual_dir={tmp_path / "manual"}'])

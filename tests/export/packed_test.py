@@ -10,7 +10,7 @@ from export_nets import IMAGES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fracbits_jax.export import __main__ as command
+from fracbits_jax.commands import export as command
 from fracbits_jax.export import bitpack, graph, packed
 
 

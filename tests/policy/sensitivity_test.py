@@ -7,6 +7,7 @@ from flax import linen as nn
 from tiny import tiny
 
 from fracbits_jax import cost, policy
+from fracbits_jax.commands import sensitivity as sensitivity_command
 from fracbits_jax.fast import conv
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
 from fracbits_jax.policy import assignment, sensitivity
@@ -112,11 +113,11 @@ def test_the_command_makes_a_policy_for_the_float_network_of_a_run(tmp_path, cap
   capsys.readouterr()
   out = tmp_path / 'policy.json'
   arguments = ['--workdir', str(tmp_path / 'run'), '--bits', '2.5', '--out', str(out)]
-  assert sensitivity.main(arguments) == 0
+  assert sensitivity_command.main(arguments) == 0
   found = policy.load(out, experiment.prepare(config).layers)
   assert 0.95 * found.target < found.cost <= found.target
   assert capsys.readouterr().out == f'{out}: {found.cost:.6g} of {found.target:.6g} GBitOPs\n'
-  assert sensitivity.main([*arguments, '--scores', 'guess']) == 2
+  assert sensitivity_command.main([*arguments, '--scores', 'guess']) == 2
   assert "scores='guess' are unknown: choose one of hessian, loss" in capsys.readouterr().err
-  assert sensitivity.main(['--workdir', str(tmp_path), '--out', str(out)]) == 2
+  assert sensitivity_command.main(['--workdir', str(tmp_path), '--out', str(out)]) == 2
   assert 'holds no finished run' in capsys.readouterr().err

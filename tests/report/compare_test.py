@@ -6,7 +6,8 @@ import pytest
 from left_over import leave
 from report_test import shown, wrong  # noqa: F401
 
-from fracbits_jax.report import compare_plot, groups, summary
+from fracbits_jax.commands import report as report_command
+from fracbits_jax.report import compare_plot, groups
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +25,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope='module')
 def page(runs, tmp_path_factory):
   out = tmp_path_factory.mktemp('out')
-  assert summary.main([*map(str, sorted(runs.iterdir())), f'--out={out}']) == 0
+  assert report_command.main([*map(str, sorted(runs.iterdir())), f'--out={out}']) == 0
   return out / 'compare.html'
 
 
@@ -111,7 +112,7 @@ def test_runs_that_cannot_be_compared_are_one_sentence(tmp_path, capsys, others,
   leave(tmp_path / 'a')
   if others is not None:
     leave(tmp_path / 'b', **others)
-  assert summary.main([str(tmp_path / 'a'), str(tmp_path / 'b'), f'--out={tmp_path / "out"}']) == 2
+  assert report_command.main([str(tmp_path / 'a'), str(tmp_path / 'b'), f'--out={tmp_path / "out"}']) == 2
   error = capsys.readouterr().err
   assert error.startswith('error: ')
   assert error.count('\n') == 1
@@ -121,7 +122,7 @@ def test_runs_that_cannot_be_compared_are_one_sentence(tmp_path, capsys, others,
 
 def test_a_run_that_is_given_twice_is_one_sentence(tmp_path, capsys):
   leave(tmp_path / 'a')
-  assert summary.main([str(tmp_path / 'a'), f'{tmp_path}/./a']) == 2
+  assert report_command.main([str(tmp_path / 'a'), f'{tmp_path}/./a']) == 2
   assert 'is given 2 times' in capsys.readouterr().err
 
 

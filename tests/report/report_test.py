@@ -12,6 +12,7 @@ from left_over import leave, table
 
 from configs import base
 from fracbits_jax import cost
+from fracbits_jax.commands import report as report_command
 from fracbits_jax.report import course_plots, plots, summary, verdict
 from fracbits_jax.run import outcome, runner
 
@@ -80,7 +81,7 @@ def pages(tmp_path_factory):
   def page(kind):
     if kind not in made:
       leave(folder / kind, **KINDS[kind][0])
-      assert summary.main([str(folder / kind)]) == 0
+      assert report_command.main([str(folder / kind)]) == 0
       made[kind] = folder / kind / 'report.html'
     return made[kind]
 
@@ -233,12 +234,12 @@ def test_a_run_over_its_budget_is_told_on_its_page_in_the_terminal_and_beside_ot
     page = run_page_text(tmp_path / name)
     assert ('by 5.93%' in page) == (name == 'over')
     assert ('everywhere would cost' in page) == (name == 'held')
-  assert summary.main([str(tmp_path / 'held'), str(tmp_path / 'over'), f'--out={tmp_path / "both"}']) == 0
+  assert report_command.main([str(tmp_path / 'held'), str(tmp_path / 'over'), f'--out={tmp_path / "both"}']) == 0
   assert 'Over a budget of its own: over.' in (tmp_path / 'both' / 'compare.html').read_text()
 
 
 def run_page_text(folder):
-  assert summary.main([str(folder)]) == 0
+  assert report_command.main([str(folder)]) == 0
   return (folder / 'report.html').read_text()
 
 
@@ -266,7 +267,7 @@ def test_colours_in_the_light_differ_for_they_are_found_by_their_value():
 
 def test_a_report_can_go_elsewhere(tmp_path, capsys):
   leave(tmp_path / 'run', phases=('pretrain',))
-  assert summary.main([str(tmp_path / 'run'), f'--out={tmp_path / "there"}']) == 0
+  assert report_command.main([str(tmp_path / 'run'), f'--out={tmp_path / "there"}']) == 0
   assert capsys.readouterr().out.strip() == str(tmp_path / 'there' / 'report.html')
   assert not (tmp_path / 'run' / 'report.html').exists()
 
@@ -283,7 +284,7 @@ def test_a_report_can_go_elsewhere(tmp_path, capsys):
 def test_a_folder_without_a_finished_run_is_one_sentence(tmp_path, capsys, files, message):
   for name, text in files.items():
     (tmp_path / name).write_text(text)
-  assert summary.main([str(tmp_path)]) == 2
+  assert report_command.main([str(tmp_path)]) == 2
   error = capsys.readouterr().err
   assert error.startswith('error: ')
   assert error.count('\n') == 1

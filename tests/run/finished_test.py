@@ -14,8 +14,8 @@ from qonnx.core.onnx_exec import execute_onnx
 from tiny import tiny
 
 from fracbits_jax import cost
+from fracbits_jax.commands import export
 from fracbits_jax.data.batches import eval_batches
-from fracbits_jax.export import __main__ as export
 from fracbits_jax.export import integer, packed
 from fracbits_jax.policy import compact
 from fracbits_jax.run import finished, progress, runner

@@ -12,6 +12,7 @@ import pytest
 from left_over import leave, table
 
 from fracbits_jax import policy
+from fracbits_jax.commands import report as report_command
 from fracbits_jax.report import course_plots, layer_plots, page, plots, summary
 from fracbits_jax.run import records
 
@@ -99,7 +100,7 @@ def test_a_report_of_damaged_files_works_or_names_the_file_in_one_sentence(runs,
     folder = tmp_path / f'{i}'
     shutil.copytree(runs / kind, folder)
     _damage(rng, rng.choice(sorted(path for path in folder.iterdir() if path.is_file())))
-    status, (said, error) = summary.main([str(folder)]), capsys.readouterr()
+    status, (said, error) = report_command.main([str(folder)]), capsys.readouterr()
     if status:
       assert error.startswith('error: ')
       assert error.count('\n') == 1
@@ -159,7 +160,7 @@ def test_a_result_that_was_edited_is_named_with_its_field(runs, tmp_path, capsys
   node[last] = value
   (folder / 'result.json').write_text(json.dumps(result))
   for more in ([], [str(runs / 'kernels')]):
-    assert summary.main([str(folder), *more, f'--out={tmp_path / "out"}']) == 2
+    assert report_command.main([str(folder), *more, f'--out={tmp_path / "out"}']) == 2
     assert re.search(f'error: .*result.json was edited, .*{message}', capsys.readouterr().err)
 
 

@@ -202,7 +202,7 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(tmp_path):
 def test_a_second_signal_stops_at_once():
   script = (
     'import os, signal, time\n'
-    'from fracbits_jax import preemption\n'
+    'from fracbits_jax.train import preemption\n'
     'with preemption.watched():\n'
     '  for _ in range(2):\n'
     '    os.kill(os.getpid(), signal.SIGTERM)\n'

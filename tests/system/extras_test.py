@@ -42,7 +42,7 @@ def test_every_module_imports_or_names_the_extra_to_install(outcomes):
   assert {'fracbits_jax.run.runner', 'fracbits_jax.run.finished', 'fracbits_jax.export.onnx_format'} <= missing.keys()
   assert all(re.search(r"pip install 'fracbits_jax\[\w+\]'$", text) for text in missing.values())
   assert 'fracbits_jax[onnx]' in missing['fracbits_jax.export.onnx_format']
-  for name in ('quantize', 'layers', 'cost', 'policy', 'wrap', 'compact', 'sensitivity', 'models', 'export.packed'):
+  for name in ('quantize', 'layers', 'cost', 'policy', 'layers.wrap', 'policy.sensitivity', 'models', 'export.packed'):
     assert f'fracbits_jax.{name}' not in missing
 
 

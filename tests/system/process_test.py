@@ -10,7 +10,7 @@ import tempfile
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-SETTLE = 'from fracbits_jax import process\nprocess.settle()\nimport os, sys\n'
+SETTLE = 'from fracbits_jax.system import process\nprocess.settle()\nimport os, sys\n'
 
 
 def shell(line, code, **environment):
@@ -61,7 +61,7 @@ def test_a_user_without_a_home_gets_a_folder_for_caches(home):
     pytest.skip('a user that has no name needs the right to become one')
   code = (
     'import os, pathlib, pwd, sys, tempfile\n'
-    'from fracbits_jax import process\n'
+    'from fracbits_jax.system import process\n'
     'if os.getuid() == 0: os.setuid(54321)\n'
     'process.settle()\n'
     'for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "TFDS_DATA_DIR"): pathlib.Path(os.environ[name]).mkdir()\n'
