@@ -14,6 +14,7 @@ from images_test import encode, photo
 
 from fracbits_jax.data import sets
 from fracbits_jax.data.batches import eval_batches, train_batches
+from fracbits_jax.run import evaluation
 from fracbits_jax.train import preemption
 
 
