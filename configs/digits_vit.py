@@ -3,8 +3,7 @@
 python main.py --config=configs/digits_vit.py      # as at 4 bits, 0.2055 GBitOPs
 python main.py --config=configs/digits_vit.py:3    # as at 3 bits, 0.1175 GBitOPs
 
-What it reaches stands in the README. Products of two activations, as within attention, are neither quantized nor
-counted.
+Products of two activations, as within attention, are neither quantized nor counted.
 """
 
 from configs import base
