@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fracbits_jax.data.prepare import prepare
 from fracbits_jax.system import extras
 from fracbits_jax.system.bar import Bar
 
@@ -20,6 +19,9 @@ def main(argv: Sequence[str] | None = None, *, program: str = 'fracbits-jax prep
   try:
     with extras.needed():
       from absl import logging
+
+    from fracbits_jax.data.prepare import prepare
+
     logging.set_verbosity(logging.WARNING)
     print(prepare(args.dataset, args.data_dir, args.manual_dir, show=Bar('records')))
   except ValueError as error:

@@ -100,7 +100,7 @@ def test_every_recipe_takes_bits_behind_a_colon(name):
     ('--config.optimiser.name=x', 'optimiser.name; did you mean optimizer.name?'),
     ('--config.batch_size=2', 'batch_size; did you mean data.batch_size?'),
     ('--config.epochs=2', 'epochs; did you mean finetune.epochs or pretrain.epochs or search.epochs?'),
-    ('--config.xyzzy', 'xyzzy; main.py --help lists all fields'),
+    ('--config.xyzzy', 'xyzzy; --help lists all fields'),
     ('--config.=3', '; '),
     ("--config.it's", "it's; "),
   ],
