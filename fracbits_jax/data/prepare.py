@@ -1,8 +1,6 @@
 """Prepares a TFDS data set for training: downloads it, or takes what was put into its folder, and writes array_record.
 
 What is there already is read through, and prepared anew where it is damaged.
-
-python -m fracbits_jax.prepare --dataset=NAME [--data_dir=FOLDER] [--manual_dir=FOLDER]
 """
 
 import contextlib
@@ -13,9 +11,15 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from fracbits_jax.data.dataset import FOLDER
-from fracbits_jax.data.prepared import missing_module
 from fracbits_jax.system import extras
+
+with extras.needed():
+  import tensorflow_datasets as tfds
+
+from fracbits_jax.data import sets, shards
+from fracbits_jax.data.dataset import FOLDER
+from fracbits_jax.data.datasets import without_tensorflow
+from fracbits_jax.data.prepared import missing_module
 
 _ASIDE = '.incomplete_damaged'  # behind the name of a folder that is being replaced
 _OPEN_FILES = 4096  # TFDS shuffles through a thousand files at once
@@ -41,11 +45,6 @@ def prepare(
   Raises:
     ValueError: one sentence on what is unknown, missing, or could not be done.
   """
-  with extras.needed():
-    import tensorflow_datasets as tfds
-  from fracbits_jax.data import sets, shards
-  from fracbits_jax.data.datasets import without_tensorflow
-
   if name == FOLDER:
     raise ValueError('class folders are read as they are: nothing has to be prepared')
   root = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)

@@ -42,9 +42,7 @@ def write(folders: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
     page.section('Settings that differ', _differences(groups)),
     page.section(
       'Repeating it',
-      page.code(
-        shlex.join(['python', '-m', 'fracbits_jax.report.summary', *map(str, folders), f'--out={out}']), 'Command'
-      ),
+      page.code(shlex.join(['python', '-m', 'fracbits_jax.report', *map(str, folders), f'--out={out}']), 'Command'),
     ),
   ]
   page.write(out / 'compare.html', f'{title}: fracbits_jax', parts)

@@ -1,7 +1,4 @@
-"""What a run reached: its page `report.html`, its summary in the terminal, and a comparison of several runs.
-
-python -m fracbits_jax.report RUN [RUN ...] [--out=FOLDER]
-"""
+"""What a run reached: its page `report.html`, and its summary in the terminal."""
 
 import os
 import pathlib

@@ -70,7 +70,7 @@ def origin(
 
   Args:
     model: the network of the steps.
-    train_step: as for `train.run_phase`.
+    train_step: as for `loop.run_phase`.
     state: before the first of the steps, in host memory.
     batches: of the steps.
     steps: the numbers of the steps, the last one that which is known to have failed.

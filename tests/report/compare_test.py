@@ -1,5 +1,11 @@
 """Comparisons of runs that nobody has trained."""
 
+import html
+import re
+import runpy
+import shlex
+import sys
+
 import browser
 import numpy as np
 import pytest
@@ -27,6 +33,17 @@ def page(runs, tmp_path_factory):
   out = tmp_path_factory.mktemp('out')
   assert report_command.main([*map(str, sorted(runs.iterdir())), f'--out={out}']) == 0
   return out / 'compare.html'
+
+
+def test_the_page_says_with_which_command_it_is_made_again(page, runs, monkeypatch):
+  (said,) = re.findall(r'python -m fracbits_jax\S* [^<]*', html.unescape(page.read_text()))
+  called = []
+  monkeypatch.setattr(report_command, 'main', lambda argv, program: called.append((program, argv)))
+  monkeypatch.setattr(sys, 'argv', shlex.split(said)[2:])
+  with pytest.raises(SystemExit):
+    runpy.run_module(sys.argv[0], run_name='__main__')
+  assert called[0][0] == 'python -m fracbits_jax.report'
+  assert set(map(str, runs.iterdir())) <= set(sys.argv[1:])
 
 
 @pytest.mark.parametrize(
