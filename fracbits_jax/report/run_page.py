@@ -15,11 +15,11 @@ from fracbits_jax.run.progress import duration
 
 _AGAIN = """import json
 from ml_collections import ConfigDict
-from fracbits_jax import run
+from fracbits_jax.commands import train
 
 with open({config!r}) as file:
   settings = json.load(file)
-run.run(ConfigDict(settings), {folder!r})
+train.run(ConfigDict(settings), {folder!r})
 """
 
 

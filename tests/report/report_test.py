@@ -13,8 +13,9 @@ from left_over import leave, table
 from configs import base
 from fracbits_jax import cost
 from fracbits_jax.commands import report as report_command
+from fracbits_jax.commands import train
 from fracbits_jax.report import course_plots, plots, summary, verdict
-from fracbits_jax.run import outcome, runner
+from fracbits_jax.run import outcome
 
 ALWAYS = {'accuracy_over_time'}
 SEARCHED = {'bits_over_time', 'cost_over_time', *ALWAYS}
@@ -140,7 +141,7 @@ def test_the_page_loads_nothing_and_says_how_to_repeat_the_run(pages):
 def test_the_program_in_the_page_runs_word_for_word_with_the_run_s_settings(pages, monkeypatch):
   page, ran = pages('layers'), []
   (program,) = re.findall(r'<pre>(import json.*?)</pre>', page.read_text(), re.S)
-  monkeypatch.setattr(runner, 'run', lambda config, folder: ran.append((config, folder)))
+  monkeypatch.setattr(train, 'run', lambda config, folder: ran.append((config, folder)))
   exec(program.replace('&#x27;', "'"), {})
   ((config, folder),) = ran
   assert folder == f'{page.parent}-again'

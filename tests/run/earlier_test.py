@@ -6,9 +6,10 @@ import zipfile
 import numpy as np
 import pytest
 
+from fracbits_jax import run
 from fracbits_jax.export import integer, packed
 from fracbits_jax.layers.wrap import with_fixed_bits
-from fracbits_jax.run import finished
+from fracbits_jax.run import finished, runner
 
 MADE = pathlib.Path(__file__).parents[1] / 'golden' / 'made_with_0.1.0.zip'
 
@@ -36,3 +37,7 @@ def test_a_packed_network_gives_its_logits(made):
   found = packed.read(folder / 'network.fracbits')
   logits, _ = integer.inference(found.graph)(expected['images'].astype(np.float32))
   np.testing.assert_allclose(logits, expected['packed'], rtol=1e-5, atol=1e-5)
+
+
+def test_the_programs_on_its_pages_find_what_they_call():
+  assert run.run is runner.run
