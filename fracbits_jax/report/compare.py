@@ -92,6 +92,7 @@ def _table(groups: Sequence[Group], front: Sequence[int], unit: str) -> str:
 def _differences(groups: Sequence[Group]) -> str:
   fields = sorted({field for g in groups for field in g.differs})
   if not fields:
-    return page.paragraph('None but the seed.')
+    seeds = {run.seed for g in groups for run in g.runs}
+    return page.paragraph('None but the seed.' if len(seeds) > 1 else 'None.')
   rows = [(_numbered(i, g), *(g.differs.get(field, '-') for field in fields)) for i, g in enumerate(groups)]
   return page.table(('network', *fields), rows, 'Settings that differ', pale=False)

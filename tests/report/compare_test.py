@@ -146,3 +146,11 @@ def test_a_run_that_is_given_twice_is_one_sentence(tmp_path, capsys):
 def test_a_search_for_chromium_that_finds_none_says_so(monkeypatch):
   monkeypatch.setenv('PATH', '')
   assert browser.find() is None
+
+
+@pytest.mark.parametrize(('seeds', 'said'), [((0, 0), '<p>None.</p>'), ((0, 1), '<p>None but the seed.</p>')])
+def test_runs_of_the_same_settings_differ_in_nothing_or_in_the_seed(tmp_path, seeds, said):
+  for name, seed in zip('ab', seeds, strict=True):
+    leave(tmp_path / name, seed=seed)
+  assert report_command.main([str(tmp_path / 'a'), str(tmp_path / 'b'), f'--out={tmp_path / "out"}']) == 0
+  assert said in (tmp_path / 'out' / 'compare.html').read_text()
