@@ -17,7 +17,7 @@ from tiny import tiny
 from fracbits_jax import policy
 from fracbits_jax.run import progress, runner
 from fracbits_jax.run.checkpoint import Checkpoints
-from fracbits_jax.train import hosts, loop, placement
+from fracbits_jax.train import hosts, placement
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = {
@@ -96,7 +96,7 @@ def test_two_hosts_do_what_one_with_all_devices_does_and_one_folder_holds_it(tmp
   # In the order in which two hosts have the examples: rounded sums would differ, and so would some activations' levels.
   shard = placement.shard
   by_host = lambda x: np.concatenate([x[0::2], x[1::2]])
-  monkeypatch.setattr(loop, 'shard', lambda batch: shard({name: by_host(x) for name, x in batch.items()}))
+  monkeypatch.setattr(placement, 'shard', lambda batch: shard({name: by_host(x) for name, x in batch.items()}))
   result = runner.run(config, tmp_path / 'one')
   ours, theirs = last(tmp_path / 'one', 'search'), last(two.workdirs[0], 'search')
   assert ours[0] == theirs[0] == 4
