@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from benchmarks import cells, study_methods, supernet
 from benchmarks.study_methods import METHODS, Cell
 from fracbits_jax import policy
-from fracbits_jax.policy import assignment, sensitivity
-from fracbits_jax.run import progress
+from fracbits_jax.policy import assignment
+from fracbits_jax.run import progress, scored
 from fracbits_jax.run import runner as runs
 from fracbits_jax.run.checkpoint import Checkpoints
 from fracbits_jax.run.experiment import Experiment, prepare
@@ -105,7 +105,7 @@ def _bits(value: int | tuple[int, ...]) -> int | list[int]:
 
 
 def _scored(scores: str) -> Callable[[Experiment, int], policy.Policy]:
-  return lambda experiment, seed: sensitivity.find(experiment, experiment.initial.variables, scores, seed=seed)
+  return lambda experiment, seed: scored.find(experiment, experiment.initial.variables, scores, seed=seed)
 
 
 POLICIES: dict[str, Callable[[Experiment, int], policy.Policy]] = {

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from fracbits_jax import cost, policy, quantize  # noqa: E402
 from fracbits_jax.data.datasets import glyphs as glyphs_set  # noqa: E402
-from fracbits_jax.report import plots  # noqa: E402
+from fracbits_jax.report import course_plots, plots  # noqa: E402
 from fracbits_jax.run import progress  # noqa: E402
 from fracbits_jax.train import penalty  # noqa: E402
 
@@ -151,7 +151,7 @@ def main() -> None:
     figures = {f.__name__: f() for f in (staircases, derivatives, penalties, glyphs)}
     if args.workdir is not None:
       rows = progress.read_rows(args.workdir)
-      figures['bits_over_time'] = plots.bits_over_time(rows)
+      figures['bits_over_time'] = course_plots.bits_over_time(rows)
       figures['discretization'] = discretization(rows, policy.load(args.workdir / 'policy.json'))
     for name, figure in figures.items():
       figure.savefig(args.out / f'{name}.png', dpi=150)
