@@ -143,10 +143,10 @@ def test_an_evaluation_that_is_asked_to_stop_does_not_wait_either(pictures, monk
 ORPHANS = """
 import multiprocessing, os, sys
 from fracbits_jax.data import sets
-from fracbits_jax.data.batches import eval_batches, train_batches
+from fracbits_jax.data.batches import train_batches
 if __name__ == '__main__':
   pictures = sets.load('folder', data_dir=sys.argv[1], image_size=16)
-  batches = data.train_batches(pictures, batch_size=8, seed=0, workers=2)
+  batches = train_batches(pictures, batch_size=8, seed=0, workers=2)
   next(batches)
   print(*[child.pid for child in multiprocessing.active_children()], flush=True)
   os.kill(os.getpid(), 9)
