@@ -49,10 +49,11 @@ def main(argv: Sequence[str] | None = None, *, program: str = 'fracbits-jax trai
   except extras.MissingExtra as error:
     sys.exit(f'error: {error}')
   try:
-    flags = train_flags.define([program, *arguments])
+    command = train_flags.define([program, *arguments])
   except (KeyError, AttributeError, TypeError, ValueError, OSError, train_flags.Error) as error:
     _fail(error)
-  app.run(lambda rest: _run(flags, rest), argv=[program, *arguments], flags_parser=flags.parse)
+  as_given = f'{program} {shlex.join(arguments)}'.rstrip()
+  app.run(lambda rest: _run(command, rest, as_given), argv=[program, *arguments], flags_parser=command.parse)
 
 
 def run(config: Any, workdir: str | pathlib.Path, *, accept_changes: bool = False, command: str | None = None) -> dict:
@@ -63,28 +64,27 @@ def run(config: Any, workdir: str | pathlib.Path, *, accept_changes: bool = Fals
   return runner.run(config, workdir, accept_changes=accept_changes, command=command, report=summary)
 
 
-def _run(flags: Any, rest: Sequence[str]) -> None:
+def _run(command: Any, rest: Sequence[str], as_given: str) -> None:
   """A run as flags say; its errors are one sentence, as long as nobody wants to debug."""
   with extras.needed():
-    from absl import logging
+    from absl import flags, logging
 
   from fracbits_jax.fast import platforms
   from fracbits_jax.train import hosts, preemption
 
-  program, *unexpected = rest
-  if unexpected:
-    sys.exit(f'error: unexpected arguments {" ".join(unexpected)}: every setting is a --flag')
+  if len(rest) > 1:
+    sys.exit(f'error: unexpected arguments {" ".join(rest[1:])}: every setting is a --flag')
   platforms.keep_memory()
   platforms.collect_garbage_rarely()
   platforms.cache_compilations()
-  if not flags.has_verbosity:
+  given = flags.FLAGS
+  if not given['verbosity'].present:
     logging.set_verbosity(logging.FATAL)  # what goes wrong ends in a sentence; libraries log it as tracebacks before
   try:
-    workdir = flags.workdir()
-    hosts.start(flags.coordinator, flags.hosts, flags.host)
+    workdir = command.workdir()
+    hosts.start(given.coordinator, given.hosts, given.host)
     with preemption.watched():
-      command = f'{program} {shlex.join(flags.arguments)}'.rstrip()
-      run(flags.config, workdir, accept_changes=flags.accept_changes, command=command)
+      run(given.config, workdir, accept_changes=given.accept_changes, command=as_given)
   except (ValueError, OSError, FloatingPointError) as error:
     if logging.get_verbosity() >= logging.DEBUG:
       raise

@@ -102,7 +102,7 @@ def test_a_decoder_that_gives_up_is_a_bad_image(root, monkeypatch):
 
 def test_the_bar_fits_the_terminal(root, monkeypatch, capsys):
   monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
-  monkeypatch.setattr(shutil, 'get_terminal_size', lambda: os.terminal_size((40, 24)))
+  monkeypatch.setattr(shutil, 'get_terminal_size', lambda *given, **named: os.terminal_size((40, 24)))
   check_images.check(str(root[0]), show=bar.Bar('images'))
   shown = capsys.readouterr().out
   assert shown.endswith('\n')
