@@ -149,7 +149,7 @@ def start(run: Run) -> tuple[optax.GradientTransformation, TrainState, Callable]
     with mixtures(lambda logits, choices: jax.nn.softmax(logits)):
       return one_device(state, batch)
 
-  variables = {**run.start('search', {}), 'bits': first_logits(experiment.layers)}
+  variables = {**run.phase('search', {}).start(), 'bits': first_logits(experiment.layers)}
   state = placement.replicate(begin.state(variables, optimizer))
   return optimizer, state, step.over_devices(supernet_step, donate_state=True)
 
