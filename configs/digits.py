@@ -3,7 +3,7 @@
 python main.py
 python main.py --config=configs/digits.py:4    # as at 4 bits, 0.05452 GBitOPs
 
-What it reaches stands in `docs/recipes.md`, and `benchmarks/digits.py` repeats it.
+What it reaches stands in `docs/recipes.md`, and `benchmarks/accuracy/digits.py` repeats it.
 """
 
 from configs import base

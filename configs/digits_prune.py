@@ -2,7 +2,7 @@
 
 python main.py --config=configs/digits_prune.py    # as at 2 bits, 0.01719 GBitOPs
 
-What it reaches stands in `docs/recipes.md`, and `benchmarks/variants.py` repeats it on smaller images.
+What it reaches stands in `docs/recipes.md`, and `benchmarks/accuracy/variants.py` repeats it on smaller images.
 """
 
 from configs import digits

@@ -1,6 +1,6 @@
 """A run that is over in seconds: a small network on small digits."""
 
-from benchmarks.kills import TINY
+from benchmarks.shared.tiny import TINY
 from configs import digits
 
 

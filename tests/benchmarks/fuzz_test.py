@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from benchmarks import fuzz
+from benchmarks.robustness import fuzz
 
 
 @pytest.fixture(autouse=True, scope='module')

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import study, study_methods, study_plots, study_report, study_times
-from benchmarks.study_methods import CORE_BUDGETS, METHODS, SETTINGS, Cell
+from benchmarks.accuracy import study, study_methods, study_plots, study_report, study_times
+from benchmarks.accuracy.study_methods import CORE_BUDGETS, METHODS, SETTINGS, Cell
 from configs import glyphs, glyphs_uniform
 from fracbits_jax.run import experiment
 
@@ -297,7 +297,7 @@ def test_the_report_alone_needs_no_jax(rows, tmp_path):
   path = tmp_path / 'r.jsonl'
   for line in rows:
     study.append(path, line)
-  code = 'import sys; from benchmarks import study; study.main(); assert "jax" not in sys.modules'
+  code = 'import sys; from benchmarks.accuracy import study; study.main(); assert "jax" not in sys.modules'
   done = subprocess.run(
     [sys.executable, '-c', code, '--dataset=digits', '--report', f'--results={path}', f'--out={tmp_path}'],
     capture_output=True,

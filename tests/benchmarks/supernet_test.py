@@ -1,4 +1,4 @@
-"""The supernet that the study compares with: `benchmarks/supernet.py`."""
+"""The supernet that the study compares with: `benchmarks/shared/supernet.py`."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from tiny import tiny
 
-from benchmarks import supernet
+from benchmarks.shared import supernet
 from fracbits_jax import cost, policy
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
 from fracbits_jax.run import progress, runner

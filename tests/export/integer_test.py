@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from export_nets import IMAGES
 
-from benchmarks import integer as study
+from benchmarks.robustness import integer as study
 from fracbits_jax.export import comparison, graph, integer, packed, rescale, values
 from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.grid import Grid

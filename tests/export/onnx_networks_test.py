@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import onnx_networks, random_networks
+from benchmarks.robustness import onnx_networks, random_networks
 
 AT_ONCE = 3
 FINE = {'equal', 'equal but for ties'}

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 
-from benchmarks import random_networks
+from benchmarks.robustness import random_networks
 from fracbits_jax.export import graph, onnx_check, onnx_format, onnx_ops, qonnx_format
 from fracbits_jax.export.onnx_build import Builder
 from fracbits_jax.export.source import source_of

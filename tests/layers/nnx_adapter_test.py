@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from benchmarks import own_networks
+from benchmarks.accuracy import own_networks
 from fracbits_jax import cost, from_float, policy, quantize_model
 from fracbits_jax.export import comparison, integer, packed, stablehlo
 from fracbits_jax.export.source import source_of

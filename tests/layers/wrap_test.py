@@ -5,7 +5,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from benchmarks import own_networks
+from benchmarks.accuracy import own_networks
 from fracbits_jax import cost, from_float, layers, models, policy, quantize_model
 from fracbits_jax.layers import QuantConfig, wrap
 from fracbits_jax.train import optim

@@ -59,7 +59,7 @@ def test_files_that_the_readme_names_exist():
   named = set(re.findall(r'`((?:configs|tests|benchmarks|docs)/[\w./]+\.\w+)`', README))
   named |= set(re.findall(r'\]\(((?:docs|benchmarks)/[\w./]+)[)#]', README))
   named |= set(re.findall(r'python ([\w/]+\.py)', README)) | set(re.findall(r'`(\w+\.(?:md|cff))`', README))
-  assert {'docs/budgets.md', 'benchmarks/study.py', 'main.py', 'CITATION.cff'} <= named
+  assert {'docs/budgets.md', 'benchmarks/accuracy/study.py', 'main.py', 'CITATION.cff'} <= named
   assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 

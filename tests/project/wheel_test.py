@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks.kills import TINY
+from benchmarks.shared.tiny import TINY
 from fracbits_jax.run import recipe, usage
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""Runs that are stopped, moved and damaged: `benchmarks/kills.py` and `benchmarks/damage.py`, shorter."""
+"""Runs that are stopped, moved and damaged: the benchmarks `kills` and `damage`, shorter."""
 
 import collections
 import pathlib
@@ -17,7 +17,7 @@ import pytest
 from flax import traverse_util
 from tiny import tiny
 
-from benchmarks import damage, kills
+from benchmarks.robustness import damage, kills
 from fracbits_jax import cost, policy
 from fracbits_jax.run import begin, experiment, monitor, progress, runner
 from fracbits_jax.run.checkpoint import newest_step

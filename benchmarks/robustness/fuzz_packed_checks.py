@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.fuzz_packed import files
+from benchmarks.robustness.fuzz_packed import files
 from fracbits_jax.export import graph, ops, packed
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks import cells, study_methods, supernet
-from benchmarks.study_methods import METHODS, Cell
+from benchmarks.accuracy import study_methods
+from benchmarks.accuracy.study_methods import METHODS, Cell
+from benchmarks.shared import cells, supernet
 from fracbits_jax import policy
 from fracbits_jax.policy import assignment
 from fracbits_jax.run import progress, scored

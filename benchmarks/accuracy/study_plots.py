@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
-from benchmarks.study_methods import BUDGETS, METHODS
-from benchmarks.study_report import Groups, Place, Row, deviation, float_rows, mean, seed_by_seed, title
+from benchmarks.accuracy.study_methods import BUDGETS, METHODS
+from benchmarks.accuracy.study_report import Groups, Place, Row, deviation, float_rows, mean, seed_by_seed, title
 from fracbits_jax.report import plots
 
 _MARKERS = 'osD^>P*XdpH<8h'  # not `v`, which says that a point lies below the axis

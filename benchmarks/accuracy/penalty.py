@@ -1,4 +1,4 @@
-"""Where the searched cost ends, by target and kind of penalty, on digits: `python benchmarks/penalty.py`.
+"""Where the searched cost ends, by target and kind of penalty, on digits: `python benchmarks/accuracy/penalty.py`.
 
 The controlled penalty with one setting, and the fixed one with kappa = 1, each from the same float network. Prints a
 markdown table, draws `cost_by_penalty.png` beside the runs, writes `results.json`. A finished cell is not run again.
@@ -9,12 +9,12 @@ import json
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from matplotlib.figure import Figure  # noqa: E402
 
-from benchmarks import cells  # noqa: E402
+from benchmarks.shared import cells  # noqa: E402
 from configs import digits  # noqa: E402
 from fracbits_jax.report import plots  # noqa: E402
 from fracbits_jax.run import progress  # noqa: E402

@@ -1,4 +1,4 @@
-"""A finished run with pruned channels, compacted: `python benchmarks/compact.py --workdir=runs/digits_prune`.
+"""A finished run with pruned channels, compacted: `python benchmarks/accuracy/compact.py --workdir=runs/digits_prune`.
 
 Prints what is left, and the largest difference between the logits of the two networks on the test split: in float32,
 where the order of sums can turn a rounding to a level around, and in float64, where it cannot.
@@ -8,7 +8,7 @@ import argparse
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402

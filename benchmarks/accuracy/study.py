@@ -1,14 +1,14 @@
 """The evidence study: every method on every network under every budget, over several seeds.
 
-    python benchmarks/study.py --dataset=glyphs --jobs=2             # the core grid; started again, it goes on
-    python benchmarks/study.py --dataset=glyphs --full               # kernel-wise bits, all networks and budgets
-    python benchmarks/study.py --dataset=glyphs --only ours paper    # some of it
-    python benchmarks/study.py --dataset=glyphs --cell=ours,mobilenet_v1,bitops2,0 --results=again.jsonl  # once more
-    python benchmarks/study.py --dataset=glyphs --report             # the table and the figures of what there is
+    python benchmarks/accuracy/study.py --dataset=glyphs --jobs=2  # the core grid; it goes on when started again
+    python benchmarks/accuracy/study.py --dataset=glyphs --full  # kernel-wise bits, all networks and budgets
+    python benchmarks/accuracy/study.py --dataset=glyphs --only ours paper  # some of it
+    python benchmarks/accuracy/study.py --dataset=glyphs --cell=ours,mobilenet_v1,bitops2,0 --results=again.jsonl
+    python benchmarks/accuracy/study.py --dataset=glyphs --report  # the table and the figures of what there is
 
 All methods of a network and a seed start from the same float network, see the same images in the same order, and train
-for the same number of epochs. A finished cell is a line of `benchmarks/results/study_DATASET.jsonl` and is not run
-again, on whatever machine, as long as its configuration is the same (`study_methods.digest`). Choices are made on the
+for the same number of epochs. A finished cell is a line of `results/study_DATASET.jsonl` and is not run again,
+on whatever machine, as long as its configuration is the same (`study_methods.digest`). Choices are made on the
 validation split; the test split is read once, at the end of a cell. Each cell is a process of its own, so that its
 memory is its own. On the small data sets it keeps to one core, so that its numbers do not depend on how many there are:
 `--jobs` takes as many as the machine has.
@@ -24,11 +24,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import study_methods, study_plots, study_report  # noqa: E402
-from benchmarks.study_methods import BUDGETS, METHODS, SETTINGS, Cell  # noqa: E402
+from benchmarks.accuracy import study_methods, study_plots, study_report  # noqa: E402
+from benchmarks.accuracy.study_methods import BUDGETS, METHODS, SETTINGS, Cell  # noqa: E402
 
 
 def read_results(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -83,13 +83,15 @@ def arguments() -> argparse.Namespace:
   parser.add_argument('--jobs', type=int, default=1, help='cells at a time')
   parser.add_argument('--cores', help='of this process, by number, as in 0,1')
   parser.add_argument('--workdir', type=pathlib.Path, help='of the runs; runs/study_DATASET unless given')
-  parser.add_argument('--results', type=pathlib.Path, help='benchmarks/results/study_DATASET.jsonl unless given')
+  parser.add_argument(
+    '--results', type=pathlib.Path, help='benchmarks/accuracy/results/study_DATASET.jsonl unless given'
+  )
   parser.add_argument('--out', type=pathlib.Path, help='of the table and the figures; the workdir unless given')
   args = parser.parse_args()
   if args.epochs is not None and args.epochs <= 0:
     parser.error(f'--epochs: {args.epochs:g} given: it has to be above 0')
   args.workdir = args.workdir or ROOT / 'runs' / f'study_{args.dataset}'
-  args.results = args.results or ROOT / 'benchmarks' / 'results' / f'study_{args.dataset}.jsonl'
+  args.results = args.results or ROOT / 'benchmarks' / 'accuracy' / 'results' / f'study_{args.dataset}.jsonl'
   args.out = args.out or args.workdir
   if unknown := set(args.networks or ()) - set(SETTINGS[args.dataset].networks):
     known = ', '.join(SETTINGS[args.dataset].networks)
@@ -155,7 +157,7 @@ def main() -> None:
     mine = list(map(int, args.cores.split(','))) if args.cores else shares_of(cores, 1, one_core)[0]
     if mine and cores:
       os.sched_setaffinity(0, mine)  # before JAX counts them
-    from benchmarks import study_cell  # loads JAX, which the process that starts the others has no need of
+    from benchmarks.accuracy import study_cell  # loads JAX, which the process that starts the others has no need of
 
     if args.float:
       network, seed = args.float.split(',')

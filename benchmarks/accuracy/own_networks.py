@@ -1,4 +1,4 @@
-"""Networks as people have them, without a word of quantization: for `benchmarks/own_models.py` and the tests."""
+"""Networks as people have them, without a word of quantization: for `own_models.py` and the tests."""
 
 from collections.abc import Callable
 from functools import partial

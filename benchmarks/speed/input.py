@@ -1,6 +1,6 @@
 """Images per second of the input pipeline on JPEGs of ImageNet's size, beside plain OpenCV in a loop.
 
-python benchmarks/input.py [--images=256] [--rounds=5] [--seconds=2]
+python benchmarks/speed/input.py [--images=256] [--rounds=5] [--seconds=2]
 
 Decode, random resized crop to 224, flip. `plain` is one process, one thread and no library but OpenCV: read the file,
 decode all of it, crop, resize, flip. `functions` is the same loop over this project's own functions, so that what it

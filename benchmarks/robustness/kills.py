@@ -1,6 +1,6 @@
 """Runs that are killed at random moments and started again, beside one that nothing disturbs.
 
-python benchmarks/kills.py [--runs=40] [--seed=0] [--signal=SIGKILL]
+python benchmarks/robustness/kills.py [--runs=40] [--seed=0] [--signal=SIGKILL]
 
 A tiny network on the embedded digits, a checkpoint every second step. Half of the runs are killed once, the others two
 to four times. Each has to end with the parameters, bits, statistics, optimizer, metrics, policy and result of the
@@ -24,30 +24,18 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+from benchmarks.shared.tiny import TINY  # noqa: E402
 from fracbits_jax.run import progress  # noqa: E402
 from fracbits_jax.run.checkpoint import Checkpoints, newest_step  # noqa: E402
 from fracbits_jax.train import preemption  # noqa: E402
 
 # What differs from the digits recipe: it is over in seconds, and all that a state can carry is in use.
-TINY = {
-  'model.name': 'resnet8',
-  'model.width': 0.5,
-  'data.image_size': 16,
-  'data.batch_size': 128,  # nine steps an epoch
-  'quant.calibration_batches': 2,
-  'quant.stochastic': True,
-  'budget.controlled': True,
-  'eval_epochs': 1.0,
-  'pretrain.epochs': 3.0,
-  'search.epochs': 3.0,
-  'finetune.epochs': 2.0,
-}
 _ITS_OWN = ('seconds', 'images_per_second', 'seconds_left', 'made_with')  # of each run, whatever it computes
 
 

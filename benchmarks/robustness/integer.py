@@ -1,4 +1,6 @@
-"""Integer inference of random networks beside float64: `python benchmarks/integer.py [--networks=200] [--seed=0]`.
+"""Integer inference of random networks beside float64.
+
+    python benchmarks/robustness/integer.py [--networks=200] [--seed=0]
 
 Small networks of convolutions with all kinds of padding, groups, dilations and strides, transposed ones, pools, slices,
 pads, reshapes, concatenations, sums, branches of squeeze and excitation. Their batch norms have variances from 1e-12 to
@@ -16,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402

@@ -1,4 +1,4 @@
-"""Discretizing bit-widths per kernel, against the paper's single offset: `python benchmarks/discretize.py`.
+"""Discretizing bit-widths per kernel, against the paper's single offset: `python benchmarks/robustness/discretize.py`.
 
 For MobileNetV2 at 224 x 224: how long it takes, and how much of the target is used, over random searched bits.
 """
@@ -8,7 +8,7 @@ import pathlib
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402

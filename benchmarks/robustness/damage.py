@@ -1,6 +1,6 @@
 """Damaged checkpoints: what a run that finds them does.
 
-python benchmarks/damage.py [--cases=130] [--seed=0]
+python benchmarks/robustness/damage.py [--cases=130] [--seed=0]
 
 Of a finished run on the embedded digits one file of the newest checkpoint of a phase is cut short, has one byte changed
 or is deleted: every file of it in turn, at random places. The run is then started again. It has to go on from a state
@@ -21,14 +21,14 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from benchmarks.kills import TINY  # noqa: E402
+from benchmarks.shared.tiny import TINY  # noqa: E402
 from configs import digits  # noqa: E402
 from fracbits_jax.run import runner  # noqa: E402
 from fracbits_jax.run.checkpoint import Checkpoints  # noqa: E402

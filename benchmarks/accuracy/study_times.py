@@ -1,6 +1,6 @@
 """How long a training step of each method of the study takes, beside one with uniform bits.
 
-    python benchmarks/study_times.py --dataset=glyphs                   # mobilenet_v1 at the BitOPs of 2 bits
+    python benchmarks/accuracy/study_times.py --dataset=glyphs                   # mobilenet_v1 at the BitOPs of 2 bits
 
 The steps are those of the study's cells, each with the reading of its batch, and begin from their float network. All
 of them take turns within a round, some steps each, in one process, since a shared machine's speed changes from minute
@@ -17,11 +17,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import study_methods  # noqa: E402
-from benchmarks.study_methods import BUDGETS, METHODS, SETTINGS, Cell  # noqa: E402
+from benchmarks.accuracy import study_methods  # noqa: E402
+from benchmarks.accuracy.study_methods import BUDGETS, METHODS, SETTINGS, Cell  # noqa: E402
 
 TIMED = ('uniform_pact', 'uniform_sat', 'uniform_lsq', 'supernet', 'paper', 'ours')
 STEPS, WARM_UP = 10, 3  # steps of a method in a round; rounds that do not count
@@ -45,7 +45,7 @@ def make_steps(cell: Cell, float_folder: pathlib.Path, folder: pathlib.Path) -> 
   """For each phase of a cell: a function that makes so many steps, and the epochs of the phase."""
   import jax
 
-  from benchmarks import supernet
+  from benchmarks.shared import supernet
   from fracbits_jax import policy
   from fracbits_jax.data.batches import train_batches
   from fracbits_jax.run import begin
@@ -99,8 +99,8 @@ def main() -> None:
   args = arguments()
   if SETTINGS[args.dataset].one_core and hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])  # before JAX counts them
-  from benchmarks.speed import timed
-  from benchmarks.study_cell import float_network
+  from benchmarks.accuracy.study_cell import float_network
+  from benchmarks.speed.speed import timed
 
   float_folder = float_network(args.dataset, args.network, 0, args.workdir)
   made = {}

@@ -12,7 +12,7 @@ from fracbits_jax import policy
 from fracbits_jax.fast import platforms
 from fracbits_jax.run import runner
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def set_up() -> None:

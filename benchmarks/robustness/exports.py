@@ -1,7 +1,7 @@
 """Exports: what packed files take on disk, and whether their integers are those of the trained network.
 
-    python benchmarks/exports.py sizes
-    python benchmarks/exports.py run --workdir=runs/digits
+    python benchmarks/robustness/exports.py sizes
+    python benchmarks/robustness/exports.py run --workdir=runs/digits
 
 `sizes` packs MobileNetV1, MobileNetV2 and ResNet-18 for 224 x 224 images with policies that a search could find: random
 bit-widths, discretized to the BitOPs of 3 bits. `run` exports a finished run in every format that its bit-widths allow
@@ -22,7 +22,7 @@ import onnxruntime
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from fracbits_jax import cost, models, policy
 from fracbits_jax.data.batches import eval_batches

@@ -1,4 +1,4 @@
-"""Learned against uniform bits on digits, over several seeds: `python benchmarks/digits.py [--seeds 0 1 2]`.
+"""Learned against uniform bits on digits, over several seeds: `python benchmarks/accuracy/digits.py [--seeds 0 1 2]`.
 
 Each seed trains one float network; the learned and the uniform network both start from it and are trained for the
 same number of epochs under the same budget. Prints a markdown table and writes `results.json` beside the runs.
@@ -9,10 +9,10 @@ import json
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cells  # noqa: E402
+from benchmarks.shared import cells  # noqa: E402
 from configs import digits, digits_uniform  # noqa: E402
 
 METHODS = {'learned': digits, 'uniform': digits_uniform}

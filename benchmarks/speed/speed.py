@@ -1,6 +1,6 @@
 """Time and memory of a training step: what a search costs beside float training and beside a supernet.
 
-python benchmarks/speed.py [--platform=cpu] [--networks=mobilenet_v1,resnet18] [--growth] [--roofline] [--out=DIR]
+python benchmarks/speed/speed.py [--platform=cpu] [--networks=mobilenet_v1,resnet18] [--growth] [--roofline] [--out=DIR]
 
 | method | step |
 |---|---|
@@ -40,7 +40,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
@@ -48,8 +48,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 
-from benchmarks.speed_tables import LABELS, picture, report  # noqa: E402
-from benchmarks.supernet import mixtures  # noqa: E402
+from benchmarks.shared.supernet import mixtures  # noqa: E402
+from benchmarks.speed.speed_tables import LABELS, picture, report  # noqa: E402
 from fracbits_jax import cost, models  # noqa: E402
 from fracbits_jax.fast import platforms  # noqa: E402
 from fracbits_jax.layers import QuantConfig  # noqa: E402
@@ -173,7 +173,7 @@ def plan(compiled: Any) -> dict[str, float]:
 def torch_networks() -> Any:
   """The module with PyTorch's networks; `None` where PyTorch is missing."""
   try:
-    from benchmarks import torch_networks as module
+    from benchmarks.speed.speed import torch_networks as module
   except ImportError:
     return None
   return module
@@ -347,7 +347,7 @@ def main() -> None:
   if module is not None and module.device('gpu') is not None:
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # PyTorch needs memory of the same device
   result = {
-    'command': ' '.join(['python benchmarks/speed.py', *sys.argv[1:]]),
+    'command': ' '.join(['python benchmarks/speed/speed.py', *sys.argv[1:]]),
     'device': device_name(),
     'jax': jax.__version__,
     'torch': None if module is None else module.version(),

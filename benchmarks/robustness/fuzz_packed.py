@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from benchmarks import fuzz_hostile, fuzz_text
+from benchmarks.robustness import fuzz_hostile, fuzz_text
 from fracbits_jax.export import packed, packed_header, shape_values, shapes
 from fracbits_jax.export.source import source_of
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense

@@ -1,6 +1,6 @@
 """Networks written without quantization, searched in a loop of their own: float, learned bits, uniform bits.
 
-    python benchmarks/own_models.py --seeds 0 1 2
+    python benchmarks/accuracy/own_models.py --seeds 0 1 2
 
 A residual network in plain Flax, the shipped vision transformer, and a denoising autoencoder in linen and in NNX, on
 the embedded digits at 16 x 16. Learned and uniform networks start from the same float network and get the same number
@@ -22,9 +22,10 @@ import optax
 from flax import linen as nn
 from flax import nnx
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from benchmarks import cells, own_networks
+from benchmarks.accuracy import own_networks
+from benchmarks.shared import cells
 from fracbits_jax import cost, from_float, models, policy, quantize_model
 from fracbits_jax.data import sets
 from fracbits_jax.data.batches import eval_batches

@@ -1,9 +1,12 @@
-"""Which criterion of calibration leaves networks most accurate: `python benchmarks/calibration.py --float=DIR ...`.
+"""Which criterion of calibration leaves networks most accurate.
+
+    python benchmarks/accuracy/calibration.py --float=DIR ...
 
 Each `DIR` is the folder of a run that has a float network of the recipe `glyphs`, one for each seed, such as those of
-`benchmarks/study.py`. At uniform bits, and for every criterion, the network is calibrated, its batch norm re-estimated,
-and the accuracy on the validation split taken; then it is finetuned for a while, and once more. One program serves all
-of it. Prints a markdown table; `--outliers` prints the clips of normal values with one of 100 among them instead.
+`benchmarks/accuracy/study.py`. At uniform bits, and for every criterion, the network is calibrated, its batch norm re-
+estimated, and the accuracy on the validation split taken; then it is finetuned for a while, and once more. One program
+serves all of it. Prints a markdown table; `--outliers` prints the clips of normal values with one of 100 among them
+instead.
 """
 
 import argparse
@@ -13,13 +16,13 @@ import itertools
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks import cells  # noqa: E402
+from benchmarks.shared import cells  # noqa: E402
 from configs import glyphs  # noqa: E402
 from fracbits_jax import cost  # noqa: E402
 from fracbits_jax.data.batches import train_batches  # noqa: E402

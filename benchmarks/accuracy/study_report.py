@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study_methods import BUDGETS, GRANULARITIES, METHODS, SETTINGS
+from benchmarks.accuracy.study_methods import BUDGETS, GRANULARITIES, METHODS, SETTINGS
 
 Row = Mapping[str, Any]
 Place = tuple[str, str, str]  # network, granularity, budget

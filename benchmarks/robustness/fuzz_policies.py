@@ -8,8 +8,8 @@ import tempfile
 
 import numpy as np
 
-from benchmarks import fuzz_text
-from benchmarks.fuzz_text import ANYWHERE, DEEP
+from benchmarks.robustness import fuzz_text
+from benchmarks.robustness.fuzz_text import ANYWHERE, DEEP
 from fracbits_jax import cost, policy
 from fracbits_jax.cost import Layer, lookup
 

@@ -1,4 +1,6 @@
-r"""Broken files for their readers: `python benchmarks/fuzz.py [--inputs=100000] [--seed=0] [--readers policy packed]`.
+r"""Broken files for their readers.
+
+    python benchmarks/robustness/fuzz.py [--inputs=100000] [--seed=0] [--readers policy packed]
 
 Valid policies, lookup tables and packed networks with parts that are changed, deleted, repeated, nested or taken from
 elsewhere, and bytes of no meaning. A reader has to accept a file, and then what it returns must hold what its type
@@ -24,9 +26,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from benchmarks import fuzz_packed, fuzz_packed_checks, fuzz_policies, fuzz_text
+from benchmarks.robustness import fuzz_packed, fuzz_packed_checks, fuzz_policies, fuzz_text
 from fracbits_jax import policy
 from fracbits_jax.cost import lookup
 from fracbits_jax.export import packed

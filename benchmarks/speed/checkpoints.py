@@ -1,6 +1,6 @@
 """What checkpoints cost: the digits recipe's search with one every so many steps beside one without any.
 
-python benchmarks/checkpoints.py [--rounds=3] [--epochs=40] [--steps=100]
+python benchmarks/speed/checkpoints.py [--rounds=3] [--epochs=40] [--steps=100]
 
 Both by turns, each in a process of its own; the time is the run's own, without what comes before its first step.
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 NEVER = 1e9
 
 

@@ -1,7 +1,7 @@
 """ONNX and QONNX files of small random networks: whether they load, and give the networks' answers.
 
-    python benchmarks/onnx_networks.py --networks=300
-    python benchmarks/onnx_networks.py --networks=100 --format=qonnx
+    python benchmarks/robustness/onnx_networks.py --networks=300
+    python benchmarks/robustness/onnx_networks.py --networks=100 --format=qonnx
 
 An `onnx` file is run by onnxruntime at its defaults, at them with the option for exact products, and without any
 optimization; a `qonnx` file by the package qonnx, as it is and after that package's `cleanup`.
@@ -23,9 +23,9 @@ from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from qonnx.util.cleanup import cleanup_model
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from benchmarks import random_networks
+from benchmarks.robustness import random_networks
 from fracbits_jax.export import onnx_check, onnx_format, qonnx_format
 from fracbits_jax.export.graph import evaluate
 from fracbits_jax.export.onnx_check import EXACT_ON_X64, Written

@@ -1,4 +1,6 @@
-"""Every quantizer, granularity and kind of budget on digits, over several seeds: `python benchmarks/variants.py`.
+"""Every quantizer, granularity and kind of budget on digits, over several seeds.
+
+    python benchmarks/accuracy/variants.py
 
 All start from the same float networks, one a seed, on 16 x 16 images, where digits are harder than at the recipe's
 32 x 32. Prints a markdown table and writes `results.json` beside the runs. A finished cell is not run again; `--only`
@@ -10,10 +12,10 @@ import json
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cells  # noqa: E402
+from benchmarks.shared import cells  # noqa: E402
 from configs import digits, digits_prune, digits_size, digits_uniform  # noqa: E402
 
 # Name -> recipe, overrides.

@@ -1,0 +1,1 @@
+"""Studies: what searches, quantizers and budgets reach."""
