@@ -9,7 +9,7 @@ import importlib
 __version__ = '0.2.0'
 
 _SUBMODULES = ('cost', 'layers', 'models', 'policy', 'quantize')
-_FUNCTIONS = {'from_float': 'layers', 'quantize_model': 'layers'}
+_FUNCTIONS = {'from_float': 'program', 'quantize_model': 'program'}
 
 __all__ = ['__version__', *_SUBMODULES, *_FUNCTIONS]
 

@@ -20,21 +20,25 @@ class Layer:
 
   Attributes:
     name: the path of the layer in the network, such as `block1/conv`; its bits are found under the same path.
-    macs: multiply-accumulates for one example, M.
+    macs: multiply-accumulates for one example, M; no integer where the examples of a call share a layer unevenly.
     weights: entries of the kernel, K.
     biases: entries of the bias, at 4 bytes each.
     channels: output channels, C_out.
-    kind: `dense`, `pointwise`, `depthwise` or `standard` (any other convolution).
+    kind: `dense`, `pointwise`, `depthwise` or `standard` (any other convolution); `embedding` for a table whose rows
+      are looked up, `product` for a product of two activations, the second of which stands for the kernel.
     kernel_bits: the kernel's bit-width where it is fixed; `None` where it is learned.
     input_bits: the same for the inputs.
     per_channel: whether a learned kernel has one bit-width per output channel.
     choices: allowed bit-widths of the kernel.
     input_choices: allowed bit-widths of the inputs.
     source: the layer whose pruned channels are missing from the inputs; `None` where none can be.
+    stack: the sizes of the stack that the layer is part of, as within a scan; `()` for a layer by itself.
+    index: its place there.
+    path: where the bits of the stack lie; of a layer by itself `name`.
   """
 
   name: str
-  macs: int
+  macs: int | float
   weights: int
   channels: int
   kind: str = 'standard'
@@ -45,6 +49,13 @@ class Layer:
   choices: tuple[int, ...] = tuple(range(1, 9))
   input_choices: tuple[int, ...] = tuple(range(1, 9))
   source: str | None = None
+  stack: tuple[int, ...] = ()
+  index: tuple[int, ...] = ()
+  path: str = ''
+
+  def __post_init__(self):
+    if not self.path:
+      object.__setattr__(self, 'path', self.name)
 
   @property
   def prunes(self) -> bool:
@@ -88,7 +99,7 @@ def row(
   uses = math.prod(x.shape[:-1]) if transposed else math.prod(y.shape) // channels
   fields = dict(
     name=name,
-    macs=uses // examples * kernel.size,
+    macs=per_example(uses * kernel.size, examples),
     weights=kernel.size,
     channels=channels,
     kind=kind,
@@ -104,6 +115,11 @@ def row(
     choices=quant.allowed_kernel_bits,
     input_choices=quant.allowed_input_bits,
   )
+
+
+def per_example(total: int, examples: int) -> int | float:
+  """A number of multiply-accumulates for one of several examples, exactly where it is an integer."""
+  return total / examples if total % examples else total // examples
 
 
 def add_row(rows: dict[str, Layer], row: Layer) -> None:
@@ -122,12 +138,32 @@ def checked_rows(rows: Mapping[str, Layer], model: Any) -> tuple[Layer, ...]:
   return tuple(rows.values())
 
 
-def bits_of(bits: Bits, name: str, which: str) -> Any:
-  """The learned bit-width `which` (`kernel` or `input`) of the layer `name`; `ValueError` where it is missing."""
+def bits_of(bits: Bits, layer: Layer | str, which: str) -> Any:
+  """The learned bit-width `which` (`kernel` or `input`) of a layer.
+
+  Args:
+    bits: the collection. The layers of a stack lie in one array, or each under its own name as in a policy.
+    layer: a row of the layer table, or the name of one that is part of no stack.
+    which: `kernel` or `input`.
+
+  Raises:
+    ValueError: it is missing.
+  """
+  name, path, index = (layer, layer, ()) if isinstance(layer, str) else (layer.name, layer.path, layer.index)
+  found = _lookup(bits, path, which)
+  if found is not None:
+    return found[index] if index else found
+  found = _lookup(bits, name, which) if index else None
+  if found is None:
+    raise ValueError(f'no bits for {name}/{which}: the bits belong to another network, or the table does')
+  return found
+
+
+def _lookup(bits: Bits, path: str, which: str) -> Any:
   node: Any = bits
-  for key in (*name.split('/'), which):
+  for key in (*path.split('/'), which):
     if not isinstance(node, Mapping) or key not in node:
-      raise ValueError(f'no bits for {name}/{which}: the bits belong to another network, or the table does')
+      return None
     node = node[key]
   return node
 
@@ -148,9 +184,13 @@ def fill_bits(layers: Sequence[Layer], value: Callable[[Layer, str, tuple[int, .
   for layer in layers:
     for which, (shape, choices) in learned(layer).items():
       node = bits
-      for key in layer.name.split('/'):
+      for key in layer.path.split('/'):
         node = node.setdefault(key, {})
-      node[which] = np.broadcast_to(np.asarray(value(layer, which, shape, choices), np.float64), shape).copy()
+      filled = np.broadcast_to(np.asarray(value(layer, which, shape, choices), np.float64), shape).copy()
+      if layer.stack:
+        node.setdefault(which, np.zeros((*layer.stack, *shape)))[layer.index] = filled
+      else:
+        node[which] = filled
   return bits
 
 

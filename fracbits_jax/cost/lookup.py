@@ -107,13 +107,15 @@ class Table:
     """Raises `ValueError` that names the first layer with a fixed or allowed bit-width outside the grid.
 
     Args:
-      layers: rows of a layer table: objects with `name`, `kind`, `kernel_bits`, `input_bits`, `choices` and
+      layers: rows of a layer table: objects with `name`, `kind`, `macs`, `kernel_bits`, `input_bits`, `choices` and
         `input_choices`, as in `cost.Layer`. A kernel's 0 bits are always covered.
     """
     covered = tuple(b for b in self.kernel_bits if b > 0), self.input_bits
     for layer in layers:
+      if not layer.macs:
+        continue
       try:
-        self._arrays(layer.kind)
+        self._arrays('dense' if layer.kind == 'product' else layer.kind)
       except ValueError as error:
         raise ValueError(f'{layer.name}: {error}') from None
       kernel = [b for b in (layer.choices if layer.kernel_bits is None else [layer.kernel_bits]) if b > 0]

@@ -18,7 +18,7 @@ from fracbits_jax.cost.layer_table import Bits, Layer, bits_of, gates
 def _at(bits: Bits, layer: Layer, which: str) -> Any:
   """A bit-width of a layer, fixed or learned: `()`, or `[C_out]` for kernels with one a channel."""
   fixed = layer.kernel_bits if which == 'kernel' else layer.input_bits
-  return bits_of(bits, layer.name, which) if fixed is None else fixed
+  return bits_of(bits, layer, which) if fixed is None else fixed
 
 
 def _mean(value: Any, bits: Bits, layer: Layer) -> Any:
@@ -66,9 +66,10 @@ def lookup_cost(bits: Bits, layers: Sequence[Layer], table: lookup.Table) -> Any
   def layer_cost(l: Layer) -> Any:
     kernel_bits = l.choices if l.kernel_bits is None else (l.kernel_bits,)
     allowed = table.over(kernel_bits, l.input_choices if l.input_bits is None else (l.input_bits,))
-    return l.macs * 1e-9 * _mean(allowed.per_mac(l.kind, _at(bits, l, 'kernel'), _at(bits, l, 'input')), bits, l)
+    kind = 'dense' if l.kind == 'product' else l.kind
+    return l.macs * 1e-9 * _mean(allowed.per_mac(kind, _at(bits, l, 'kernel'), _at(bits, l, 'input')), bits, l)
 
-  return _sum(map(layer_cost, layers))
+  return _sum(layer_cost(l) for l in layers if l.macs)
 
 
 def format_table(bits: Bits, layers: Sequence[Layer]) -> str:

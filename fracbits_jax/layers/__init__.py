@@ -1,8 +1,12 @@
-"""Layers with fractional bit-widths, and networks as they are with such layers in the place of their own.
+"""Layers with fractional bit-widths, in the explicit form that the networks which come along are written in.
 
-Public: `QuantConfig`, how a layer is quantized; `QuantConv`, `QuantDense`, linen layers; `quantize_model` and
-`from_float`, for linen and NNX networks that others wrote; `calibrate`, where ranges start; `wrap` and `nnx_adapter`.
+Public: `QuantConfig`, how a layer is quantized; `QuantConv`, `QuantDense`, linen layers; `calibrate`, where ranges
+start; `wrap`, a network of such layers as a float one and with fixed bits. Networks that others wrote are for
+`program`.
 """
+
+import importlib
+from typing import Any
 
 from fracbits_jax.layers.linen import (
   OUTPUTS,
@@ -14,13 +18,22 @@ from fracbits_jax.layers.linen import (
   quantized_class,
   watch_layers,
 )
-from fracbits_jax.layers.networks import quantize_model
 from fracbits_jax.layers.operands import apply_quantizer, quantize_input, quantize_kernel, replace_quantizers
 from fracbits_jax.layers.quant_config import FLOAT_BITS, GRANULARITIES, SCHEMES, QuantConfig
-from fracbits_jax.layers.wrap import from_float
 
 __all__ = [
   'FLOAT_BITS', 'GRANULARITIES', 'OUTPUTS', 'SCHEMES', 'GatedBatchNorm', 'QuantConfig', 'QuantConv', 'QuantDense',
-  'Quantized', 'apply_quantizer', 'from_float', 'gate', 'quantize_input', 'quantize_kernel', 'quantize_model',
+  'Quantized', 'apply_quantizer', 'gate', 'quantize_input', 'quantize_kernel',
   'quantized_class', 'replace_quantizers', 'watch_layers',
 ]  # fmt: skip
+
+_OF_PROGRAM = ('from_float', 'nnx_adapter', 'quantize_model')  # for networks that others wrote; loaded when first used
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _OF_PROGRAM:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  try:
+    return importlib.import_module(f'fracbits_jax.program.{name}')
+  except ModuleNotFoundError:
+    return getattr(importlib.import_module('fracbits_jax.program'), name)

@@ -127,6 +127,24 @@ def _best_clip(
   return jnp.where(found, jnp.minimum(best * largest, jnp.finfo(jnp.float32).max), 1.0)
 
 
+@functools.partial(jax.jit, static_argnames=('signed', 'choices', 'scheme', 'criterion'))
+def best_clips(
+  x: jax.Array, bits: jax.Array, *, signed: bool, choices: tuple[int, ...], scheme: str, criterion: str
+) -> jax.Array:
+  """`best_clip` for several samples `[n, values]` at once, with a bit-width each, `[n]`: `[n]`."""
+  how = dict(signed=signed, choices=choices, scheme=scheme, criterion=criterion)
+  return jax.vmap(functools.partial(_best_clip, **how))(x, bits)
+
+
+def checked(x: np.ndarray, what: str) -> np.ndarray:
+  """The sample; raises `ValueError`, with what it is of, where a value is not finite."""
+  if not np.isfinite(x).all():
+    raise ValueError(
+      f'{what}: there are values that are not finite: no clip quantizes them; mend the network or its inputs'
+    )
+  return x
+
+
 def _exact(bits: jax.Array, *, signed: bool, choices: tuple[int, ...], scheme: str) -> jax.Array:
   """Clips of which a level is 1, those of the lower neighbour of `bits`: `[128]`, the last ones repeated.
 
@@ -174,7 +192,7 @@ def kernel_ranges(params: Any, bits: Any, configs: dict[str, Any]) -> Any:
       fixed = quant.kernel_bits
       width = np.mean(flat_bits[f'{name}/kernel']) if fixed is None else fixed
       how = dict(signed=True, choices=quant.choices if fixed is None else (fixed,), scheme='lsq')
-      x = _of_kernel(np.asarray(flat[f'{name}/kernel']))
+      x = resized(np.asarray(flat[f'{name}/kernel']))
       flat[f'{name}/kernel_alpha'] = _of_layer(f'kernel of {name}', x, width, **how, criterion=quant.calibration)
   return traverse_util.unflatten_dict(flat, sep='/')
 
@@ -187,11 +205,13 @@ def _of_layer(what: str, x: np.ndarray, bits: Any, **how: Any) -> jax.Array:
     raise ValueError(f'{what}: {error}') from None
 
 
-def _of_kernel(kernel: np.ndarray) -> np.ndarray:
-  """4096 of its entries, all of them as often as one another where there are fewer; none of a kernel without any."""
+def resized(kernel: np.ndarray) -> np.ndarray:
+  """4096 entries of an array, all of them as often as one another where there are fewer; zeros where there are none."""
   flat, rng = kernel.reshape(-1), np.random.default_rng(0)
-  if flat.size > _SAMPLES or not flat.size:
-    return flat[rng.integers(flat.size, size=_SAMPLES)] if flat.size else flat
+  if not flat.size:
+    return np.zeros(_SAMPLES, np.float32)
+  if flat.size > _SAMPLES:
+    return flat[rng.integers(flat.size, size=_SAMPLES)]
   return np.resize(flat[rng.permutation(flat.size)], _SAMPLES)
 
 

@@ -56,7 +56,7 @@ def _kept_channels(bits: Any, layers: Sequence[layer_table.Layer]) -> dict[str, 
   kept = {}
   for layer in layers:
     if layer.prunes:
-      widths = np.asarray(layer_table.bits_of(bits, layer.name, 'kernel'))
+      widths = np.asarray(layer_table.bits_of(bits, layer, 'kernel'))
       if (widths != np.round(widths)).any():
         raise ValueError(f'{layer.name} has fractional bits: discretize them before taking channels away')
       kept[layer.name] = np.flatnonzero(widths > 0)

@@ -67,7 +67,7 @@ class Vector:
     """Real positions of fractional bits; bits outside the allowed range are clipped."""
     found = np.zeros_like(self.last)
     for i, (layer, which, shape, choices) in enumerate(self.slots):
-      value = np.asarray(costs.bits_of(bits, layer.name, which), np.float64)
+      value = np.asarray(costs.bits_of(bits, layer, which), np.float64)
       if value.shape != shape:
         raise ValueError(f'bits of {layer.name}/{which} have shape {value.shape}, the layer table says {shape}')
       if not np.isfinite(value).all():

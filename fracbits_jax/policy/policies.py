@@ -42,7 +42,7 @@ class Entry:
   name: str
   kernel: int | tuple[int, ...]
   input: int
-  macs: int
+  macs: int | float
   weights: int
   cost_share: float
   learned: tuple[str, ...]
@@ -145,8 +145,8 @@ def from_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> Policy:
   total = float(budget.cost(bits, layers))
   entries = []
   for l in layers:
-    kernel = _integers(costs.bits_of(bits, l.name, 'kernel') if l.kernel_bits is None else l.kernel_bits)
-    inputs = _integers(costs.bits_of(bits, l.name, 'input') if l.input_bits is None else l.input_bits)
+    kernel = _integers(costs.bits_of(bits, l, 'kernel') if l.kernel_bits is None else l.kernel_bits)
+    inputs = _integers(costs.bits_of(bits, l, 'input') if l.input_bits is None else l.input_bits)
     entries.append(
       Entry(
         name=l.name,

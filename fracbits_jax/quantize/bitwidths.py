@@ -139,10 +139,10 @@ def mixture(fraction: jax.Array, noise: jax.Array | None) -> tuple[jax.Array, ja
   return jnp.where(fraction > threshold, 1, jnp.where(fraction <= threshold, 0, fraction)), slope
 
 
-def check_kernel_bits(w: jax.Array, bits: jax.Array) -> None:
-  """Raises `ValueError` unless there is one bit-width for the kernel, or one per output channel."""
+def check_kernel_bits(w: jax.Array, bits: jax.Array, what: str = 'bits') -> None:
+  """Raises `ValueError` unless there is one bit-width (or another such number) for the kernel, or one per channel."""
   if bits.shape not in ((), w.shape[-1:]):
-    raise ValueError(f'bits of shape {bits.shape} do not fit a kernel of shape {w.shape}: give () or {w.shape[-1:]}')
+    raise ValueError(f'{what} of shape {bits.shape} do not fit a kernel of shape {w.shape}: give () or {w.shape[-1:]}')
 
 
 def check_scalars(**values: jax.Array) -> None:

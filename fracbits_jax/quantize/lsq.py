@@ -27,20 +27,22 @@ from fracbits_jax.quantize.bitwidths import as_bits, check_kernel_bits, check_sc
 from fracbits_jax.quantize.unit import SMALLEST, allowed, interpolate, sum_to, with_rank
 
 
-def gradient_scale(bits: jax.Array, count: int, *, signed: bool) -> jax.Array:
+def gradient_scale(bits: jax.Array, count: int, *, signed: bool, each: bool = False) -> jax.Array:
   """g Q^2, by which the gradient of a range is multiplied; the mean over bit-widths where there are several, 1 of none.
 
   Args:
     bits: real bit-widths, any shape.
     count: N, the weights of a kernel or the features of an input.
     signed: two's complement levels rather than levels from 0.
+    each: one scale for each of the bit-widths, for ranges of their own.
   """
   if not (count and bits.size):
     return jnp.float32(1)
   bits = jax.lax.stop_gradient(bits)
   q = jnp.exp2(bits - 1) if signed else jnp.exp2(bits) - 1
   positive = jnp.maximum(q - 1 if signed else q, 1)
-  return jnp.mean(q**2 / jnp.sqrt(count * positive))
+  scale = q**2 / jnp.sqrt(count * positive)
+  return scale if each else jnp.mean(scale)
 
 
 def _level(ratio: jax.Array, bits: jax.Array) -> jax.Array:
@@ -64,7 +66,7 @@ def _level_and_slopes(ratio: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax
 
 
 def _ratio(x, alpha):
-  return x.astype(jnp.float32) / jnp.maximum(jnp.abs(alpha), SMALLEST)
+  return x.astype(jnp.float32) / jnp.maximum(jnp.abs(with_rank(alpha, x)), SMALLEST)
 
 
 @inlined(0)
@@ -78,17 +80,20 @@ def _twos_complement_backward(choices, arguments, g):
   bits_slope = with_slopes(by_bits[0], (ratio, by_bits[1]))
   if len(choices) > 1:
     towards_alpha, towards_bits = sums((g32 * range_slope, g32 * bits_slope), by_channel=True)
-    g_bits = sum_to(with_rank(towards_bits, x), bits.shape) * jnp.abs(alpha)
+    if alpha.shape:
+      towards_bits = towards_bits * jnp.abs(alpha)
+    g_bits = sum_to(with_rank(towards_bits, x), bits.shape) * (1 if alpha.shape else jnp.abs(alpha))
   else:
     (towards_alpha,), g_bits = sums((g32 * range_slope,), by_channel=True), jnp.zeros_like(bits)
-  return (g32 * inside).astype(x.dtype), g_bits, jnp.sum(towards_alpha) * pact.side(alpha), None
+  towards_alpha = towards_alpha if alpha.shape else jnp.sum(towards_alpha)
+  return (g32 * inside).astype(x.dtype), g_bits, towards_alpha * pact.side(alpha), None
 
 
 @with_backward(_twos_complement_backward, static=(4,))
 @inlined(4)
 def _twos_complement(x, bits, alpha, noise, choices):
   q, _ = interpolate(functools.partial(_level, _ratio(x, alpha)), bits, choices, noise)
-  return (jnp.abs(alpha) * q).astype(x.dtype)
+  return (jnp.abs(with_rank(alpha, x)) * q).astype(x.dtype)
 
 
 def kernel(
@@ -111,7 +116,7 @@ def kernel(
   Args:
     w: kernel `[..., C_out]`.
     bits: real bit-widths, `()` or `[C_out]`.
-    alpha: the range, shape `()`, used as |alpha|.
+    alpha: the range, `()`, or `[C_out]` for one per output channel, used as |alpha|.
     choices: allowed bit-widths, as for `quantize.fractional`.
     noise: draws bit-widths, as for `quantize.fractional`.
     learned: false for fixed integers, as for `quantize.fractional`.
@@ -120,12 +125,16 @@ def kernel(
     The quantized kernel, of the shape and dtype of `w`.
 
   Raises:
-    ValueError: bad choices, bits of another shape, or alpha that is not a scalar.
+    ValueError: bad choices, or bits or ranges of another shape.
   """
   w, bits, alpha = jnp.asarray(w), as_bits(bits, learned), jnp.asarray(alpha, jnp.float32)
   check_kernel_bits(w, bits)
-  check_scalars(alpha=alpha)
-  alpha = with_slopes(alpha, (alpha, gradient_scale(bits, w.size, signed=True)))
+  check_kernel_bits(w, alpha, 'ranges')
+  if alpha.shape:
+    scale = gradient_scale(bits, w.size // max(alpha.size, 1), signed=True, each=True)
+  else:
+    scale = gradient_scale(bits, w.size, signed=True)
+  alpha = with_slopes(alpha, (alpha, scale))
   bits, noise = with_rank(bits, w), None if noise is None else with_rank(noise, w)
   return _twos_complement(w, bits, alpha, noise, allowed(choices, learned))
 

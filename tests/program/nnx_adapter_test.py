@@ -10,7 +10,8 @@ from benchmarks.accuracy import own_networks
 from fracbits_jax import cost, from_float, policy, quantize_model
 from fracbits_jax.export import comparison, integer, packed, stablehlo
 from fracbits_jax.export.source import source_of
-from fracbits_jax.layers import QuantConfig, nnx_adapter
+from fracbits_jax.layers import QuantConfig
+from fracbits_jax.program import nnx_adapter
 from fracbits_jax.train import optim
 
 IMAGES = jax.random.uniform(jax.random.key(0), (16, 8, 8, 1))
@@ -40,7 +41,7 @@ class Everything(nnx.Module):
 def test_parameters_and_answers_stay_what_they_were():
   model = Everything(nnx.Rngs(0))
   model.eval()
-  before, expected = nnx.to_flat_state(nnx.state(model, nnx.Param)), model(IMAGES)
+  before, expected = nnx.to_flat_state(nnx.state(model, nnx.Param)), nnx.jit(model)(IMAGES)
   assert quantize_model(model, IMAGES) is model
   after = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
   for path, value in before:
@@ -48,16 +49,19 @@ def test_parameters_and_answers_stay_what_they_were():
   assert {path[-1] for path in after} == {'alpha', 'kernel_alpha'}
   error = jnp.linalg.norm(model(IMAGES) - expected) / jnp.linalg.norm(expected)
   assert 0 < float(error) < 0.1
-  for layer in nnx_adapter.quantized_layers(model):
-    layer.quant = None
-  np.testing.assert_array_equal(model(IMAGES), expected)
+  nnx_adapter.set_configs(model, {})
+  np.testing.assert_array_equal(nnx.jit(model)(IMAGES), expected)
 
 
 def test_every_kind_of_layer_is_counted():
   model = Everything(nnx.Rngs(0))
   quantize_model(model, IMAGES, default=QuantConfig(granularity='kernel', scheme='lsq'))
   table = cost.trace(model, IMAGES)
-  found = {layer.name: (layer.macs, layer.weights, layer.channels, layer.kind, layer.biases) for layer in table}
+  found = {
+    layer.name: (layer.macs, layer.weights, layer.channels, layer.kind, layer.biases)
+    for layer in table
+    if layer.weights
+  }
   attention = (2 * 16 * 64, 64, 8, 'dense', 8)
   assert found == {
     'conv': (16 * 72, 72, 8, 'standard', 8),
@@ -66,6 +70,7 @@ def test_every_kind_of_layer_is_counted():
     'heads/0': (64 * 60, 60, 15, 'dense', 0),
     'heads/1': (64 * 3 * 15, 15, 3, 'dense', 3),
   }
+  assert [layer.macs for layer in table if not layer.weights] == [16 * 16 * 8] * 4  # two products in each attention
   assert jax.tree.map(jnp.shape, nnx_adapter.bits(model)) == jax.tree.map(np.shape, cost.uniform_bits(table, 8.0))
 
 
@@ -130,8 +135,8 @@ def test_an_nnx_model_is_searched_discretized_and_finetuned():
 def test_rules_are_those_of_linen():
   model = Everything(nnx.Rngs(0))
   quantize_model(model, IMAGES, [('attention/.*', None), ('heads/1', QuantConfig(kernel_bits=3, scheme='lsq'))])
-  configs = {'/'.join(layer.path): layer.quant for layer in nnx_adapter.quantized_layers(model)}
-  assert configs['attention/query'] is None
+  configs = nnx_adapter.configs(model)
+  assert 'attention/query' not in configs
   assert configs['heads/1'].kernel_bits == 3
   assert (configs['conv'].kernel_bits, configs['conv'].input_bits, configs['conv'].signed_input) == (8, 8, True)
   assert not configs['heads/0'].signed_input
@@ -140,8 +145,10 @@ def test_rules_are_those_of_linen():
 
 
 def test_what_is_no_model_is_refused():
-  with pytest.raises(ValueError, match='linen or an NNX module'):
+  with pytest.raises(ValueError, match="'relu' is a function, and its parameters are not known"):
     quantize_model(nn.relu, IMAGES)
+  with pytest.raises(ValueError, match='3 is not a network: give a linen or an NNX module'):
+    quantize_model(3, IMAGES)
 
 
 def test_an_nnx_model_is_exported(tmp_path):
@@ -189,13 +196,23 @@ def test_layers_within_remat_and_jit_are_quantized(transform):
   expected = model(x)
   quantize_model(model, x, default=QuantConfig(scheme='lsq', choices=range(1, 17), init_bits=16), edge_bits=None)
   assert {layer.name: layer.macs for layer in cost.trace(model, x)} == {'block/layer': 64, 'head': 24}
-  assert model.head.quant.signed_input is False
+  assert nnx_adapter.configs(model)['head'].signed_input is False
   assert 0 < float(jnp.abs(model(x) - expected).max()) < 1e-3 * float(jnp.abs(expected).max())
 
 
-def test_layers_within_scan_are_refused():
-  rngs = nnx.Rngs(0)
+def test_layers_within_scan_have_their_own_bits():
+  x, rngs = jax.random.normal(jax.random.key(1), (4, 8)), nnx.Rngs(0)
   blocks = nnx.vmap(_Block)(nnx.Rngs(0).split(3))
   scan = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-  with pytest.raises(ValueError, match=r'block/layer runs inside nnx\.scan'):
-    quantize_model(_Within(blocks, lambda block, x: scan(x, block), rngs), jnp.ones((4, 8)))
+  model = _Within(blocks, lambda block, x: scan(x, block), rngs)
+  expected = model(x)
+  quantize_model(model, x, default=QuantConfig(scheme='lsq', choices=range(1, 17), init_bits=16), edge_bits=None)
+  table = cost.trace(model, x)
+  assert {layer.name: layer.macs for layer in table} == {**{f'block/layer/{i}': 64 for i in range(3)}, 'head': 24}
+  assert jax.tree.map(jnp.shape, nnx_adapter.bits(model)) == jax.tree.map(np.shape, cost.uniform_bits(table, 8.0))
+  assert model.block.layer.bits_kernel.shape == model.block.layer.alpha.shape == (3,)
+  assert 0 < float(jnp.abs(model(x) - expected).max()) < 1e-3 * float(jnp.abs(expected).max())
+  fewer = nnx_adapter.bits(model)
+  fewer['block']['layer']['kernel'] = jnp.array([16.0, 1.0, 16.0])
+  nnx_adapter.set_bits(model, fewer)
+  assert float(jnp.abs(model(x) - expected).max()) > 0.05 * float(jnp.abs(expected).max())

@@ -1,0 +1,187 @@
+"""Where clips and ranges start: those that quantize the float network's own inputs and weights best."""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fracbits_jax.layers import calibrate
+from fracbits_jax.layers.quant_config import QuantConfig
+from fracbits_jax.program import operands
+from fracbits_jax.program.interpreter import Interpreter, bind
+from fracbits_jax.program.network import Network
+from fracbits_jax.program.plan import Weight
+from fracbits_jax.program.sites import Site
+from fracbits_jax.program.trace import Program
+
+Ranges = dict[str, dict[str, Any]]  # by the name of the weight: `alpha` and `kernel_alpha`, those it has
+
+
+def initial_ranges(network: Network, params: Any, others: Any, args: Any, kwargs: Any) -> Ranges:
+  """The ranges before calibration: clips as configured, LSQ's start for the weights."""
+  found: Ranges = {}
+  needed = {name: pair for name, pair in network.quantized().items() if operands.has_kernel_alpha(*pair)}
+  weights = _kept(network, params, others, args, kwargs, inputs=False) if needed else {}
+  for name, (weight, quant) in network.quantized().items():
+    of_weight = found.setdefault(name, {})
+    if not quant.weight_only and weight.has_input:
+      of_weight['alpha'] = jnp.full(weight.stack, quant.alpha_init, jnp.float32)
+    if name in needed and not (weight.is_product and quant.weight_only):
+      of_weight['kernel_alpha'] = _initial(weight, quant, *weights[name][0])
+  return found
+
+
+def _initial(weight: Weight, quant: QuantConfig, site: Site, taps: Mapping[str, np.ndarray]) -> jax.Array:
+  values = taps['weight'] if weight.is_product else _of_weight(site, taps)
+  return operands.initial_range(weight, site, quant, jnp.asarray(values))
+
+
+def best_ranges(network: Network, params: Any, others: Any, args: Any, kwargs: Any) -> Ranges:
+  """The ranges that quantize these inputs, and these parameters, with the least error, by each layer's criterion.
+
+  The float network runs once.
+
+  Raises:
+    ValueError: inputs or weights that are not finite, by the name of the layer.
+  """
+  kept = _kept(network, params, others, args, kwargs, inputs=True)
+  wanted: list[tuple[tuple[str, str], Weight, tuple, np.ndarray, float]] = []
+  factors: dict[tuple[str, str], np.ndarray] = {}
+  for name, (weight, quant) in network.quantized().items():
+    if weight.has_input and not quant.weight_only:
+      samples = np.concatenate(
+        [_of_calls(weight, site, taps, 'input') for site, taps in kept[name] if 'input' in taps], axis=-1
+      )
+      how = (quant.signed_input, quant.allowed_input_bits, quant.input_bits, quant.scheme, quant.calibration)
+      wanted.append(((name, 'alpha'), weight, _how(*how), samples, _start(quant, 'input')))
+    if not operands.has_kernel_alpha(weight, quant) or (weight.is_product and quant.weight_only):
+      continue
+    site, taps = kept[name][0]
+    if weight.is_product:
+      samples = _of_calls(weight, site, taps, 'weight')
+      how = (weight.weight_signed, quant.allowed_kernel_bits, quant.kernel_bits, quant.scheme, quant.calibration)
+    else:
+      kernels = np.asarray(operands.kernels_of(weight, site, jnp.asarray(_of_weight(site, taps))))
+      if weight.rows:
+        kernels, factors[name, 'kernel_alpha'] = _in_units(kernels)
+      samples = kernels.reshape(len(kernels), -1)
+      how = (True, quant.allowed_kernel_bits, quant.kernel_bits, 'lsq', quant.calibration)
+    wanted.append(((name, 'kernel_alpha'), weight, _how(*how), samples, _start(quant, 'kernel')))
+  return _solved(wanted, factors)
+
+
+def _start(quant: QuantConfig, which: str) -> float:
+  """A bit-width where it starts."""
+  fixed, allowed = (
+    (quant.kernel_bits, quant.allowed_kernel_bits)
+    if which == 'kernel'
+    else (quant.input_bits, quant.allowed_input_bits)
+  )
+  return float(np.clip(quant.init_bits, allowed[0], allowed[-1])) if fixed is None else float(fixed)
+
+
+def _how(signed: bool, choices: tuple[int, ...], fixed: int | None, scheme: str, criterion: str) -> tuple:
+  return (signed, choices if fixed is None else (fixed,), scheme, criterion)
+
+
+def _solved(wanted: list, factors: Mapping[tuple[str, str], np.ndarray]) -> Ranges:
+  """The best ranges, computed together for all layers that are quantized alike."""
+  found: Ranges = {}
+  for how in dict.fromkeys(how for _, _, how, _, _ in wanted):
+    group = [entry for entry in wanted if entry[2] == how]
+    rows, widths = [], []
+    for (name, which), _, _, samples, width in group:
+      for row in samples:
+        what = f'{"inputs" if which == "alpha" else "kernel"} of {name}'
+        rows.append(calibrate.checked(calibrate.resized(row), what))
+        widths.append(width)
+    signed, choices, scheme, criterion = how
+    settings = dict(signed=signed, choices=choices, scheme=scheme, criterion=criterion)
+    best = iter(np.asarray(calibrate.best_clips(np.stack(rows), np.asarray(widths, np.float32), **settings)))
+    for (name, which), weight, _, samples, _ in group:
+      values = np.array([next(best) for _ in samples], np.float32)
+      factor = factors.get((name, which))
+      if factor is not None:
+        values = values[:, None] * factor
+      shape = (*weight.stack, *values.shape[1:])
+      found.setdefault(name, {})[which] = jnp.asarray(values.reshape(shape))
+  return found
+
+
+def _in_units(kernels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Rows in units of their largest value, `[stack, C, ...]`, and those values `[stack, C]`, 1 for rows of zeros."""
+  largest = np.abs(kernels).max(axis=-1, initial=0)
+  largest = np.where(largest > 0, largest, 1).astype(np.float32)
+  return kernels / largest[..., None], largest
+
+
+def _kept(
+  network: Network, params: Any, others: Any, args: Any, kwargs: Any, *, inputs: bool
+) -> dict[str, list[tuple[Site, dict[str, np.ndarray]]]]:
+  """By the name of each quantized weight its sites with what they multiply: samples of their inputs, and the weight."""
+  program, arrays = network.tracer.trace(params, others, args, kwargs)
+  kept = jax.jit(functools.partial(_run, network, program, inputs))(arrays)
+  found: dict[str, list[tuple[Site, dict[str, np.ndarray]]]] = {}
+  for path, site in program.sites.items():
+    if path in kept:
+      found.setdefault(network.name_of(program, site), []).append((site, jax.tree.map(np.asarray, kept[path])))
+  return found
+
+
+def _run(network: Network, program: Program, inputs: bool, arrays: list[Any]) -> dict[tuple, dict[str, jax.Array]]:
+  seen: set[str] = set()
+
+  def at_site(site: Site, equation: Any, values: list[Any], variables: Any) -> tuple[list[Any], Any]:
+    del variables
+    name = network.name_of(program, site)
+    quant = network.configs.get(name)
+    kept: dict[str, jax.Array] = {'ran': jnp.ones((), bool)}
+    if quant is not None:
+      weight = network.weights[name]
+      if weight.is_product:
+        kept['weight'] = _sampled(values[site.weight], site.stacked)
+      elif name not in seen and operands.has_kernel_alpha(weight, quant):
+        kept['weight'] = values[site.weight]
+      seen.add(name)
+      if inputs and site.input is not None:
+        kept['input'] = _sampled(values[site.input], site.input_stacked)
+    return bind(equation, values), kept if quant is not None else None
+
+  interpreter = Interpreter(program.sites, functools.partial(network.name_of, program), at_site, all_branches=True)
+  return interpreter.run(program.closed.jaxpr, program.closed.consts, arrays, {})[1]
+
+
+def _sampled(x: jax.Array, stacked: tuple[int, ...]) -> jax.Array:
+  """Values of an operand, drawn at random: `[stacked..., 4096]`."""
+  x = jnp.moveaxis(x, stacked, range(len(stacked)))
+  sizes = x.shape[: len(stacked)]
+  x = x.astype(jnp.float32).reshape(math.prod(sizes), *x.shape[len(stacked) :])
+  return jax.vmap(calibrate.sample)(x).reshape(*sizes, -1)
+
+
+def _ordered(site: Site, tap: np.ndarray) -> tuple[np.ndarray, int, int]:
+  """What was kept with the axes of its stack's loops in front and those of other loops behind them; their numbers."""
+  own = {loop.path for loop in site.stored.loops}
+  stack = [i for i, path in enumerate(site.scans) if path in own]
+  others = [i for i, path in enumerate(site.scans) if path not in own]
+  return np.moveaxis(tap, [*stack, *others], range(len(site.scans))), len(stack), len(others)
+
+
+def _of_calls(weight: Weight, site: Site, taps: Mapping[str, np.ndarray], which: str) -> np.ndarray:
+  """Samples of an operand: `[stack, values]`; none where the site did not run."""
+  count = math.prod(weight.stack)
+  if not np.any(taps['ran']):
+    return np.zeros((count, 0), np.float32)
+  values, stack, others = _ordered(site, taps[which])
+  values = np.moveaxis(values, range(stack, stack + others), range(values.ndim - 1 - others, values.ndim - 1))
+  return values.reshape(count, -1)
+
+
+def _of_weight(site: Site, taps: Mapping[str, np.ndarray]) -> np.ndarray:
+  """The weight as the program has it, with the axes of its loops in front; the same in the passes of other loops."""
+  values, stack, others = _ordered(site, taps['weight'])
+  return values[(slice(None),) * stack + (0,) * others]

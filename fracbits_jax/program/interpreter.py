@@ -1,0 +1,168 @@
+"""Runs a program with something else done at its sites: the loops, branches and calls around them are built anew."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend import core
+
+from fracbits_jax.program.sites import Site
+from fracbits_jax.program.walk import CALLS, Path, inner_program
+
+# What each loop gets apart for each of its passes, and everything else, by the name of a weight.
+Variables = Mapping[str, Mapping[str, Any]]
+Taps = dict[Path, Any]
+
+
+class Interpreter:
+  """A program whose sites are computed by a function of one's own.
+
+  Args:
+    found: the sites by their path.
+    name_of: the name of the weight at a site.
+    at_site: `at_site(site, equation, operands, variables)` gives what the equation gives, and values to keep
+      (`None` for none). The variables are those of the weight at this site, without what loops have taken. What is kept
+      in a scan has an axis for its passes in front; of a loop whose length its inputs decide it is that of the last
+      pass, zeros where there is none.
+    all_branches: run every branch of a conditional for what is kept in it, whichever is taken.
+  """
+
+  def __init__(
+    self,
+    found: Mapping[Path, Site],
+    name_of: Callable[[Site], str],
+    at_site: Callable[[Site, Any, list[Any], Mapping[str, Any]], tuple[list[Any], Any]],
+    all_branches: bool = False,
+  ):
+    self._sites, self._name_of, self._at_site, self._all_branches = found, name_of, at_site, all_branches
+    self._within = {path[:i] for path in found for i in range(len(path))}
+    self._looped: dict[Path, set[str]] = {}
+    for site in found.values():
+      for loop in site.stored.loops:
+        self._looped.setdefault(loop.path, set()).add(name_of(site))
+
+  def run(
+    self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], variables: Variables, path: Path = ()
+  ) -> tuple[list[Any], Taps]:
+    """The outputs of a jaxpr, and what was kept at its sites, by their path."""
+    known = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
+    get = lambda atom: atom.val if isinstance(atom, core.Literal) else known[atom]
+    taps: Taps = {}
+    for position, equation in enumerate(jaxpr.eqns):
+      here, operands = (*path, position), [get(atom) for atom in equation.invars]
+      if here in self._sites:
+        site = self._sites[here]
+        name = self._name_of(site)
+        results, kept = self._at_site(site, equation, operands, variables.get(name, {}))
+        if kept is not None:
+          taps[here] = kept
+      elif here in self._within:
+        results, inner = self._inside(equation, operands, variables, here)
+        taps |= inner
+      else:
+        results = bind(equation, operands)
+      known.update(zip(equation.outvars, results, strict=True))
+    return [get(atom) for atom in jaxpr.outvars], taps
+
+  def _inside(self, equation: Any, operands: list[Any], variables: Variables, path: Path) -> tuple[list[Any], Taps]:
+    op, params = equation.primitive.name, equation.params
+    if op == 'scan':
+      return self._scan(params, operands, variables, path)
+    if op == 'while':
+      return self._while(params, operands, variables, path)
+    if op == 'cond':
+      return self._cond(params, operands, variables, path)
+    if op == 'shard_map':
+      return self._shard_map(equation, operands, variables, path)
+    assert op in CALLS, op
+    jaxpr, consts = inner_program(equation)
+    if op in ('remat', 'remat2', 'checkpoint'):
+      again = jax.checkpoint(
+        lambda operands, variables: self.run(jaxpr, consts, operands, variables, path),
+        prevent_cse=params['prevent_cse'],
+        policy=params['policy'],
+      )
+      return again(operands, self._used_in(path, variables))
+    return self.run(jaxpr, consts, operands, variables, path)
+
+  def _used_in(self, path: Path, variables: Variables) -> Variables:
+    """The variables of the weights at the sites within an equation."""
+    names = {self._name_of(site) for at, site in self._sites.items() if at[: len(path)] == path}
+    return {name: variables[name] for name in sorted(names) if name in variables}
+
+  def _scan(
+    self, params: Mapping[str, Any], operands: list[Any], variables: Variables, path: Path
+  ) -> tuple[list[Any], Taps]:
+    closed, n_consts, n_carry = params['jaxpr'], params['num_consts'], params['num_carry']
+    consts, carry, xs = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
+    looped = self._looped.get(path, set())
+    apart = {name: dict(variables[name]) for name in sorted(looped) if name in variables}
+
+    def body(carry: Any, rows: Any) -> tuple[Any, Any]:
+      xs, of_this_pass = rows
+      inputs = [*consts, *carry, *xs]
+      results, taps = self.run(closed.jaxpr, closed.consts, inputs, {**variables, **of_this_pass}, path)
+      return results[:n_carry], (results[n_carry:], taps)
+
+    carry, (ys, taps) = lax.scan(
+      body, carry, (xs, apart), params['length'], reverse=params['reverse'], unroll=params['unroll']
+    )
+    return [*carry, *ys], taps
+
+  def _while(
+    self, params: Mapping[str, Any], operands: list[Any], variables: Variables, path: Path
+  ) -> tuple[list[Any], Taps]:
+    condition, body = params['cond_jaxpr'], params['body_jaxpr']
+    n_cond, n_body = params['cond_nconsts'], params['body_nconsts']
+    of_cond, of_body, carry = operands[:n_cond], operands[n_cond : n_cond + n_body], operands[n_cond + n_body :]
+    run = lambda part, at, inputs: self.run(part.jaxpr, part.consts, inputs, variables, (*path, at))
+    _, shapes = jax.eval_shape(lambda carry: run(body, 1, [*of_body, *carry]), carry)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # what was kept in the last pass
+
+    def one_more(state: Any) -> Any:
+      return run(body, 1, [*of_body, *state[0]])
+
+    carry, taps = lax.while_loop(
+      lambda state: run(condition, 0, [*of_cond, *state[0]])[0][0], one_more, (list(carry), nothing)
+    )
+    return list(carry), taps
+
+  def _cond(
+    self, params: Mapping[str, Any], operands: list[Any], variables: Variables, path: Path
+  ) -> tuple[list[Any], Taps]:
+    index, *inputs = operands
+    branches = [
+      lambda inputs, at=at, branch=branch: self.run(branch.jaxpr, branch.consts, inputs, variables, (*path, at))
+      for at, branch in enumerate(params['branches'])
+    ]
+    if not self._all_branches:
+      return lax.switch(index, [lambda inputs, run=run: run(inputs)[0] for run in branches], inputs), {}
+    results, kept = zip(*(run(inputs) for run in branches), strict=True)
+    taken = lax.switch(index, [lambda results, at=at: results[at] for at in range(len(results))], list(results))
+    return taken, {path: values for taps in kept for path, values in taps.items()}
+
+  def _shard_map(self, equation: Any, operands: list[Any], variables: Variables, path: Path) -> tuple[list[Any], Taps]:
+    params = equation.params
+    jaxpr, consts = inner_program(equation)
+    replicated = jax.sharding.PartitionSpec()
+    used = self._used_in(path, variables)
+    mapped = jax.shard_map(
+      lambda operands, variables: self.run(jaxpr, consts, operands, variables, path)[0],
+      mesh=params['mesh'],
+      in_specs=(list(params['in_specs']), jax.tree.map(lambda _: replicated, used)),
+      out_specs=list(params['out_specs']),
+      check_vma=params.get('check_vma', True),
+      axis_names=set(params['manual_axes']),
+    )
+    return mapped(operands, used), {}
+
+
+def bind(equation: Any, operands: Sequence[Any]) -> list[Any]:
+  """What an equation gives for other operands."""
+  params: Any = equation.primitive.get_bind_params(equation.params)
+  functions, params = params if isinstance(params, tuple) else ((), params)  # a pair in releases of JAX up to 0.9
+  with equation.ctx.manager:  # such as the precision of products that held where the equation was traced
+    results = equation.primitive.bind(*functions, *operands, **params)
+  return list(results) if equation.primitive.multiple_results else [results]

@@ -1,0 +1,324 @@
+"""One walk through a program, without running it: where its weights are used, by what is known of each value."""
+
+import dataclasses
+import os.path
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jax.extend import core
+
+from fracbits_jax.program import signs, sites, stored
+from fracbits_jax.program.sites import Site
+from fracbits_jax.program.stored import Loop, Stored, Value
+
+# Equations that hold one program and run it once.
+CALLS = {
+  'jit', 'pjit', 'closed_call', 'core_call', 'remat', 'remat2', 'checkpoint', 'custom_jvp_call', 'custom_vjp_call',
+  'custom_vjp_call_jaxpr', 'custom_lin', 'core_closed_call', 'run_state', 'shard_map',
+}  # fmt: skip
+_ROUNDS = 8  # through the body of a loop until nothing new is known of what it carries
+_LAYOUT = {
+  'convert_element_type',
+  'copy',
+  'copy_p',
+  'sharding_constraint',
+  'optimization_barrier',
+  'name',
+  'stop_gradient',
+}
+
+Path = tuple[int, ...]
+
+
+def inner_program(equation: Any) -> tuple[Any, Sequence[Any]]:
+  """The jaxpr that an equation of `CALLS` runs, and its constants."""
+  found = next(equation.params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in equation.params)
+  return (found.jaxpr, found.consts) if hasattr(found, 'consts') else (found, ())
+
+
+def find_sites(closed: Any, inputs: Sequence[Value], root: str = '') -> tuple[dict[Path, Site], tuple[str, ...]]:
+  """The sites of a program, in the order in which they run.
+
+  Args:
+    closed: a closed jaxpr.
+    inputs: what is known of each of its arguments.
+    root: the name of the outermost module, which is left out of the scopes of sites.
+
+  Returns:
+    The sites by their path, and sentences on what could not be followed.
+  """
+  walk = _Walk(root)
+  walk.run(closed.jaxpr, closed.consts, inputs, (), (), '')
+  return walk.finished(), tuple(dict.fromkeys(walk.notes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Around:
+  """A loop or a conditional around what is walked through.
+
+  Attributes:
+    path: of its equation.
+    length: how often a loop runs, 1 for a conditional, `None` where only the run decides it.
+    branch: of a conditional.
+  """
+
+  path: Path
+  length: int | None
+  branch: int | None = None
+
+
+class _Walk:
+  def __init__(self, root: str) -> None:
+    self.root = root
+    self.sites: dict[Path, Site] = {}
+    self.maybe: dict[Path, Site] = {}  # products of stored values: sites unless a weight is made of them
+    self.used: set[Path] = set()
+    self.notes: list[str] = []
+    self.recording = True
+
+  def finished(self) -> dict[Path, Site]:
+    """The sites; a product of two stored values is one where no weight is made of it, as that of learned queries."""
+    rest = {path: site for path, site in self.maybe.items() if path not in self.used}
+    return dict(sorted((self.sites | rest).items()))
+
+  def run(
+    self,
+    jaxpr: Any,
+    consts: Sequence[Any],
+    inputs: Sequence[Value],
+    path: Path,
+    around: tuple[_Around, ...],
+    scope: str,
+  ) -> list[Value]:
+    """What is known of a jaxpr's outputs."""
+    known: dict[Any, Value] = dict(zip(jaxpr.constvars, map(stored.constant, consts), strict=True))
+    known |= dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def get(atom: Any) -> Value:
+      return stored.constant(atom.val) if isinstance(atom, core.Literal) else known[atom]
+
+    for position, equation in enumerate(jaxpr.eqns):
+      operands = [get(atom) for atom in equation.invars]
+      results = self._equation(equation, operands, (*path, position), around, scope)
+      known.update(zip(equation.outvars, results, strict=True))
+    return [get(atom) for atom in jaxpr.outvars]
+
+  def _equation(
+    self, equation: Any, operands: list[Value], path: Path, around: tuple[_Around, ...], scope: str
+  ) -> list[Value]:
+    op, params = equation.primitive.name, equation.params
+    scope = _within(scope, str(equation.source_info.name_stack))
+    if op in CALLS:
+      jaxpr, consts = inner_program(equation)
+      results = self.run(jaxpr, consts, operands, path, around, scope)
+      if params.get('name') in signs.FUNCTIONS or getattr(jaxpr.debug_info, 'func_name', '') in signs.FUNCTIONS:
+        results = [Value(value.stored, True) for value in results]
+      return results
+    if op == 'scan':
+      return self._scan(params, operands, path, around, scope)
+    if op == 'while':
+      return self._while(params, operands, path, around, scope)
+    if op == 'cond':
+      branches = [
+        self.run(b.jaxpr, b.consts, operands[1:], (*path, i), (*around, _Around(path, 1, i)), scope)
+        for i, b in enumerate(params['branches'])
+      ]
+      return [self._either(op, operands[:1], values) for values in zip(*branches, strict=True)]
+    self._look(equation, operands, path, around, scope)
+    return self._results(equation, operands, path)
+
+  def _either(self, op: str, chosen_by: list[Value], values: Sequence[Value]) -> Value:
+    same = len({value.stored and value.stored.key for value in values}) == 1
+    found = values[0].stored if same else stored.joined(op, None, [*chosen_by, *values])
+    return Value(found, all(value.positive for value in values))
+
+  def _results(self, equation: Any, operands: list[Value], path: Path) -> list[Value]:
+    op, params = equation.primitive.name, equation.params
+    positive = signs.result(equation, operands) if operands or op == 'iota' else False
+    shapes = [getattr(var.aval, 'shape', ()) for var in equation.outvars]
+    if len(operands) == 1 and operands[0].stored is not None:
+      (value,) = operands
+      assert value.stored is not None
+      layout, old = value.stored.layout, equation.invars[0].aval.shape
+      if op in _LAYOUT:
+        return [Value(value.stored, positive)]
+      moved = None
+      if op == 'transpose':
+        moved = stored.transposed(layout, params['permutation'])
+      elif op in ('reshape', 'squeeze', 'expand_dims'):
+        moved = stored.reshaped(layout, shapes[0])
+      elif op == 'broadcast_in_dim':
+        moved = stored.broadcast(layout, shapes[0], params['broadcast_dimensions'], old)
+      if moved is not None:
+        return [Value(dataclasses.replace(value.stored, layout=moved), positive)]
+    settings = {key: value for key, value in params.items() if not callable(value)}
+    results = []
+    for index in range(len(shapes)):
+      joined = stored.joined(op, settings, operands, index) if operands else Stored(key=stored.digest(op, settings))
+      if joined is not None and path in self.maybe:
+        joined = dataclasses.replace(joined, products=joined.products | {path})
+      results.append(Value(joined, positive))
+    return results
+
+  # Loops.
+
+  def _quietly(self, function: Any, *args: Any) -> list[Value]:
+    recording, self.recording = self.recording, False
+    try:
+      return function(*args)
+    finally:
+      self.recording = recording
+
+  def _carried(self, body: Any, before: list[Value]) -> list[Value]:
+    """What is known of what a loop carries in every pass: body(carry) gives what it is behind one."""
+    carry = before
+    for _ in range(_ROUNDS):
+      after = self._quietly(body, carry)
+      joined = [
+        Value(a.stored if a.stored == b.stored else None, a.positive and b.positive)
+        for a, b in zip(carry, after, strict=True)
+      ]
+      if joined == carry:
+        return carry
+      carry = joined
+    return [Value(None)] * len(before)
+
+  def _scan(
+    self, params: Mapping[str, Any], operands: list[Value], path: Path, around: tuple[_Around, ...], scope: str
+  ) -> list[Value]:
+    closed, n_consts, n_carry = params['jaxpr'], params['num_consts'], params['num_carry']
+    consts, before, xs = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
+    loop = Loop(path, params['length'], _common_module(xs))
+    rows = [_row_of(x, loop) for x in xs]
+    inside = (*around, _Around(path, params['length']))
+    run = lambda carry: self.run(closed.jaxpr, closed.consts, [*consts, *carry, *rows], path, inside, scope)
+    carry = self._carried(lambda carry: run(carry)[:n_carry], before)
+    results = run(carry)
+    stacked = [
+      Value(value.stored and stored.joined('stack', path, [value]), value.positive) for value in results[n_carry:]
+    ]
+    carried = [self._either('carry', [], pair) for pair in zip(before, results[:n_carry], strict=True)]
+    return [*carried, *(_behind(value, loop) for value in stacked)]
+
+  def _while(
+    self, params: Mapping[str, Any], operands: list[Value], path: Path, around: tuple[_Around, ...], scope: str
+  ) -> list[Value]:
+    condition, body = params['cond_jaxpr'], params['body_jaxpr']
+    n_cond, n_body = params['cond_nconsts'], params['body_nconsts']
+    of_cond, of_body, before = operands[:n_cond], operands[n_cond : n_cond + n_body], operands[n_cond + n_body :]
+    inside = (*around, _Around(path, None))
+    run = lambda carry: self.run(body.jaxpr, body.consts, [*of_body, *carry], (*path, 1), inside, scope)
+    carry = self._carried(run, before)
+    self.run(condition.jaxpr, condition.consts, [*of_cond, *carry], (*path, 0), inside, scope)
+    return [self._either('carry', [], pair) for pair in zip(before, run(carry), strict=True)]
+
+  # Sites.
+
+  def _look(self, equation: Any, operands: list[Value], path: Path, around: tuple[_Around, ...], scope: str) -> None:
+    op = equation.primitive.name
+    if op == 'dot_general':
+      self._look_at_product(equation, operands, path, around, scope)
+    elif op == 'conv_general_dilated' and (operands[1].stored is None or operands[1].stored.params):
+      self._add(equation, operands, path, around, scope, 1, 0, sites.of_convolution(equation))
+    elif op == 'ragged_dot_general' and operands[1].stored is not None and operands[1].stored.params:
+      self._add(equation, operands, path, around, scope, 1, 0, sites.of_ragged_dot(equation))
+    elif op in ('gather', 'dynamic_slice') and operands[0].stored is not None and operands[0].stored.params:
+      constant = all(value.stored is not None for value in operands[1:])
+      if len(equation.invars[0].aval.shape) > 1 and not (constant and op == 'dynamic_slice'):
+        found = sites.of_gather(equation) if op == 'gather' else sites.of_dynamic_slice(equation)
+        self._add(equation, operands, path, around, scope, 0, None, found)
+
+  def _look_at_product(
+    self, equation: Any, operands: list[Value], path: Path, around: tuple[_Around, ...], scope: str
+  ) -> None:
+    left, right = (value.stored for value in operands)
+    weights = [i for i, one in enumerate((left, right)) if one is not None and one.params]
+    if len(weights) == 2 and left is not None and right is not None:
+      # The input is what was computed, not what is a parameter as it is.
+      weights = [0 if left.layout is not None and right.layout is None else 1]
+    if weights:
+      found = sites.of_dot(equation, weights[0])
+      if found is not None:
+        self._add(equation, operands, path, around, scope, weights[0], 1 - weights[0], found)
+    elif left is None and right is None:
+      found = sites.of_dot(equation, 1, stacks=False)
+      if found is not None:
+        self._add(equation, operands, path, around, scope, 1, 0, {**found, 'kind': 'product'})
+
+  def _add(
+    self,
+    equation: Any,
+    operands: list[Value],
+    path: Path,
+    around: tuple[_Around, ...],
+    scope: str,
+    weight: int,
+    other: int | None,
+    found: dict[str, Any],
+  ) -> None:
+    if not self.recording:
+      return
+    of_weight = operands[weight].stored
+    if of_weight is None:
+      found = {**found, 'kind': 'product'}
+    else:
+      self.used |= of_weight.products
+    loops = {loop.path for loop in of_weight.loops} if of_weight is not None else set()
+    times: int | None = 1
+    for loop in around:
+      if loop.path not in loops:
+        times = None if loop.length is None or times is None else times * loop.length
+    if times is None:
+      self.notes.append(f'{scope or "a loop"} runs as often as its inputs say, and is counted once')
+    inputs = [value.stored is None for i, value in enumerate(operands) if i != weight]
+    site = Site(
+      path=path,
+      weight=weight,
+      input=other,
+      stored=of_weight or Stored(),
+      times=times,
+      signed=other is not None and not operands[other].positive,
+      weight_signed=not operands[weight].positive,
+      batched=any(inputs),
+      branches=tuple((one.path, one.branch) for one in around if one.branch is not None),
+      scans=tuple(one.path for one in around if one.branch is None and one.length is not None),
+      scope=scope.removeprefix(self.root).strip('/'),
+      **found,
+    )
+    if site.stored.params and not any(inputs):
+      self.maybe[path] = site
+    else:
+      self.sites[path] = site
+
+
+def _common_module(values: Sequence[Value]) -> str:
+  """The path of the module that holds all parameters that a loop takes apart."""
+  modules = [path.rpartition('/')[0] for value in values if value.stored for path in value.stored.params]
+  return os.path.commonpath(modules) if modules and all(modules) else ''
+
+
+def _row_of(value: Value, loop: Loop) -> Value:
+  """A stored value's part in one pass of a loop over it."""
+  one = value.stored
+  if one is None:
+    return value
+  layout = one.layout and one.layout[1:]
+  row = dataclasses.replace(one, layout=layout, key=stored.digest('row', one.key), loops=(*one.loops, loop))
+  return Value(row if one.params else dataclasses.replace(row, loops=one.loops), value.positive)
+
+
+def _behind(value: Value, loop: Loop) -> Value:
+  """What the passes of a loop give, behind it: its parts are one array again."""
+  if value.stored is None:
+    return value
+  outer = tuple(one for one in value.stored.loops if one != loop)
+  return Value(dataclasses.replace(value.stored, loops=outer), value.positive)
+
+
+def _within(scope: str, stack: str) -> str:
+  """The modules around an equation: what JAX keeps of names, without those of methods, transforms and einsums."""
+  parts = scope.split('/') if scope else []
+  for part in (part.partition('.')[0] for part in stack.split('/')):
+    if part.isidentifier() and part not in parts[-1:]:  # a layer that extends another is named twice
+      parts.append(part)
+  return '/'.join(parts)
