@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from fracbits_jax import models
-from fracbits_jax.cost import bitops, format_table, lookup, lookup_cost, model_size, trace, uniform_bits
+from fracbits_jax.cost import LayerTable, bitops, format_table, lookup, lookup_cost, model_size, trace, uniform_bits
 from fracbits_jax.layers import FLOAT_BITS, QuantConfig
 
 
@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None, *, program: str = 'fracbits-jax cost
     table = None if args.table is None else lookup.load(args.table)
     if table is not None:
       asked = tuple(sorted({math.floor(args.bits), math.ceil(args.bits)}))
-      layers = tuple(dataclasses.replace(l, choices=asked, input_choices=asked) for l in layers)
+      priced = (dataclasses.replace(l, choices=asked, input_choices=asked) for l in layers)
+      layers = LayerTable(priced, layers.coverage)
       table.check(layers)
   except ValueError as error:
     print(f'error: {error}', file=sys.stderr)

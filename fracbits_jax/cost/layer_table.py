@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fracbits_jax.layers import FLOAT_BITS, QuantConfig
+from fracbits_jax.program.coverage import Coverage
 from fracbits_jax.quantize import bitwidths
 
 Bits = Mapping[str, Any]
@@ -61,6 +62,24 @@ class Layer:
   def prunes(self) -> bool:
     """Whether output channels can be pruned, by 0 bits."""
     return self.kernel_bits is None and self.per_channel and self.choices[0] == 0
+
+
+class LayerTable(tuple[Layer, ...]):
+  """The rows of a network, with how much of it they are.
+
+  Attributes:
+    coverage: how much of the network is quantized.
+  """
+
+  coverage: Coverage
+
+  def __new__(cls, rows: Iterable[Layer], coverage: Coverage) -> 'LayerTable':
+    table = super().__new__(cls, rows)
+    table.coverage = coverage
+    return table
+
+  def __getnewargs__(self) -> tuple[Any, ...]:
+    return tuple(self), self.coverage
 
 
 def learned(layer: Layer) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:

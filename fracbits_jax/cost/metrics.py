@@ -73,7 +73,7 @@ def lookup_cost(bits: Bits, layers: Sequence[Layer], table: lookup.Table) -> Any
 
 
 def format_table(bits: Bits, layers: Sequence[Layer]) -> str:
-  """The table by layer as text: bits, multiply-accumulates, weights, costs."""
+  """The table by layer as text: bits, multiply-accumulates, weights, costs; the last line is what is quantized."""
   name_width = max(len('layer'), *(len(l.name) for l in layers))
   lines = [
     f'{"layer":<{name_width}} {"kernel":>7} {"input":>7} {"MMACs":>10} {"weights":>11} {"GBitOPs":>10} {"MB":>9}'
@@ -82,4 +82,5 @@ def format_table(bits: Bits, layers: Sequence[Layer]) -> str:
     w, a = (float(np.mean(_at(bits, l, which))) for which in ('kernel', 'input'))
     costs = f'{float(bitops(bits, (l,))):>10.5f} {float(model_size(bits, (l,))):>9.5f}'
     lines.append(f'{l.name:<{name_width}} {w:>7.2f} {a:>7.2f} {l.macs / 1e6:>10.3f} {l.weights:>11,} {costs}')
-  return '\n'.join(lines)
+  coverage = getattr(layers, 'coverage', None)
+  return '\n'.join([*lines, *([str(coverage)] if coverage is not None else [])])

@@ -6,17 +6,19 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from fracbits_jax.cost import coverage, program_tracing
-from fracbits_jax.cost.layer_table import Layer, add_row, checked_rows, row
-from fracbits_jax.layers import Quantized, watch_layers
+from fracbits_jax.cost import program_tracing
+from fracbits_jax.cost.layer_table import Layer, LayerTable, add_row, checked_rows, row
+from fracbits_jax.layers import FLOAT_BITS, Quantized, watch_layers
 from fracbits_jax.layers.examples import example_of, examples_in
+from fracbits_jax.program import coverage
 from fracbits_jax.program import networks as programs
+from fracbits_jax.program.trace import leaves_by_path
 
 
-def trace(model: Any, inputs: Any, *, batch_axes: Any = 0, strict: bool = False, **kwargs: Any) -> tuple[Layer, ...]:
+def trace(model: Any, inputs: Any, *, batch_axes: Any = 0, strict: bool = False, **kwargs: Any) -> LayerTable:
   """The layer table of a network, in the order in which the layers run.
 
-  Shapes alone are traced (`jax.eval_shape`); nothing is computed. Layers without quantization count 32 bits.
+  Shapes alone are traced; nothing is computed. What is not quantized counts 32 bits.
 
   Args:
     model: a linen module of quantized layers, or what `quantize_model` made of a network.
@@ -33,7 +35,8 @@ def trace(model: Any, inputs: Any, *, batch_axes: Any = 0, strict: bool = False,
     network, program = programs.program_of(model, example, kwargs)
     if strict:
       coverage.check(network, program)
-    return program_tracing.rows(network, program, examples_in(example, batch_axes))
+    rows_of_program = program_tracing.rows(network, program, examples_in(example, batch_axes))
+    return LayerTable(rows_of_program, coverage.measure(network, program))
   rows: dict[str, Layer] = {}
 
   def record(module: Quantized, x: jax.Array, y: jax.Array) -> None:
@@ -51,5 +54,21 @@ def trace(model: Any, inputs: Any, *, batch_axes: Any = 0, strict: bool = False,
     add_row(rows, dataclasses.replace(found, source=source))
 
   with watch_layers(record):
-    jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *example)
-  return checked_rows(rows, model)
+    variables = jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *example)
+  return LayerTable(checked_rows(rows, model), _of_layers(list(rows.values()), variables['params']))
+
+
+def _of_layers(layers: list[Layer], params: Any) -> coverage.Coverage:
+  """How much of a network of quantized layers is quantized."""
+  quantized = [layer for layer in layers if layer.kernel_bits != FLOAT_BITS]
+  sizes = {path: leaf.size for path, leaf in leaves_by_path(params).items() if not path.endswith('alpha')}
+  return coverage.Coverage(
+    weights=len(layers),
+    quantized=len(quantized),
+    macs=sum(layer.macs for layer in layers),
+    quantized_macs=sum(layer.macs for layer in quantized),
+    parameters=sum(sizes.values()),
+    quantized_parameters=sum(layer.weights for layer in quantized),
+    by_rule=tuple(layer.name for layer in layers if layer.kernel_bits == FLOAT_BITS),
+    left={path: size for path, size in sizes.items() if not path.endswith('kernel')},
+  )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fracbits_jax.layers.examples import arguments_of, example_of, is_array
 from fracbits_jax.layers.quant_config import QuantConfig
-from fracbits_jax.program import calibration, collections, network
+from fracbits_jax.program import calibration, collections, coverage, network
 from fracbits_jax.program.network import Network
 from fracbits_jax.program.rules import Rules
 from fracbits_jax.program.trace import Program, Tracer
@@ -41,6 +41,9 @@ class QuantizedFunction:
   def configs(self) -> dict[str, QuantConfig]:
     """How each weight is quantized, by its name; those that stay float are absent."""
     return {name: quant for name, (_, quant) in self.network.quantized().items()}
+
+  def __str__(self) -> str:
+    return str(coverage.measure(self.network, self.network.program))
 
   def init(self, params: Any) -> dict[str, Any]:
     """Variables with these parameters, ranges that are not calibrated, and bit-widths where they start."""

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from fracbits_jax.layers.examples import arguments_of, example_of
 from fracbits_jax.layers.quant_config import QuantConfig
-from fracbits_jax.program import calibration, collections, network
+from fracbits_jax.program import calibration, collections, coverage, network
 from fracbits_jax.program.network import Network
 from fracbits_jax.program.rules import Rules
 from fracbits_jax.program.trace import Program, Tracer
@@ -34,6 +34,9 @@ class QuantizedModel:
   def configs(self) -> dict[str, QuantConfig]:
     """How each weight is quantized, by its name; those that stay float are absent."""
     return {name: quant for name, (_, quant) in self.network.quantized().items()}
+
+  def __str__(self) -> str:
+    return str(coverage.measure(self.network, self.network.program))
 
   def init(self, rngs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """The variables of the float network with random parameters, its ranges and its bit-widths.

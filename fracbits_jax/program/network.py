@@ -31,16 +31,19 @@ class Network:
     weights: by name, in the order in which they are used.
     names: the name of each weight by its key.
     configs: how each weight is quantized, by name; `None` for one that stays float.
-    shapes: of the float network's parameters.
-    notes: sentences on what could not be followed.
+    program: of the call that it was quantized for.
   """
 
   tracer: Tracer
   weights: Mapping[str, Weight]
   names: Mapping[tuple, str]
   configs: Mapping[str, QuantConfig | None]
-  shapes: Mapping[str, tuple[int, ...]]
-  notes: tuple[str, ...] = ()
+  program: Program
+
+  @property
+  def shapes(self) -> Mapping[str, tuple[int, ...]]:
+    """The shapes of the float network's parameters, by their path."""
+    return self.program.shapes
 
   def quantized(self) -> dict[str, tuple[Weight, QuantConfig]]:
     """The weights that are quantized, with their configurations."""
@@ -138,8 +141,7 @@ def quantize(
     weights={weight.name: weight for weight in weights.values()},
     names={key: weight.name for key, weight in weights.items()},
     configs=configs,
-    shapes=program.shapes,
-    notes=program.notes,
+    program=program,
   )
 
 

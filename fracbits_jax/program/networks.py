@@ -1,16 +1,19 @@
 """Networks that others wrote, with fractional bits wherever they multiply with a weight."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import linen as nn
 
 from fracbits_jax.layers import wrap
 from fracbits_jax.layers.quant_config import QuantConfig
-from fracbits_jax.program import linen
+from fracbits_jax.program import coverage, functions, linen
 from fracbits_jax.program.network import Network
 from fracbits_jax.program.rules import DEFAULT, EDGE_BITS, Rules
 from fracbits_jax.program.trace import Program
+
+_LOG = logging.getLogger('fracbits_jax')
 
 
 def quantize_model(
@@ -30,6 +33,9 @@ def quantize_model(
   name; the rest takes `default`. The first and the last weight, and the inputs of the first, have `edge_bits` unless
   the configuration fixes other ones. Inputs that can be negative, by the operations that make them, are quantized on a
   range with two sides.
+
+  What is quantized and what is not is logged in one line, at the level `INFO`, and is what `str` gives of the result;
+  `cost.trace(..., strict=True)` refuses weights that are left out.
 
   A weight is named after the module that holds its parameter, or after the parameter where the module has several; the
   layers of a scan, and the kernels that one batched product has, are `layers/0/...`, `layers/1/...`. A product of two
@@ -55,18 +61,24 @@ def quantize_model(
   Raises:
     ValueError: a rule that matches no weight, with the names there are; a network without weights.
   """
+  quantized = _quantizer_of(model)(model, inputs, rules, default=default, edge_bits=edge_bits, **kwargs)
+  network = quantized.quantized if hasattr(quantized, 'quantized') else quantized.network
+  _LOG.info('%s', coverage.measure(network, network.program))
+  return quantized
+
+
+def _quantizer_of(model: Any) -> Callable[..., Any]:
+  """The function that quantizes networks of this kind."""
   if isinstance(model, nn.Module):
-    return linen.quantize_model(model, inputs, rules, default=default, edge_bits=edge_bits, **kwargs)
+    return linen.quantize_model
   from flax import nnx
 
   if isinstance(model, nnx.Module):
     from fracbits_jax.program import nnx_adapter
 
-    return nnx_adapter.quantize_model(model, inputs, rules, default=default, edge_bits=edge_bits, **kwargs)
+    return nnx_adapter.quantize_model
   if callable(model):
-    from fracbits_jax.program import functions
-
-    return functions.quantize_model(model, inputs, rules, default=default, edge_bits=edge_bits, **kwargs)
+    return functions.quantize_model
   raise ValueError(f'{model!r} is not a network: give a linen or an NNX module, or a function of parameters and inputs')
 
 

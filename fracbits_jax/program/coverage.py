@@ -21,22 +21,22 @@ class Coverage:
     weights, quantized: how many weights there are, each layer of a stack for itself, and how many are quantized.
     macs, quantized_macs: multiply-accumulates of a call, products of two activations included.
     parameters, quantized_parameters: entries of all parameters, and of those that quantized weights are made of.
+    left: parameters that are no weights, by their path, with their entries.
     by_rule: weights that a rule leaves float.
     products: products of two activations that stay float.
-    left: parameters that multiply with nothing that is quantized, by their path, with their entries.
     notes: sentences on what could not be followed.
   """
 
   weights: int
   quantized: int
-  macs: int
-  quantized_macs: int
+  macs: int | float
+  quantized_macs: int | float
   parameters: int
   quantized_parameters: int
-  by_rule: tuple[str, ...]
-  products: tuple[str, ...]
   left: dict[str, int]
-  notes: tuple[str, ...]
+  by_rule: tuple[str, ...] = ()
+  products: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
 
   def __str__(self) -> str:
     share = lambda part, whole: f'{100 * part / max(whole, 1):.3g}%'
@@ -53,11 +53,11 @@ class Coverage:
     return '\n'.join([*lines, *self.notes])
 
 
-def _amount(macs: int) -> str:
+def _amount(macs: float) -> str:
   for unit, size in (('G', 1e9), ('M', 1e6), ('k', 1e3)):
     if macs >= size:
       return f'{macs / size:.3g} {unit}MACs'
-  return f'{macs} MACs'
+  return f'{macs:g} MACs'
 
 
 def _kinds(left: dict[str, int]) -> list[str]:
@@ -75,7 +75,7 @@ def measure(network: Network, program: Program) -> Coverage:
   at: dict[str, list[Site]] = {}
   for path, name in names.items():
     at.setdefault(name, []).append(program.sites[path])
-  macs = {name: macs_of(sites) * math.prod(sites[0].stack) for name, sites in at.items()}
+  macs = {name: macs_of(sites) * math.prod(network.weights[name].stack) for name, sites in at.items()}
   weights = [weight for weight in network.weights.values() if not weight.is_product]
   products = [weight.name for weight in network.weights.values() if weight.is_product]
   sizes = {path: math.prod(shape) for path, shape in program.shapes.items()}
