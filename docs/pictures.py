@@ -147,6 +147,7 @@ def main() -> None:
   parser.add_argument('--workdir', type=pathlib.Path, help='the folder of a finished run')
   parser.add_argument('--out', type=pathlib.Path, default=ROOT / 'docs', help='where the pictures go')
   args = parser.parse_args()
+  args.out.mkdir(parents=True, exist_ok=True)
   with plots.style(math=True):
     figures = {f.__name__: f() for f in (staircases, derivatives, penalties, glyphs)}
     if args.workdir is not None:

@@ -25,9 +25,10 @@ from fracbits_jax.data.batches import train_batches
 from fracbits_jax.quantize.unit import with_rank
 from fracbits_jax.run import begin
 from fracbits_jax.run.checkpoint import Checkpoints, newest_step
-from fracbits_jax.run.experiment import PHASES, prepare
+from fracbits_jax.run.experiment import prepare
 from fracbits_jax.run.monitor import Monitor
 from fracbits_jax.run.runner import Run
+from fracbits_jax.run.settings import PHASES
 from fracbits_jax.run.workdir import claim
 from fracbits_jax.train import loop, placement, step
 from fracbits_jax.train.penalty import Penalty

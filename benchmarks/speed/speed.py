@@ -173,7 +173,7 @@ def plan(compiled: Any) -> dict[str, float]:
 def torch_networks() -> Any:
   """The module with PyTorch's networks; `None` where PyTorch is missing."""
   try:
-    from benchmarks.speed.speed import torch_networks as module
+    from benchmarks.speed import torch_networks as module
   except ImportError:
     return None
   return module

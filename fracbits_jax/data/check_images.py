@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fracbits_jax.system.files import shown
 
 if TYPE_CHECKING:
-  from fracbits_jax.data import sources
+  from fracbits_jax.data.sources import FolderExamples
 
 _AT_ONCE = 32  # images that a thread takes from the list
 _SIZES, _CLASSES = 5, 40  # that the summary names one by one
@@ -54,11 +54,11 @@ def check(root: str, *, workers: int | None = None, show: Callable[[int, int], N
     show: is told how many images are done, of how many.
 
   Raises:
-    ValueError: a folder that is not as `sources.read_folder` wants it.
+    ValueError: a folder that is not as `folder_source.read_folder` wants it.
   """
-  from fracbits_jax.data import sources  # behind the help, which needs no packages of an extra
+  from fracbits_jax.data import folder_source  # behind the help, which needs no packages of an extra
 
-  folder = sources.read_folder(root)
+  folder = folder_source.read_folder(root)
   splits = dict(zip(_SPLITS, folder.splits, strict=True))
   total, done = sum(map(len, folder.splits)), 0
   bad: list[str] = []
@@ -90,9 +90,7 @@ def check(root: str, *, workers: int | None = None, show: Callable[[int, int], N
   return Checked(counts=counts, sizes=sizes, suffixes=suffixes, **kept)
 
 
-def _read(
-  split: 'sources.FolderExamples', indices: Iterable[int]
-) -> list[tuple[int, str, tuple[int, int] | None, str | None]]:
+def _read(split: 'FolderExamples', indices: Iterable[int]) -> list[tuple[int, str, tuple[int, int] | None, str | None]]:
   """Label, suffix, size, and what is wrong, of some images."""
   found = []
   for index in indices:

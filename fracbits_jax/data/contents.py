@@ -25,7 +25,7 @@ class Contents:
     class_names: in the order of their labels.
     sizes: images for training, validation and test.
     version: of a set that TFDS prepares.
-    files: a digest of the images in a folder of classes, see `sources.Folder.digest`.
+    files: a digest of the images in a folder of classes, see `folder_source.Folder.digest`.
   """
 
   class_names: tuple[str, ...]

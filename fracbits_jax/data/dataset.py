@@ -16,7 +16,7 @@ class Spec:
     image_size: height and width that the network sees by default.
     channels: colour channels.
     splits: TFDS splits for training, validation (choices are made on it) and test; `None` for those that
-      `sources.choose_splits` chooses.
+      `splits.choose_splits` chooses.
     shift: largest random shift in training, in pixels each way.
     flip: whether training mirrors images at random.
     resized_crop: whether training takes a random crop of random size and shape (Szegedy et al. 2015), and evaluation

@@ -12,9 +12,11 @@ from fracbits_jax.system import extras
 with extras.needed():
   import tensorflow_datasets as tfds
 
-from fracbits_jax.data import shards, sources
+from fracbits_jax.data import shards, splits
 from fracbits_jax.data.dataset import CROPPED, FOLDER, SPECS, Spec
 from fracbits_jax.data.encoded import Reading
+from fracbits_jax.data.prepared_source import Prepared
+from fracbits_jax.data.sources import Splits
 from fracbits_jax.system.files import reason
 
 _SMALL_IMAGE = 64  # up to this size images are shifted, above it they are cropped at random
@@ -71,9 +73,7 @@ def derive(name: str, builder: tfds.core.DatasetBuilder) -> Spec:
   return Spec(image_size=height, channels=channels, shift=height // 8, flip=True)
 
 
-def open_prepared(
-  name: str, spec: Spec, data_dir: str | None, reading: Reading
-) -> tuple[tuple[str, ...], sources.Splits, str]:
+def open_prepared(name: str, spec: Spec, data_dir: str | None, reading: Reading) -> tuple[tuple[str, ...], Splits, str]:
   """The class names, the splits and the version of a set that TFDS has prepared; an embedded one is made first."""
   if spec.embedded:
     importlib.import_module(f'fracbits_jax.data.datasets.{name}')
@@ -83,7 +83,7 @@ def open_prepared(
   if damage:
     raise _damaged(name, data_dir, os.fspath(builder.data_dir), damage)
   try:
-    train, validation, test = spec.splits or sources.choose_splits(builder.info.splits)
+    train, validation, test = spec.splits or splits.choose_splits(builder.info.splits)
     decoders = {'image': tfds.decode.SkipDecoding()}
     opened = {split: builder.as_data_source(split, decoders=decoders) for split in (train, validation, test) if split}
   except _NOT_READABLE:
@@ -91,9 +91,9 @@ def open_prepared(
   label = builder.info.features['label']
   mend = f'run {command(name, data_dir)}, which makes it anew'
   common = dict(mend=mend, name=name, channels=spec.channels, num_classes=label.num_classes, reading=reading)
-  made = {split: sources.Prepared(source, split=split, **common) for split, source in opened.items()}
+  made = {split: Prepared(source, split=split, **common) for split, source in opened.items()}
   chosen = (None if split is None else made[split] for split in (validation, test))
-  return tuple(label.names), sources.complete(made[train], *chosen), str(builder.version)
+  return tuple(label.names), splits.complete(made[train], *chosen), str(builder.version)
 
 
 def _damaged(name: str, data_dir: str | None, folder: str, damage: str) -> ValueError:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fracbits_jax.data import prepared, sources
+from fracbits_jax.data import folder_source, prepared, sources
 from fracbits_jax.data.contents import Contents
 from fracbits_jax.data.dataset import CROPPED, FOLDER, SPECS, Dataset, Spec
 from fracbits_jax.data.encoded import AS_STORED, Reading
@@ -43,7 +43,8 @@ def load(
     reading: how image files are read.
 
   Raises:
-    ValueError: unknown name, data that have not been prepared, a folder that is not as `sources.read_folder` wants it.
+    ValueError: unknown name, data that have not been prepared, a folder that is not as `folder_source.read_folder`
+      wants it.
   """
   spec = check_name(name, data_dir)
   train: sources.Examples
@@ -51,7 +52,7 @@ def load(
   test: sources.Examples
   notes: tuple[str, ...] = ()
   if name == FOLDER:
-    folder = sources.read_folder(data_dir, reading)
+    folder = folder_source.read_folder(data_dir, reading)
     class_names, (train, validation, test), notes = folder.classes, folder.splits, folder.notes
     which = {'files': folder.files}
   else:

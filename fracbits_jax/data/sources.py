@@ -1,23 +1,12 @@
-"""Where images come from: random-access sources of `{'image': ..., 'label': int32}` over TFDS, folders and memory.
+"""What a source of images is: random access to `{'image': ..., 'label': int32}`.
 
 Sources can be pickled, so that worker processes read them too.
 """
 
-import contextlib
-import dataclasses
-import hashlib
-import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-
-from fracbits_jax.data import folders
-from fracbits_jax.data.encoded import AS_STORED, Encoded, Reading
-from fracbits_jax.system.files import reason, shown
-
-_SAMPLED, _SAMPLED_BYTES = 1000, 2**14  # files that take part in a digest, and how much of each
-_HELD_OUT = 10_000  # images at most that are held out of training for a split
 
 
 class Examples(Protocol):
@@ -47,7 +36,6 @@ class FolderExamples(Examples, Protocol):
 
 Splits = tuple[StoredExamples, StoredExamples, StoredExamples]  # to train, to validate and to test
 
-_Split = TypeVar('_Split', bound=Examples)
 _Source = TypeVar('_Source', bound=Examples, covariant=True)
 
 
@@ -62,138 +50,6 @@ class Memory:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     return {'image': self._images[index], 'label': self._labels[index]}
-
-
-class Prepared:
-  """A split that TFDS has prepared; its images are left encoded.
-
-  Args:
-    source: TFDS's own source.
-    name: of the set, for errors.
-    split: its name, for errors.
-    channels: of the images.
-    num_classes: labels go from 0 to one less.
-    reading: how the images are read.
-    mend: what an error about a record that cannot be read tells to do.
-  """
-
-  def __init__(
-    self,
-    source: Any,
-    *,
-    name: str,
-    split: str,
-    channels: int,
-    num_classes: int,
-    reading: Reading = AS_STORED,
-    mend: str = 'prepare it anew',
-  ):
-    self._source, self._name, self._split = source, name, split
-    self._channels, self._num_classes, self._reading, self._mend = channels, num_classes, reading, mend
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    try:
-      example = self._source[index]
-    except Exception as error:  # whatever the reader says of a file that may be anything
-      raise ValueError(
-        f'{self._name}, split {self._split!r}, example {index} cannot be read ({reason(error)}): {self._mend}'
-      ) from None
-    return self._checked(index, example)
-
-  def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """Several examples at once, which spares small images most of the time that reading takes."""
-    try:
-      examples = self._source.__getitems__(indices)
-    except Exception:  # one by one, the one that cannot be read is named
-      return [self[index] for index in indices]
-    return [self._checked(*found) for found in zip(indices, examples, strict=True)]
-
-  def _checked(self, index: int, example: dict[str, Any]) -> dict[str, Any]:
-    name, label = f'{self._name}, split {self._split!r}, example {index}', int(example['label'])
-    if not 0 <= label < self._num_classes:
-      raise ValueError(
-        f'{name} has the label {label}: labels go from 0 to {self._num_classes - 1}, and an unlabelled split cannot be '
-        'used'
-      )
-    return {'image': Encoded(example['image'], self._channels, name, self._reading), 'label': np.int32(label)}
-
-
-class Folder:
-  """The images of class folders, `root/<class>/<image>`, read from disk when they are asked for.
-
-  The names of the files are kept as one string of bytes: a million Python strings would take a worker seconds to
-  receive.
-
-  Args:
-    root: the folder.
-    classes: names of the classes, in the order of their labels; some may have no folder.
-    reading: how the files are read.
-    left: counts what is no image.
-
-  Attributes:
-    counts: images of each class.
-
-  Raises:
-    ValueError: no image in it.
-  """
-
-  def __init__(
-    self,
-    root: str,
-    classes: Sequence[str],
-    reading: Reading = AS_STORED,
-    left: folders.LeftOut | None = None,
-  ):
-    self._root, self._classes, self._channels, self._reading = root, tuple(classes), 3, reading
-    left = folders.LeftOut() if left is None else left
-    per_class = [folders.image_names(os.path.join(root, name), left) for name in classes]
-    self.counts = tuple(len(names) for names in per_class)
-    self._labels = np.repeat(np.arange(len(classes), dtype=np.int32), self.counts)
-    names = [os.fsencode(name) for names in per_class for name in names]
-    self._names, self._ends = b''.join(names), np.cumsum([0, *map(len, names)])
-    if not names:
-      raise ValueError(f'{shown(root)} holds no image: put JPEG, PNG or other image files into its class folders')
-
-  def __len__(self) -> int:
-    return len(self._labels)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    path = self.path(index)
-    try:
-      with open(path, 'rb') as file:
-        data = file.read()
-    except OSError as error:
-      raise ValueError(
-        f'{shown(path)} cannot be read: {error.strerror}; restore it, or start anew without it'
-      ) from None
-    return {'image': Encoded(data, self._channels, shown(path), self._reading), 'label': self._labels[index]}
-
-  def path(self, index: int) -> str:
-    """Where an image lies."""
-    name = os.fsdecode(self._names[self._ends[index] : self._ends[index + 1]])
-    return os.path.join(self._root, self._classes[self._labels[index]], name)
-
-  def label(self, index: int) -> int:
-    """The label of an image."""
-    return int(self._labels[index])
-
-  def digest(self) -> str:
-    """SHA-256 of the names of all files, and of the beginnings of some.
-
-    Names alone would not tell two classes with the files 1.jpg, 2.jpg, ... that changed their names, so the first image
-    of each class takes part, or of every so many where there are more than a thousand.
-    """
-    found = hashlib.sha256(self._names)
-    found.update(self._ends.astype('<i8').tobytes())
-    found.update(self._labels.astype('<i4').tobytes())
-    firsts = np.unique(self._labels, return_index=True)[1]
-    for index in firsts[:: -(-len(firsts) // _SAMPLED)]:
-      with contextlib.suppress(OSError), open(self.path(index), 'rb') as file:
-        found.update(file.read(_SAMPLED_BYTES))
-    return found.hexdigest()
 
 
 class Part(Generic[_Source]):
@@ -219,130 +75,3 @@ class Part(Generic[_Source]):
   def read(self: 'Part[StoredExamples]', indices: Sequence[int]) -> list[dict[str, Any]]:
     """Several examples at once."""
     return self._source.read([int(i) for i in self._indices[indices]])
-
-
-def choose_splits(found: Collection[str]) -> tuple[str, str | None, str | None]:
-  """Which splits train, validate and test; `None` for one that is held out of `train`.
-
-  `validation` and `test` where they exist. If there is only one of them it is the test split.
-  """
-  if {'validation', 'test'} <= set(found):
-    return 'train', 'validation', 'test'
-  return 'train', None, next((name for name in ('validation', 'test') if name in found), None)
-
-
-def hold_out(length: int, parts: int) -> list[np.ndarray]:
-  """Sorted indices of what stays for training, and of `parts` splits of a tenth each, at most 10,000 images.
-
-  What is held out is spread evenly over the whole, so that it is the same in every run and has every class of a source
-  that is sorted by class in proportion.
-  """
-  each = max(1, min(length // 10, _HELD_OUT))
-  picked = (2 * np.arange(parts * each) + 1) * length // (2 * parts * each)
-  return [np.setdiff1d(np.arange(length), picked), *(picked[i::parts] for i in range(parts))]
-
-
-def complete(
-  train: _Split, validation: _Split | None, test: _Split | None
-) -> tuple[_Split | Part[_Split], _Split | Part[_Split], _Split | Part[_Split]]:
-  """The three splits; those that are `None` are held out of `train`."""
-  if validation is not None and test is not None:
-    return train, validation, test
-  missing = (validation is None) + (test is None)
-  stays, *held = (Part(train, indices) for indices in hold_out(len(train), missing))
-  return stays, held.pop(0) if validation is None else validation, held.pop(0) if test is None else test
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OpenedFolder:
-  """A folder of classes.
-
-  Attributes:
-    classes: names in the order of their labels.
-    splits: train, validation and test.
-    files: a digest of the files, as `Folder.digest`.
-    notes: sentences on what was left out and what looks like a mistake.
-  """
-
-  classes: tuple[str, ...]
-  splits: tuple[FolderExamples, FolderExamples, FolderExamples]
-  files: str
-  notes: tuple[str, ...]
-
-
-def open_folder(root: str | None) -> tuple[tuple[str, ...], tuple[FolderExamples, FolderExamples, FolderExamples]]:
-  """The class names and the three splits of a folder; see `read_folder`."""
-  opened = read_folder(root)
-  return opened.classes, opened.splits
-
-
-def read_folder(root: str | None, reading: Reading = AS_STORED) -> OpenedFolder:
-  """Lists a folder of classes.
-
-  It holds `train/<class>/` and folders for validation and test beside `train` with the same classes, by any of the
-  names in `folders.SPLITS`; what is missing is held out as `choose_splits` says. A class that another split lacks is
-  allowed, one that `train` lacks is not. Images in a class folder and in folders below it count, see
-  `folders.image_names`.
-
-  Raises:
-    ValueError: what is missing or too much, by its name.
-  """
-  if root is None:
-    raise ValueError("dataset 'folder' needs its place: give the folder that holds train/<class>/ as data.data_dir")
-  root = os.path.expanduser(root)
-  if not os.path.isdir(root):
-    raise ValueError(
-      f'the folder {shown(root)} does not exist: give the one that holds train/<class>/ as data.data_dir'
-    )
-  left = folders.LeftOut()
-  found = folders.split_folders(root, left)
-  train = found['train']
-  assert train is not None  # or it would have been refused
-  classes = folders.class_names(train, left)
-  sources = {'train': Folder(train, classes, reading, left)}
-  _check_classes(train, classes, sources['train'].counts)
-  for split in ('validation', 'test'):
-    folder = found[split]
-    if folder is not None:
-      _check_known(folder, folders.class_names(folder, left), train, classes)
-      sources[split] = Folder(folder, classes, reading, left)
-  digests = [f'{split} {source.digest()}' for split, source in sources.items()]
-  _, *others = choose_splits(sources)
-  validation, test = (None if name is None else sources[name] for name in others)
-  return OpenedFolder(
-    classes=classes,
-    splits=complete(sources['train'], validation, test),
-    files=hashlib.sha256('\n'.join(digests).encode()).hexdigest(),
-    notes=tuple(_notes(root, classes, left)),
-  )
-
-
-def _check_classes(train: str, classes: Sequence[str], counts: Sequence[int]) -> None:
-  """Raises `ValueError` for a class that has no image to train with."""
-  empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-  if empty:
-    folder, left = os.path.join(train, empty[0]), folders.LeftOut()
-    folders.image_names(folder, left)
-    holds = left.described(folder)
-    raise ValueError(f'{shown(folder)} holds no image{holds and ", but "}{holds}: add JPEG or PNG files or remove it')
-
-
-def _check_known(folder: str, names: Sequence[str], train: str, classes: Sequence[str]) -> None:
-  """Raises `ValueError` for a class that is not among those to train with."""
-  unknown = sorted(set(names) - set(classes))
-  if unknown:
-    alike = next((name for name in classes if folders.spelling(name) == folders.spelling(unknown[0])), None)
-    remedy = 'remove it or add it' if alike is None else f'there it is {alike!a}, so rename one of them'
-    raise ValueError(f'{shown(os.path.join(folder, unknown[0]))} is a class that {shown(train)} lacks: {remedy}')
-
-
-def _notes(root: str, classes: Sequence[str], left: folders.LeftOut) -> Iterator[str]:
-  described = left.described(root)
-  if described:
-    yield f'left out of {shown(root)}: {described}'
-  spelled: dict[str, str] = {}
-  for name in classes:
-    alike = spelled.setdefault(folders.spelling(name), name)
-    if alike != name and len(name) > 1:
-      yield f'the classes {alike!a} and {name!a} differ in their spelling alone, and are taken as two'
-      return

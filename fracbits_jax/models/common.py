@@ -1,4 +1,4 @@
-"""What the networks share: how their layers are quantized, initialised and padded."""
+"""What the networks share: their arguments, and how their layers are quantized, initialised and padded."""
 
 import dataclasses
 import functools
@@ -147,6 +147,24 @@ class Parts:
       source=self._pruned(source),
       name=name,
     )
+
+
+class Network(nn.Module, kw_only=True):
+  """The arguments that all networks have, as in `models.create`."""
+
+  num_classes: int = 1000
+  width: float = 1.0
+  small_images: bool = False
+  quant: QuantConfig | None = None
+  axis_name: str | None = None
+  kept: Mapping[str, int] = FrozenDict()
+  image_mean: tuple[float, ...] = ()
+  dtype: Any = None
+
+  @nn.nowrap
+  def parts(self, train: bool) -> Parts:
+    """The builders of its layers."""
+    return Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept, dtype=self.dtype)
 
 
 max_pool = functools.partial(pool.max_pool, size=3, stride=2, padding=1)

@@ -1,14 +1,9 @@
 """MobileNetV1 (Howard et al. 2017, arXiv 1704.04861)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 from flax import linen as nn
-from flax.core import FrozenDict
 
-from fracbits_jax.layers import QuantConfig
-from fracbits_jax.models.common import Parts, centred, global_pool, scaled
+from fracbits_jax.models.common import Network, centred, global_pool, scaled
 
 # (output channels, stride) of the thirteen depthwise-separable blocks.
 _BLOCKS = (
@@ -24,21 +19,12 @@ _BLOCKS = (
 )
 
 
-class MobileNetV1(nn.Module):
+class MobileNetV1(Network):
   """MobileNetV1; arguments as in `models.create`."""
-
-  num_classes: int = 1000
-  width: float = 1.0
-  small_images: bool = False
-  quant: QuantConfig | None = None
-  axis_name: str | None = None
-  kept: Mapping[str, int] = FrozenDict()
-  image_mean: tuple[float, ...] = ()
-  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept, dtype=self.dtype)
+    parts = self.parts(train)
     x = centred(x, self.image_mean)
     x = parts.stem(scaled(32, self.width), 3, 1 if self.small_images else 2, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))

@@ -1,39 +1,28 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381); ReLU for ReLU6 by default, as learned clips do its work."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import jax
 from flax import linen as nn
-from flax.core import FrozenDict
 
-from fracbits_jax.layers import QuantConfig
-from fracbits_jax.models.common import Parts, centred, global_pool, scaled
+from fracbits_jax.models.common import Network, Parts, centred, global_pool, scaled
 
 # (expansion, output channels, repeats, stride of the first)
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(Network, kw_only=True):
   """MobileNetV2; arguments as in `models.create`. Inputs behind a linear bottleneck are signed.
 
   Attributes:
     relu6: min(max(x, 0), 6) for ReLU, as in the paper; weights that were trained with it need it.
   """
 
-  num_classes: int = 1000
-  width: float = 1.0
-  small_images: bool = False
-  quant: QuantConfig | None = None
-  axis_name: str | None = None
-  kept: Mapping[str, int] = FrozenDict()
-  image_mean: tuple[float, ...] = ()
-  dtype: Any = None
   relu6: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept, dtype=self.dtype)
+    parts = self.parts(train)
     x = centred(x, self.image_mean)
     relu = nn.relu6 if self.relu6 else nn.relu
     x = parts.stem(scaled(32, self.width), 3, 1 if self.small_images else 2, name='stem')(x)

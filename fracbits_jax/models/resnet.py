@@ -1,19 +1,14 @@
 """Residual networks: He et al. 2015 (arXiv 1512.03385), and with pre-activation, He et al. 2016 (arXiv 1603.05027)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.core import FrozenDict
 from jax import lax
 
-from fracbits_jax.layers import QuantConfig
-from fracbits_jax.models.common import Parts, centred, global_pool, max_pool, scaled
+from fracbits_jax.models.common import Network, Parts, centred, global_pool, max_pool, scaled
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
   """ResNet for large images; arguments as in `models.create`.
 
   Attributes:
@@ -25,18 +20,10 @@ class ResNet(nn.Module):
   stages: tuple[int, ...]
   bottleneck: bool = False
   preact: bool = False
-  num_classes: int = 1000
-  width: float = 1.0
-  small_images: bool = False
-  quant: QuantConfig | None = None
-  axis_name: str | None = None
-  kept: Mapping[str, int] = FrozenDict()
-  image_mean: tuple[float, ...] = ()
-  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept, dtype=self.dtype)
+    parts = self.parts(train)
     x = centred(x, self.image_mean)
     size, stride = (3, 1) if self.small_images else (7, 2)
     x = parts.stem(scaled(64, self.width), size, stride, name='stem')(x)
@@ -98,7 +85,7 @@ def _preact_block(parts: Parts, x: jax.Array, shapes: _Shapes, stride: int, name
   return x + y
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Network, kw_only=True):
   """ResNet for 32 x 32 images, of 6 blocks + 2 layers; shortcuts without parameters, as in the paper's section 4.2.
 
   Attributes:
@@ -107,17 +94,11 @@ class CifarResNet(nn.Module):
 
   blocks: int
   num_classes: int = 10
-  width: float = 1.0
   small_images: bool = True
-  quant: QuantConfig | None = None
-  axis_name: str | None = None
-  kept: Mapping[str, int] = FrozenDict()
-  image_mean: tuple[float, ...] = ()
-  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept, dtype=self.dtype)
+    parts = self.parts(train)
     x = centred(x, self.image_mean)
     x = parts.stem(scaled(16, self.width), 3, 1, name='stem')(x)
     x = nn.relu(parts.norm(name='stem_norm')(x))

@@ -1,18 +1,13 @@
 """Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929), pooled over the patches instead of a class token."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.core import FrozenDict
 
-from fracbits_jax.layers import QuantConfig
-from fracbits_jax.models.common import Parts, centred, scaled
+from fracbits_jax.models.common import Network, Parts, centred, scaled
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Network):
   """Vision transformer with the norms before each part of a block; arguments as in `models.create`.
 
   Without batch norms it needs a quantizer that keeps the scale of a kernel, `lsq`, or SAT, which sets it.
@@ -26,18 +21,10 @@ class VisionTransformer(nn.Module):
   dim: int
   depth: int
   head_dim: int = 64
-  num_classes: int = 1000
-  width: float = 1.0
-  small_images: bool = False
-  quant: QuantConfig | None = None
-  axis_name: str | None = None
-  kept: Mapping[str, int] = FrozenDict()
-  image_mean: tuple[float, ...] = ()
-  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    parts = Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept, dtype=self.dtype)
+    parts = self.parts(train)
     dim, patch = scaled(self.dim, self.width, divisor=self.head_dim), 4 if self.small_images else 16
     x = parts.patches(dim, patch, name='stem')(centred(x, self.image_mean))
     x = x.reshape(x.shape[0], -1, dim)

@@ -112,17 +112,7 @@ def kernel(
 
   Between integers the two neighbours are interpolated, as in `quantize.fractional`. The gradient of `w` is
   straight-through inside the range and 0 outside; the one of alpha is LSQ's, with its scale (see the module).
-
-  Args:
-    w: kernel `[..., C_out]`.
-    bits: real bit-widths, `()` or `[C_out]`.
-    alpha: the range, `()`, or `[C_out]` for one per output channel, used as |alpha|.
-    choices: allowed bit-widths, as for `quantize.fractional`.
-    noise: draws bit-widths, as for `quantize.fractional`.
-    learned: false for fixed integers, as for `quantize.fractional`.
-
-  Returns:
-    The quantized kernel, of the shape and dtype of `w`.
+  Arguments as `quantize.kernel`, and alpha, the range, `()`, or `[C_out]` for one per output channel.
 
   Raises:
     ValueError: bad choices, or bits or ranges of another shape.

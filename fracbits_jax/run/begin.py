@@ -18,7 +18,8 @@ from fracbits_jax.data.batches import train_batches
 from fracbits_jax.data.dataset import Dataset
 from fracbits_jax.layers import calibrate, wrap
 from fracbits_jax.run.evaluation import Evaluator
-from fracbits_jax.run.experiment import PHASES, Experiment
+from fracbits_jax.run.experiment import Experiment
+from fracbits_jax.run.settings import PHASES
 from fracbits_jax.train import optim, penalty, placement, preemption, reestimate, step
 from fracbits_jax.train.distill import Distillation
 from fracbits_jax.train.step import TrainState

@@ -15,9 +15,10 @@ from fracbits_jax.policy import Policy
 from fracbits_jax.run import begin
 from fracbits_jax.run.best_states import BestStates
 from fracbits_jax.run.checkpoint import PrimaryCheckpoints
-from fracbits_jax.run.experiment import PHASES, Experiment
+from fracbits_jax.run.experiment import Experiment
 from fracbits_jax.run.monitor import Monitor
 from fracbits_jax.run.progress import Progress, Silence, duration
+from fracbits_jax.run.settings import PHASES
 from fracbits_jax.train import hosts, loop, nonfinite, placement, preemption
 from fracbits_jax.train.nonfinite import NotFinite
 from fracbits_jax.train.step import TrainState

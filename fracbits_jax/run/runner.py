@@ -15,9 +15,9 @@ with extras.needed():
 
 from fracbits_jax import policy
 from fracbits_jax.data import contents
-from fracbits_jax.run import agreement, begin, outcome, weights
+from fracbits_jax.run import agreement, begin, checks, outcome, settings, weights
 from fracbits_jax.run.checkpoint import newest_step
-from fracbits_jax.run.experiment import Experiment, check_policy, phase_steps, prepare
+from fracbits_jax.run.experiment import Experiment, prepare
 from fracbits_jax.run.lock import Lock
 from fracbits_jax.run.monitor import Monitor
 from fracbits_jax.run.phase import Phase
@@ -120,7 +120,7 @@ class Run:
     self.command, self.report = command, report
     self.phases = tuple(self.config.phases)
     self.steps_per_epoch = len(experiment.dataset.train) // self.config.data.batch_size
-    self.steps = phase_steps(self.config, len(experiment.dataset.train))
+    self.steps = settings.phase_steps(self.config, len(experiment.dataset.train))
     self.progress = hosts.everywhere(lambda: Progress(workdir, self.phases) if hosts.is_primary() else Silence())
     self.policy: policy.Policy | None = experiment.policy
     self.best: dict[str, float] | None = None  # of integer bit-widths, see `Monitor.best`
@@ -201,7 +201,7 @@ class Run:
     found = policy.load(path, experiment.layers) if path.exists() else None
     if found is not None:
       remedy = 'put the old one back, raise the budget, or choose another --workdir'
-      check_policy(found, experiment.budget, experiment.layers, name=str(path), remedy=remedy)
+      checks.check_policy(found, experiment.budget, experiment.layers, name=str(path), remedy=remedy)
     given = self.policy if found is None else found
     if given is not None:  # what it costs follows from its bits, whatever it says, and from the budget of this run
       fixed = policy.from_bits(given.bits(), experiment.layers, experiment.budget)
@@ -221,9 +221,9 @@ class Run:
       self.progress.say(f'{path} was made before the end of the search: it is dropped, and made anew behind it')
 
   def _test_accuracy(self, phase: str, variables: begin.Variables) -> float:
-    experiment, settings = self.experiment, self.config.data
+    experiment, data = self.experiment, self.config.data
     model = begin.model(experiment, phase)
-    evaluate = begin.evaluator(model, experiment.dataset, settings.batch_size, settings.workers)
+    evaluate = begin.evaluator(model, experiment.dataset, data.batch_size, data.workers)
     return evaluate(placement.replicate(variables), 'test')['accuracy']
 
   def _result(self, states: dict[str, TrainState], accuracy: dict[str, float]) -> dict[str, Any]:

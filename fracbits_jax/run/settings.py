@@ -146,6 +146,11 @@ FIELDS: Mapping[str, Field] = {
 }
 
 
+def phase_steps(config: Any, images: int) -> dict[str, int]:
+  """By phase, how many steps its epochs are for so many training images."""
+  return {phase: round(config[phase].epochs * (images // config.data.batch_size)) for phase in config.phases}
+
+
 def missing(config: Mapping[str, Any]) -> list[str]:
   """The fields that a configuration lacks; those of phases that do not run may be left out."""
   phases: Any = config.get('phases')

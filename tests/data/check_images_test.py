@@ -7,8 +7,8 @@ import sys
 
 import cv2
 import pytest
+from folder_source_test import folder
 from images_test import encode, photo
-from sources_test import folder
 
 from fracbits_jax.commands import check_images as check_command
 from fracbits_jax.data import check_images, sets

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 from data_test import SomeGreys
-from sources_test import JPEG, folder
+from folder_source_test import JPEG, folder
 from tiny import tiny
 
 from fracbits_jax.data import contents, sets

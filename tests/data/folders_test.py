@@ -4,9 +4,9 @@ import os
 import random
 
 import pytest
-from sources_test import JPEG, folder
+from folder_source_test import JPEG, folder
 
-from fracbits_jax.data import encoded, folders, sets, sources
+from fracbits_jax.data import encoded, folder_source, folders, sets
 from fracbits_jax.data.batches import eval_batches
 
 WHOLE = ('train/a/1.jpg', 'train/b/1.jpg')
@@ -18,7 +18,7 @@ def names(source):
 
 def note(root):
   """The one line on what was left out."""
-  (said,) = sources.read_folder(root).notes
+  (said,) = folder_source.read_folder(root).notes
   assert '\n' not in said
   assert said.startswith(f'left out of {root}: ')
   return said.removeprefix(f'left out of {root}: ')
@@ -31,7 +31,7 @@ def test_files_of_every_suffix_that_is_read_count_in_any_case_and_depth(tmp_path
     for spelled in (suffix, suffix.upper(), suffix.title()):
       wanted.append(f'train/a/{"x.png/" * rng.randrange(3)}{"sub/" * rng.randrange(3)}{i}{spelled}')
   root = folder(tmp_path, *wanted, 'train/b/1.jpg', 'test/a/1.jpg', 'val/a/1.jpg')
-  opened = sources.read_folder(root)
+  opened = folder_source.read_folder(root)
   assert set(names(opened.splits[0])) == {f'{root}/{path}' for path in (*wanted, 'train/b/1.jpg')}
   assert names(opened.splits[0]) == sorted(names(opened.splits[0]))
   assert opened.notes == ()
@@ -62,7 +62,7 @@ def test_all_that_is_left_out_is_counted_in_one_line(tmp_path):
     assert f'1 {kind} (train/' in said
   assert 'DS_Store' not in said
   assert 'MACOSX' not in said
-  read = [name for split in sources.read_folder(root).splits for name in names(split)]
+  read = [name for split in folder_source.read_folder(root).splits for name in names(split)]
   assert set(read) == {f'{root}/{path}' for path in WHOLE}
 
 
@@ -84,7 +84,7 @@ def test_the_usual_names_of_splits_are_known_in_any_case(split, name, tmp_path):
   for i, spelled in enumerate((name, name.upper(), name.title())):
     others = [s for s in folders.SPLITS if s != split]
     root = folder(tmp_path / str(i), f'{spelled}/a/1.jpg', *(f'{other}/a/1.jpg' for other in others))
-    opened = sources.read_folder(root)
+    opened = folder_source.read_folder(root)
     assert [len(part) for part in opened.splits] == [1, 1, 1]
     at = list(folders.SPLITS).index(split)
     assert names(opened.splits[at]) == [f'{root}/{spelled}/a/1.jpg']
@@ -97,7 +97,7 @@ def test_the_usual_names_of_splits_are_known_in_any_case(split, name, tmp_path):
 def test_two_folders_for_one_split_are_refused(first, second, tmp_path):
   root = folder(tmp_path, *WHOLE, f'{first}/a/1.jpg', f'{second}/a/1.jpg')
   with pytest.raises(ValueError, match=r' has both .* and .*, which are all names of the \w+ split: keep one of them$'):
-    sources.read_folder(root)
+    folder_source.read_folder(root)
 
 
 def test_links_are_followed_unless_they_lead_to_where_they_lie(tmp_path):
@@ -107,7 +107,7 @@ def test_links_are_followed_unless_they_lead_to_where_they_lie(tmp_path):
   (tmp_path / 'root/train/a/file.jpg').symlink_to(tmp_path / 'far/3.jpg')
   for place, target in (('a/up', '..'), ('a/sub/self', '.'), ('b/root', '../..'), ('a/sub/class', '..')):
     (tmp_path / 'root/train' / place).symlink_to(target)
-  opened = sources.read_folder(root)
+  opened = folder_source.read_folder(root)
   assert opened.classes == ('a', 'b', 'c')
   found = {name for split in opened.splits for name in names(split)}
   expected = ('a/1.jpg', 'a/file.jpg', 'a/sub/2.jpg', 'b/1.jpg', 'c/3.jpg', 'c/deep/4.jpg')
@@ -125,7 +125,7 @@ def test_a_link_to_a_class_that_is_gone_is_told(tmp_path):
 def test_folders_of_systems_are_no_classes(tmp_path):
   others = ('__MACOSX', '.ipynb_checkpoints', '@eaDir', '$RECYCLE.BIN', '.Trash')
   root = folder(tmp_path, *WHOLE, *(f'train/{name}/1.jpg' for name in others), '__MACOSX/train/a/._1.jpg')
-  opened = sources.read_folder(root)
+  opened = folder_source.read_folder(root)
   assert opened.classes == ('a', 'b')
   assert opened.notes == ()
 
@@ -136,13 +136,13 @@ def test_a_class_that_is_spelled_otherwise_is_told(trained, other, tmp_path):
   with pytest.raises(
     ValueError, match=r'is a class that .*train lacks: there it is .*, so rename one of them'
   ) as caught:
-    sources.read_folder(root)
+    folder_source.read_folder(root)
   assert ascii(trained) in str(caught.value)
   root = folder(tmp_path / 'b', f'train/{trained}/1.jpg', f'train/{other}/1.jpg')
-  (said,) = sources.read_folder(root).notes
+  (said,) = folder_source.read_folder(root).notes
   assert 'differ in their spelling alone, and are taken as two' in said
   letters = folder(tmp_path / 'c', 'train/a/1.jpg', 'train/A/1.jpg')
-  assert sources.read_folder(letters).notes == ()
+  assert folder_source.read_folder(letters).notes == ()
 
 
 def test_an_empty_class_says_what_it_holds_instead(tmp_path):
@@ -150,14 +150,14 @@ def test_an_empty_class_says_what_it_holds_instead(tmp_path):
   with pytest.raises(
     ValueError, match=r'train/c holds no image, but 2 .heic files \(such as 1.heic\): add JPEG or PNG'
   ):
-    sources.read_folder(root)
+    folder_source.read_folder(root)
 
 
 def test_a_missing_train_says_what_is_there(tmp_path):
   with pytest.raises(
     ValueError, match=r'has no folder train: put the images into .*/train/<class>; it holds cat, dog$'
   ):
-    sources.read_folder(folder(tmp_path, 'cat/1.jpg', 'dog/1.jpg'))
+    folder_source.read_folder(folder(tmp_path, 'cat/1.jpg', 'dog/1.jpg'))
 
 
 def test_names_that_are_no_text_are_read_and_shown(tmp_path):
@@ -189,4 +189,4 @@ def test_a_folder_that_cannot_be_listed_is_told(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, 'scandir', scandir)
   with pytest.raises(ValueError, match=r'train/a/sub cannot be listed: Permission denied; mend that or remove it'):
-    sources.read_folder(root)
+    folder_source.read_folder(root)

@@ -12,7 +12,7 @@ from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.datasets import imagenet2012
 
 from fracbits_jax.commands import prepare as prepare_command
-from fracbits_jax.data import prepare, sources
+from fracbits_jax.data import prepare, prepared_source
 from fracbits_jax.data.datasets import without_tensorflow
 
 
@@ -72,7 +72,7 @@ def test_imagenet_is_prepared_from_its_archives_without_tensorflow(tmp_path, cap
   assert said.endswith(': train 4, validation 2 images; 1000 classes')
   builder = tfds.builder('imagenet2012', data_dir=str(tmp_path / 'data'), file_format='array_record')
   raw = builder.as_data_source('train', decoders={'image': tfds.decode.SkipDecoding()})
-  source = sources.Prepared(raw, name='imagenet2012', split='train', channels=3, num_classes=1000)
+  source = prepared_source.Prepared(raw, name='imagenet2012', split='train', channels=3, num_classes=1000)
   assert sorted(int(source[i]['label']) for i in range(4)) == [0, 1, 2, 2]
   assert all(source[i]['image'].decode().shape == (20, 30, 3) for i in range(4))
 
@@ -83,7 +83,7 @@ def test_arrays_are_encoded_in_their_colours_without_tensorflow(tmp_path):
   raw = tfds.builder('two_greys', data_dir=str(tmp_path)).as_data_source(
     'train', decoders={'image': tfds.decode.SkipDecoding()}
   )
-  source = sources.Prepared(raw, name='two_greys', split='train', channels=3, num_classes=2)
+  source = prepared_source.Prepared(raw, name='two_greys', split='train', channels=3, num_classes=2)
   np.testing.assert_array_equal(source[0]['image'].decode()[0, 0, :2], (9, 50))
   with pytest.raises(ImportError):  # nothing of the stand-in is left
     import tensorflow  # noqa: F401

@@ -30,6 +30,7 @@ def test_every_name_of_the_package_that_a_program_uses_exists(path):
   tree, modules = ast.parse(path.read_text()), {}
   for node in ast.walk(tree):
     if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] in ('fracbits_jax', 'benchmarks'):
+      assert ROOT.joinpath(*node.module.split('.')).with_suffix('.py') != path, f'line {node.lineno}: it imports itself'
       modules |= {alias.asname or alias.name: found(node.module, alias.name) for alias in node.names}
   modules = {name: held for name, held in modules.items() if isinstance(held, types.ModuleType)}
   rebound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}

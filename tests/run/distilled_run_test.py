@@ -11,7 +11,7 @@ from fracbits_jax.data.batches import train_batches
 from fracbits_jax.layers import wrap
 from fracbits_jax.run import finished, monitor, progress, runner
 from fracbits_jax.run.evaluation import Evaluator
-from fracbits_jax.run.experiment import PHASES
+from fracbits_jax.run.settings import PHASES
 from fracbits_jax.train import placement
 from fracbits_jax.train.step import AXIS
 

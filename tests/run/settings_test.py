@@ -12,7 +12,7 @@ from tiny import tiny
 from configs import base
 from fracbits_jax import cost
 from fracbits_jax.data import sets
-from fracbits_jax.run import begin, experiment, settings
+from fracbits_jax.run import begin, checks, experiment, settings
 
 NASTY = (
   math.nan, math.inf, -math.inf, -1, -1e-9, -0.0, 0, 1e-320, 0.5, 2.5, 20, 1e308, -1e308, 2**63, -(2**63), 10**5000,
@@ -70,7 +70,7 @@ def test_a_nasty_value_is_refused_in_one_sentence_or_means_something(prepared, n
       assert len(text) < 900
       continue
     accepted.append(value)
-    steps = experiment.phase_steps(found.config, len(found.dataset.train))
+    steps = settings.phase_steps(found.config, len(found.dataset.train))
     assert all(0 <= count < 2**31 for count in steps.values())
     for phase, count in steps.items():
       rate = begin.schedule(found, phase, steps=count, steps_per_epoch=9)
@@ -127,9 +127,9 @@ def test_what_is_seldom_meant_is_said(prepared, changes, note):
 
 def test_more_steps_than_are_counted_are_refused(prepared):
   config = _with(prepared, {'search.epochs': 1e6})
-  assert experiment.phase_steps(config, 10**7)['search'] > 2**31
+  assert settings.phase_steps(config, 10**7)['search'] > 2**31
   with pytest.raises(ValueError, match=r'search.epochs=1e\+06 are 78,125,000,000 steps: give fewer epochs'):
-    experiment._check_length(config, experiment.phase_steps(config, 10**7), None)
+    checks.check_length(config, settings.phase_steps(config, 10**7), None)
 
 
 def test_a_field_that_is_missing_is_named():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from images_test import encode, photo
 
-from fracbits_jax.data import sets, sources
+from fracbits_jax.data import folder_source, sets
 
 JPEG = encode(photo(20, 30)).data
 
@@ -29,7 +29,7 @@ def test_a_folder_is_read_by_the_sorted_names_of_its_classes(tmp_path):
     *('train/b/1.jpg', 'train/a/2.JPEG', 'train/a/1.png', 'train/ü/1.WebP', 'train/a/.hidden.jpg', 'train/a/note.txt'),
     *('validation/b/9.bmp', 'test/a/9.jpg', 'test/b/9.jpg'),
   )
-  names, (train, validation, test) = sources.open_folder(root)
+  names, (train, validation, test) = folder_source.open_folder(root)
   assert names == ('a', 'b', 'ü')
   assert [train[i]['image'].name for i in range(4)] == [
     f'{root}/train/{n}' for n in ('a/1.png', 'a/2.JPEG', 'b/1.jpg', 'ü/1.WebP')
@@ -40,27 +40,19 @@ def test_a_folder_is_read_by_the_sorted_names_of_its_classes(tmp_path):
 @pytest.mark.parametrize('other', ['val', 'validation', 'test'])
 def test_a_single_other_split_is_the_test_split(other, tmp_path):
   root = folder(tmp_path, *(f'train/{c}/{i}.jpg' for c in 'ab' for i in range(20)), f'{other}/b/0.jpg')
-  _, (train, validation, test) = sources.open_folder(root)
+  _, (train, validation, test) = folder_source.open_folder(root)
   assert [len(s) for s in (train, validation, test)] == [36, 4, 1]
   assert sorted(labels(validation)) == [0, 0, 1, 1]
 
 
 def test_what_is_held_out_is_spread_evenly_and_fixed(tmp_path):
   root = folder(tmp_path, *(f'train/{c}/{i}.jpg' for c in 'abcde' for i in range(20)))
-  splits = sources.open_folder(root)[1]
+  splits = folder_source.open_folder(root)[1]
   assert [np.bincount(labels(s)).tolist() for s in splits] == [[16] * 5, [2] * 5, [2] * 5]
   names = [{s[i]['image'].name for i in range(len(s))} for s in splits]
   assert len(set.union(*names)) == 100
-  again = sources.open_folder(root)[1]
+  again = folder_source.open_folder(root)[1]
   assert names == [{s[i]['image'].name for i in range(len(s))} for s in again]
-
-
-def test_no_more_than_10000_images_are_held_out():
-  stays, held = sources.hold_out(1_281_167, 1)
-  assert len(held) == len(set(held)) == 10_000
-  assert len(stays) == 1_271_167
-  assert np.diff(held).min() >= 128
-  assert [len(part) for part in sources.hold_out(3, 2)] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +83,7 @@ def test_a_folder_that_is_not_there_is_explained(tmp_path):
 
 
 def test_an_image_that_went_away_is_named(tmp_path):
-  _, (train, *_) = sources.open_folder(folder(tmp_path, *(f'train/a/{i}.jpg' for i in range(4))))
+  _, (train, *_) = folder_source.open_folder(folder(tmp_path, *(f'train/a/{i}.jpg' for i in range(4))))
   (tmp_path / 'train/a/0.jpg').unlink()
   with pytest.raises(ValueError, match=r'train/a/0.jpg cannot be read: No such file'):
     train[0]
