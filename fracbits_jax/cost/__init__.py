@@ -22,7 +22,25 @@ from fracbits_jax.cost.metrics import bitops, format_table, lookup_cost, model_s
 from fracbits_jax.cost.tracing import trace
 
 __all__ = [
-  'Bits', 'Budget', 'Layer', 'LayerTable', 'METRICS', 'bitops', 'bits_of', 'bits_range', 'budget', 'cost_range',
-  'equivalent_bits', 'fill_bits', 'format_table', 'gates', 'learned', 'least_bits', 'lookup', 'lookup_cost',
-  'model_size', 'trace', 'uniform_bits',
+  'METRICS',
+  'Bits',
+  'Budget',
+  'Layer',
+  'LayerTable',
+  'bitops',
+  'bits_of',
+  'bits_range',
+  'budget',
+  'cost_range',
+  'equivalent_bits',
+  'fill_bits',
+  'format_table',
+  'gates',
+  'learned',
+  'least_bits',
+  'lookup',
+  'lookup_cost',
+  'model_size',
+  'trace',
+  'uniform_bits',
 ]  # fmt: skip

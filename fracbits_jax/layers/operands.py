@@ -50,6 +50,11 @@ def apply_quantizer(layer: Any, which: str, x: jax.Array, bits: Any, alpha: jax.
   return quantizer(layer.quant, x, bits, alpha, **how)
 
 
+def is_replaced() -> bool:
+  """Whether something else is done in place of the quantizers, see `replace_quantizers`."""
+  return bool(_replacements)
+
+
 @contextlib.contextmanager
 def replace_quantizers(replacement: Callable[..., jax.Array]) -> Iterator[None]:
   """While this context is open, `replacement` does what the quantizers of all layers do.

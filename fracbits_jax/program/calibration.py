@@ -149,9 +149,9 @@ def _run(network: Network, program: Program, inputs: bool, arrays: list[Any]) ->
       seen.add(name)
       if inputs and site.input is not None:
         kept['input'] = _sampled(values[site.input], site.input_stacked)
-    return bind(equation, values), kept if quant is not None else None
+    return bind(equation, values), kept
 
-  interpreter = Interpreter(program.sites, functools.partial(network.name_of, program), at_site, all_branches=True)
+  interpreter = Interpreter(program.sites, functools.partial(network.name_of, program), at_site, keeps=True)
   return interpreter.run(program.closed.jaxpr, program.closed.consts, arrays, {})[1]
 
 

@@ -9,7 +9,7 @@ from jax import lax
 from jax.extend import core
 
 from fracbits_jax.program.sites import Site
-from fracbits_jax.program.walk import CALLS, Path, inner_program
+from fracbits_jax.program.walk import CALLS, Path, inner_program, manual_axes
 
 # What each loop gets apart for each of its passes, and everything else, by the name of a weight.
 Variables = Mapping[str, Mapping[str, Any]]
@@ -26,7 +26,7 @@ class Interpreter:
       (`None` for none). The variables are those of the weight at this site, without what loops have taken. What is kept
       in a scan has an axis for its passes in front; of a loop whose length its inputs decide it is that of the last
       pass, zeros where there is none.
-    all_branches: run every branch of a conditional for what is kept in it, whichever is taken.
+    keeps: whether values are kept, at every site: then every branch of a conditional runs, whichever is taken.
   """
 
   def __init__(
@@ -34,9 +34,9 @@ class Interpreter:
     found: Mapping[Path, Site],
     name_of: Callable[[Site], str],
     at_site: Callable[[Site, Any, list[Any], Mapping[str, Any]], tuple[list[Any], Any]],
-    all_branches: bool = False,
+    keeps: bool = False,
   ):
-    self._sites, self._name_of, self._at_site, self._all_branches = found, name_of, at_site, all_branches
+    self._sites, self._name_of, self._at_site, self._keeps = found, name_of, at_site, keeps
     self._within = {path[:i] for path in found for i in range(len(path))}
     self._looped: dict[Path, set[str]] = {}
     for site in found.values():
@@ -137,7 +137,12 @@ class Interpreter:
       lambda inputs, at=at, branch=branch: self.run(branch.jaxpr, branch.consts, inputs, variables, (*path, at))
       for at, branch in enumerate(params['branches'])
     ]
-    if not self._all_branches:
+    platforms = params.get('branches_platforms')
+    if platforms is not None:  # a branch for each kind of device, of which the others need not even compile
+      by_name = {name: at for at, names in enumerate(platforms) for name in names or ('default',)}
+      functions = {name: lambda inputs, at=at: branches[at](inputs)[0] for name, at in by_name.items()}
+      return lax.platform_dependent(inputs, **functions), {}
+    if not self._keeps:
       return lax.switch(index, [lambda inputs, run=run: run(inputs)[0] for run in branches], inputs), {}
     results, kept = zip(*(run(inputs) for run in branches), strict=True)
     taken = lax.switch(index, [lambda results, at=at: results[at] for at in range(len(results))], list(results))
@@ -146,17 +151,24 @@ class Interpreter:
   def _shard_map(self, equation: Any, operands: list[Any], variables: Variables, path: Path) -> tuple[list[Any], Taps]:
     params = equation.params
     jaxpr, consts = inner_program(equation)
-    replicated = jax.sharding.PartitionSpec()
-    used = self._used_in(path, variables)
+    axes, used = manual_axes(params), self._used_in(path, variables)
+    each_device = jax.sharding.PartitionSpec(axes)
+
+    def on_a_device(operands: list[Any], variables: Variables) -> tuple[list[Any], Taps]:
+      results, taps = self.run(jaxpr, consts, operands, variables, path)
+      return results, jax.tree.map(lambda x: x[None], taps)
+
+    everywhere = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), used)
+    kept = {at: each_device for at in self._sites if at[: len(path)] == path}
     mapped = jax.shard_map(
-      lambda operands, variables: self.run(jaxpr, consts, operands, variables, path)[0],
+      on_a_device,
       mesh=params['mesh'],
-      in_specs=(list(params['in_specs']), jax.tree.map(lambda _: replicated, used)),
-      out_specs=list(params['out_specs']),
+      in_specs=(list(params['in_specs']), everywhere),
+      out_specs=(list(params['out_specs']), kept if self._keeps else {}),
       check_vma=params.get('check_vma', True),
-      axis_names=set(params['manual_axes']),
+      axis_names=set(axes),
     )
-    return mapped(operands, used), {}
+    return mapped(operands, used)
 
 
 def bind(equation: Any, operands: Sequence[Any]) -> list[Any]:

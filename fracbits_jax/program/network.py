@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from fracbits_jax.fast import conv
 from fracbits_jax.layers.linen import OUTPUTS
+from fracbits_jax.layers.operands import is_replaced
 from fracbits_jax.layers.quant_config import QuantConfig
 from fracbits_jax.program import operands
 from fracbits_jax.program.interpreter import Interpreter, bind
@@ -84,7 +85,8 @@ class Network:
     """
     program, arrays = self.tracer.trace(params, others, args, kwargs)
     run = functools.partial(self._run, program)
-    if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((arrays, variables))):
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((arrays, variables)))
+    if not (traced or is_replaced()):
       run = self._compiled(program)
     return jax.tree.unflatten(program.tree, run(arrays, variables))
 

@@ -36,6 +36,7 @@ class Stored:
       transposes were done; `None` otherwise.
     loops: the loops, from the outer to the inner one, of which each pass has its own part of the parameters.
     products: where in the program products of stored values were made that it is computed from.
+    repeated: whether it is the same along an axis, as what is broadcast to each example.
   """
 
   params: frozenset[str] = frozenset()
@@ -43,6 +44,7 @@ class Stored:
   layout: tuple[tuple[Atom, ...], ...] | None = None
   loops: tuple[Loop, ...] = ()
   products: frozenset[tuple[int, ...]] = frozenset()
+  repeated: bool = False
 
 
 class Value(NamedTuple):
@@ -96,6 +98,7 @@ def joined(op: str, params: Any, values: Iterable[Value], index: int = 0) -> Sto
     None,
     tuple(loops),
     frozenset().union(*(one.products for one in stored)),
+    bool(stored) and all(one.repeated for one in stored),
   )
 
 

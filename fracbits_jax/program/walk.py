@@ -1,6 +1,7 @@
 """One walk through a program, without running it: where its weights are used, by what is known of each value."""
 
 import dataclasses
+import math
 import os.path
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,15 +18,11 @@ CALLS = {
   'custom_vjp_call_jaxpr', 'custom_lin', 'core_closed_call', 'run_state', 'shard_map',
 }  # fmt: skip
 _ROUNDS = 8  # through the body of a loop until nothing new is known of what it carries
+# What leaves every entry where it is: casts, names, and where on which device it lies.
 _LAYOUT = {
-  'convert_element_type',
-  'copy',
-  'copy_p',
-  'sharding_constraint',
-  'optimization_barrier',
-  'name',
-  'stop_gradient',
-}
+  'convert_element_type', 'copy', 'copy_p', 'name', 'stop_gradient', 'optimization_barrier', 'sharding_constraint',
+  'reshard', 'mesh_cast', 'pvary', 'pcast', 'pbroadcast',
+}  # fmt: skip
 
 Path = tuple[int, ...]
 
@@ -34,6 +31,12 @@ def inner_program(equation: Any) -> tuple[Any, Sequence[Any]]:
   """The jaxpr that an equation of `CALLS` runs, and its constants."""
   found = next(equation.params[key] for key in ('jaxpr', 'call_jaxpr', 'fun_jaxpr') if key in equation.params)
   return (found.jaxpr, found.consts) if hasattr(found, 'consts') else (found, ())
+
+
+def manual_axes(params: Mapping[str, Any]) -> tuple[str, ...]:
+  """The axes of the mesh over which a `shard_map` maps its program."""
+  found = params['newly_manual_axes'] if 'newly_manual_axes' in params else params['manual_axes']
+  return tuple(axis for axis in params['mesh'].axis_names if axis in found)
 
 
 def find_sites(closed: Any, inputs: Sequence[Value], root: str = '') -> tuple[dict[Path, Site], tuple[str, ...]]:
@@ -110,7 +113,13 @@ class _Walk:
     scope = _within(scope, str(equation.source_info.name_stack))
     if op in CALLS:
       jaxpr, consts = inner_program(equation)
+      before = len(self.sites)
+      if op == 'shard_map':
+        devices = math.prod(params['mesh'].shape[axis] for axis in manual_axes(params))
+        around = (*around, _Around(path, devices))
       results = self.run(jaxpr, consts, operands, path, around, scope)
+      if op.startswith('custom_vjp') and len(self.sites) > before:
+        self.notes.append(f'{scope or "a function"} has a derivative of its own, in place of which JAX makes one')
       if params.get('name') in signs.FUNCTIONS or getattr(jaxpr.debug_info, 'func_name', '') in signs.FUNCTIONS:
         results = [Value(value.stored, True) for value in results]
       return results
@@ -155,6 +164,8 @@ class _Walk:
     results = []
     for index in range(len(shapes)):
       joined = stored.joined(op, settings, operands, index) if operands else Stored(key=stored.digest(op, settings))
+      if joined is not None and op == 'broadcast_in_dim' and math.prod(shapes[0]) > equation.invars[0].aval.size > 1:
+        joined = dataclasses.replace(joined, repeated=True)
       if joined is not None and path in self.maybe:
         joined = dataclasses.replace(joined, products=joined.products | {path})
       results.append(Value(joined, positive))
@@ -219,7 +230,9 @@ class _Walk:
     if op == 'dot_general':
       self._look_at_product(equation, operands, path, around, scope)
     elif op == 'conv_general_dilated' and (operands[1].stored is None or operands[1].stored.params):
-      self._add(equation, operands, path, around, scope, 1, 0, sites.of_convolution(equation))
+      found = sites.of_convolution(equation)
+      kind = found['kind'] if operands[1].stored is not None else 'product'
+      self._add(equation, operands, path, around, scope, 1, 0, {**found, 'kind': kind})
     elif op == 'ragged_dot_general' and operands[1].stored is not None and operands[1].stored.params:
       self._add(equation, operands, path, around, scope, 1, 0, sites.of_ragged_dot(equation))
     elif op in ('gather', 'dynamic_slice') and operands[0].stored is not None and operands[0].stored.params:
@@ -231,7 +244,8 @@ class _Walk:
   def _look_at_product(
     self, equation: Any, operands: list[Value], path: Path, around: tuple[_Around, ...], scope: str
   ) -> None:
-    left, right = (value.stored for value in operands)
+    batch = equation.params['dimension_numbers'][1]
+    left, right = (_weight_in(value.stored, batch[i]) for i, value in enumerate(operands))
     weights = [i for i, one in enumerate((left, right)) if one is not None and one.params]
     if len(weights) == 2 and left is not None and right is not None:
       # The input is what was computed, not what is a parameter as it is.
@@ -258,10 +272,8 @@ class _Walk:
   ) -> None:
     if not self.recording:
       return
-    of_weight = operands[weight].stored
-    if of_weight is None:
-      found = {**found, 'kind': 'product'}
-    else:
+    of_weight = None if found['kind'] == 'product' else operands[weight].stored
+    if of_weight is not None:
       self.used |= of_weight.products
     loops = {loop.path for loop in of_weight.loops} if of_weight is not None else set()
     times: int | None = 1
@@ -270,7 +282,7 @@ class _Walk:
         times = None if loop.length is None or times is None else times * loop.length
     if times is None:
       self.notes.append(f'{scope or "a loop"} runs as often as its inputs say, and is counted once')
-    inputs = [value.stored is None for i, value in enumerate(operands) if i != weight]
+    inputs = [value.stored for i, value in enumerate(operands) if i != weight]
     site = Site(
       path=path,
       weight=weight,
@@ -279,16 +291,21 @@ class _Walk:
       times=times,
       signed=other is not None and not operands[other].positive,
       weight_signed=not operands[weight].positive,
-      batched=any(inputs),
+      batched=any(one is None or one.repeated for one in inputs),
       branches=tuple((one.path, one.branch) for one in around if one.branch is not None),
       scans=tuple(one.path for one in around if one.branch is None and one.length is not None),
       scope=scope.removeprefix(self.root).strip('/'),
       **found,
     )
-    if site.stored.params and not any(inputs):
+    if site.stored.params and all(one is not None for one in inputs):
       self.maybe[path] = site
     else:
       self.sites[path] = site
+
+
+def _weight_in(one: Stored | None, batch: Sequence[int]) -> Stored | None:
+  """What is stored as a weight; learned queries that a batched product takes to its keys are activations."""
+  return None if one is not None and batch and (one.products or one.repeated) else one
 
 
 def _common_module(values: Sequence[Value]) -> str:
