@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -175,8 +176,20 @@ def discretize(bits: Bits, layers: Sequence[Layer], budget: Budget, *, method: s
   return from_bits(discretize_bits(bits, layers, budget, method=method), layers, budget)
 
 
+def _named_as(policy: Policy, layers: Sequence[Layer]) -> Policy:
+  """The policy with the names of a table that writes the numbers of its layers otherwise, `block_0` as `block/0`."""
+  plain = lambda name: re.sub(r'_(\d+)(?=/|$)', r'/\1', name)
+  names = {plain(layer.name): layer.name for layer in layers}
+  if len(names) < len(layers) or {plain(entry.name) for entry in policy.layers} != names.keys():
+    return policy
+  entries = tuple(dataclasses.replace(entry, name=names[plain(entry.name)]) for entry in policy.layers)
+  return dataclasses.replace(policy, layers=entries)
+
+
 def load(path: str | os.PathLike, layers: Sequence[Layer] | None = None) -> Policy:
   """Reads a policy file, and checks it against a network's layer table where one is given.
+
+  A network that scans its layers takes the policy of the same one unrolled, `block_0` being `block/0`, and the reverse.
 
   Raises:
     ValueError: one sentence that names the file and what is wrong with it, or its mismatches with the network.
@@ -185,6 +198,7 @@ def load(path: str | os.PathLike, layers: Sequence[Layer] | None = None) -> Poli
     fields = policy_file.read(path)
     policy = Policy(**{**fields, 'layers': tuple(Entry(**row) for row in fields['layers'])})
     if layers is not None:
+      policy = _named_as(policy, layers)
       policy.check(layers)
   except ValueError as error:
     raise ValueError(f'policy file {path}: {error}') from None

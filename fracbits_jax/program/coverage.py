@@ -96,16 +96,15 @@ def measure(network: Network, program: Program) -> Coverage:
 
 
 def check(network: Network, program: Program) -> None:
-  """Raises `ValueError` for parameters of two and more axes that are neither quantized nor left float by a rule.
-
-  Biases and the scales of norms, with one axis, add to what is quantized or scale it.
-  """
-  found = measure(network, program)
-  looped = {path for weight in network.weights.values() for path in weight.params if weight.stack}
-  prefixes = {path.partition('/')[0] for path in looped}
-  left = [path for path in found.left if len(program.shapes[path]) - (path.partition('/')[0] in prefixes) > 1]
+  """Raises `ValueError` for weights that are neither quantized nor left float by a rule."""
+  used = {network.name_of(program, site) for site in program.sites.values()}
+  left = [
+    name
+    for name, weight in network.weights.items()
+    if name in used and not weight.is_product and network.configs[name] is None and name not in network.left_by_rule
+  ]
   if left:
     raise ValueError(
-      f'{", ".join(left)} {"is" if len(left) == 1 else "are"} neither quantized nor left float by a rule: nothing '
-      'multiplies with them in this call; leave strict out, or call the network as it is used'
+      f'{", ".join(left)} {"is" if len(left) == 1 else "are"} neither quantized nor left float by a rule: give a default '
+      'to quantize_model, or rules that name them, with None for what stays float'
     )

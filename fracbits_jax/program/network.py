@@ -16,7 +16,7 @@ from fracbits_jax.layers.quant_config import QuantConfig
 from fracbits_jax.program import operands
 from fracbits_jax.program.interpreter import Interpreter, bind
 from fracbits_jax.program.plan import Weight, name_weights
-from fracbits_jax.program.rules import Rules, choose_configs
+from fracbits_jax.program.rules import Rules, choose_configs, left_by_rule
 from fracbits_jax.program.sites import Site
 from fracbits_jax.program.trace import Program, Tracer
 
@@ -33,6 +33,7 @@ class Network:
     names: the name of each weight by its key.
     configs: how each weight is quantized, by name; `None` for one that stays float.
     program: of the call that it was quantized for.
+    left_by_rule: the names of weights that a rule leaves float.
   """
 
   tracer: Tracer
@@ -40,6 +41,7 @@ class Network:
   names: Mapping[tuple, str]
   configs: Mapping[str, QuantConfig | None]
   program: Program
+  left_by_rule: frozenset[str] = frozenset()
 
   @property
   def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -144,6 +146,7 @@ def quantize(
     names={key: weight.name for key, weight in weights.items()},
     configs=configs,
     program=program,
+    left_by_rule=left_by_rule(list(weights.values()), rules),
   )
 
 

@@ -36,7 +36,8 @@ def choose_configs(
   for pattern, _ in rules:
     if not any(_matches(pattern, weight, name) for weight in weights for name in weight.names()):
       raise ValueError(f'the rule {pattern!r} matches no layer: give a pattern for one of {", ".join(names)}')
-  alone = [weight.name for weight in weights if not weight.is_product]
+  alone = [weight for weight in weights if not weight.is_product]
+  first, last = alone[0], max(alone, key=lambda weight: weight.places[-1])  # a tied head is the last as well
   configs: dict[str, QuantConfig | None] = {}
   for weight in weights:
     found = {name: _first(rules, weight, name, None if weight.is_product else default) for name in weight.names()}
@@ -46,11 +47,15 @@ def choose_configs(
           f'{one} and {other} are layers of one stack, and the rules tell them apart: write a rule that matches both'
         )
     quant = next(iter(found.values()), None)
-    is_edge = weight.name in (alone[0], alone[-1]) and not weight.stack and edge_bits is not None
-    configs[weight.name] = quant and _adapted(
-      quant, weight, edge_bits if is_edge else None, is_first=weight.name == alone[0]
-    )
+    is_edge = weight in (first, last) and not weight.stack
+    configs[weight.name] = quant and _adapted(quant, weight, edge_bits if is_edge else None, is_first=weight is first)
   return configs
+
+
+def left_by_rule(weights: Sequence[Weight], rules: Rules) -> frozenset[str]:
+  """The names of the weights that a rule leaves float."""
+  nothing = QuantConfig()
+  return frozenset(weight.name for weight in weights if _first(rules, weight, weight.names()[0], nothing) is None)
 
 
 def _matches(pattern: str, weight: Weight, name: str) -> bool:

@@ -82,7 +82,9 @@ class _Walk:
   def finished(self) -> dict[Path, Site]:
     """The sites; a product of two stored values is one where no weight is made of it, as that of learned queries."""
     rest = {path: site for path, site in self.maybe.items() if path not in self.used}
-    return dict(sorted((self.sites | rest).items()))
+    found = self.sites | rest
+    loops = {loop.path: loop for site in found.values() for loop in site.stored.loops}
+    return {path: _in_stack(site, loops) for path, site in sorted(found.items())}
 
   def run(
     self,
@@ -306,6 +308,15 @@ class _Walk:
 def _weight_in(one: Stored | None, batch: Sequence[int]) -> Stored | None:
   """What is stored as a weight; learned queries that a batched product takes to its keys are activations."""
   return None if one is not None and batch and (one.products or one.repeated) else one
+
+
+def _in_stack(site: Site, loops: Mapping[Path, Loop]) -> Site:
+  """A product of two activations in a loop over layers is a product of each of them."""
+  own = tuple(loops[path] for path in site.scans if path in loops)
+  if site.kind != 'product' or not own or site.times is None:
+    return site
+  times = site.times // max(math.prod(loop.length for loop in own), 1)
+  return dataclasses.replace(site, stored=Stored(loops=own), times=times)
 
 
 def _common_module(values: Sequence[Value]) -> str:

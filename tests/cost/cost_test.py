@@ -104,7 +104,8 @@ def test_command_line(arguments, last_line, capsys):
   assert cost_command.main(arguments) == 0
   output = capsys.readouterr().out.splitlines()
   assert output[-1] == last_line
-  assert output[-2].startswith('classifier')
+  assert output[-3].startswith('classifier')
+  assert '100% of' in output[-2]  # multiply-accumulates are those of quantized layers
 
 
 def test_command_line_refuses_an_unknown_model(capsys):
