@@ -33,7 +33,7 @@ def sample(x: jax.Array) -> jax.Array:
     return jnp.zeros(_SAMPLES, x.dtype)
   # At random, since evenly spaced positions would all lie in the same few channels.
   positions = np.random.default_rng(0).integers(x.size, size=_SAMPLES)
-  return x[np.unravel_index(positions, x.shape)]
+  return x.reshape(-1)[positions]
 
 
 def sample_inputs(

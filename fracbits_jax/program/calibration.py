@@ -37,7 +37,7 @@ def initial_ranges(network: Network, params: Any, others: Any, args: Any, kwargs
 
 def _initial(weight: Weight, quant: QuantConfig, site: Site, taps: Mapping[str, np.ndarray]) -> jax.Array:
   values = taps['weight'] if weight.is_product else _of_weight(site, taps)
-  return operands.initial_range(weight, site, quant, jnp.asarray(values))
+  return operands.initial_range(weight, site, quant, values)
 
 
 def best_ranges(network: Network, params: Any, others: Any, args: Any, kwargs: Any) -> Ranges:
@@ -65,7 +65,7 @@ def best_ranges(network: Network, params: Any, others: Any, args: Any, kwargs: A
       samples = _of_calls(weight, site, taps, 'weight')
       how = (weight.weight_signed, quant.allowed_kernel_bits, quant.kernel_bits, quant.scheme, quant.calibration)
     else:
-      kernels = np.asarray(operands.kernels_of(weight, site, jnp.asarray(_of_weight(site, taps))))
+      kernels = operands.kernels_of(weight, site, _of_weight(site, taps))
       if weight.rows:
         kernels, factors[name, 'kernel_alpha'] = _in_units(kernels)
       samples = kernels.reshape(len(kernels), -1)

@@ -105,6 +105,6 @@ def check(network: Network, program: Program) -> None:
   ]
   if left:
     raise ValueError(
-      f'{", ".join(left)} {"is" if len(left) == 1 else "are"} neither quantized nor left float by a rule: give a default '
-      'to quantize_model, or rules that name them, with None for what stays float'
+      f'{", ".join(left)} {"is" if len(left) == 1 else "are"} neither quantized nor left float by a rule: give a '
+      'default to quantize_model, or rules that name them, with None for what stays float'
     )

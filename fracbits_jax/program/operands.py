@@ -140,7 +140,7 @@ def _over_stack(
   return over(x, variables)
 
 
-def initial_range(weight: Weight, site: Site, quant: QuantConfig, w: jax.Array) -> jax.Array:
+def initial_range(weight: Weight, site: Site, quant: QuantConfig, w: np.ndarray) -> jax.Array:
   """Where the range of a weight starts before calibration: the axes of the stack, and the rows where they have one.
 
   Args:
@@ -150,19 +150,20 @@ def initial_range(weight: Weight, site: Site, quant: QuantConfig, w: jax.Array) 
   bits = quant.init_bits if quant.kernel_bits is None else quant.kernel_bits
   if weight.is_product:
     return jnp.full(weight.stack, quant.alpha_init, jnp.float32)
+  kernels = kernels_of(weight, site, w)
   of_kernel = lambda kernel: lsq.initial_range(kernel, bits)
-  one = jax.vmap(of_kernel) if weight.rows else of_kernel
-  flat = kernels_of(weight, site, w)
-  return jax.vmap(one)(flat).reshape(*weight.stack, *((weight.count,) if weight.rows else ()))
+  if weight.rows:
+    return jax.vmap(jax.vmap(of_kernel))(kernels).reshape(*weight.stack, weight.count)
+  return jnp.stack([of_kernel(kernel) for kernel in kernels]).reshape(weight.stack)
 
 
-def kernels_of(weight: Weight, site: Site, w: jax.Array) -> jax.Array:
+def kernels_of(weight: Weight, site: Site, w: np.ndarray) -> np.ndarray:
   """The kernels of a stack one behind the other, `[stack, C_out, ...]`, from its values as a program has them."""
   loops = len(site.stored.loops)
-  w = jnp.moveaxis(w, [loops + axis for axis in site.stacked], range(loops, loops + len(site.stacked)))
+  w = np.moveaxis(w, [loops + axis for axis in site.stacked], range(loops, loops + len(site.stacked)))
   count = math.prod(weight.stack)
   kernels = w.reshape(count, *w.shape[len(weight.stack) :])
   axes = channels_of(weight, site)
   assert axes is not None
-  kernels = jnp.moveaxis(kernels, [1 + axis for axis in axes], range(1, 1 + len(axes)))
-  return kernels.reshape(count, weight.count, -1)
+  kernels = np.moveaxis(kernels, [1 + axis for axis in axes], range(1, 1 + len(axes)))
+  return kernels.reshape(count, weight.count, math.prod(kernels.shape[1 + len(axes) :]))
