@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
 from fracbits_jax.layers import calibrate
 from fracbits_jax.layers.examples import arguments_of
+from fracbits_jax.layers.quant_config import QuantConfig
 
 
 def from_float(net: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwargs: Any) -> dict[str, Any]:
@@ -27,26 +30,39 @@ def from_float(net: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwar
     ValueError: parameters that are missing, are too many or have other shapes.
   """
   inputs = arguments_of(inputs)
-  start = nn.meta.unbox(jax.jit(lambda *args: net.init(jax.random.key(0), *args, **kwargs))(*inputs))
+  # Shapes alone: of what an initializer gives nothing would be left.
+  start = nn.meta.unbox(jax.eval_shape(lambda *args: net.init(jax.random.key(0), *args, **kwargs), *inputs))
   params = _with_parameters(start['params'], nn.meta.unbox(variables['params']))
   configs = calibrate.quant_configs(net, inputs, **kwargs)
-  params = calibrate.kernel_ranges(params, start.get('bits', {}), configs)
+  bits = _initial_bits(start.get('bits', {}), configs)
+  params = calibrate.kernel_ranges(params, bits, configs)
   samples = calibrate.sample_inputs(without_quantization(net), variables, [inputs], **kwargs)
-  params = calibrate.clips(params, start.get('bits', {}), samples, configs)
+  params = calibrate.clips(params, bits, samples, configs)
   given = traverse_util.flatten_dict(dict(variables['params']))  # as they are, with what says how to partition them
   params = traverse_util.unflatten_dict({**traverse_util.flatten_dict(params), **given})
-  return {**variables, 'params': params, 'bits': start.get('bits', {})}
+  return {**variables, 'params': params, 'bits': bits}
+
+
+def _initial_bits(shapes: Any, configs: Mapping[str, QuantConfig]) -> dict[str, Any]:
+  """The collection `bits` where it starts."""
+  bits = {}
+  for (*path, which), shape in traverse_util.flatten_dict(shapes).items():
+    quant = configs['/'.join(path)]
+    allowed = quant.allowed_kernel_bits if which == 'kernel' else quant.allowed_input_bits
+    bits[(*path, which)] = jnp.full(shape.shape, np.clip(quant.init_bits, allowed[0], allowed[-1]), jnp.float32)
+  return traverse_util.unflatten_dict(bits)
 
 
 def _with_parameters(params: Any, given: Any) -> Any:
-  """The parameters of a quantized network with those of a float one."""
+  """The parameters of a quantized network, of which the shapes are given, with those of a float one and ranges of 1."""
   flat, flat_given = (traverse_util.flatten_dict(dict(tree), sep='/') for tree in (params, given))
   new = {name for name in flat if name.endswith('alpha')} - flat_given.keys()
   wrong = sorted((flat.keys() - new) ^ flat_given.keys())
   wrong += sorted(name for name in flat.keys() & flat_given.keys() if flat[name].shape != flat_given[name].shape)
   if wrong:
     raise ValueError(f'the parameters are those of another network: {", ".join(wrong[:5])} do not fit')
-  return traverse_util.unflatten_dict({**flat, **flat_given}, sep='/')
+  ranges = {name: jnp.ones(flat[name].shape, flat[name].dtype) for name in new}
+  return traverse_util.unflatten_dict({**ranges, **flat_given}, sep='/')
 
 
 def without_quantization(net: Any) -> Any:

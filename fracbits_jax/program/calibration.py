@@ -48,30 +48,46 @@ def best_ranges(network: Network, params: Any, others: Any, args: Any, kwargs: A
   Raises:
     ValueError: inputs or weights that are not finite, by the name of the layer.
   """
-  kept = _kept(network, params, others, args, kwargs, inputs=True)
+  found = samples(network, params, others, args, kwargs)
   wanted: list[tuple[tuple[str, str], Weight, tuple, np.ndarray, float]] = []
   factors: dict[tuple[str, str], np.ndarray] = {}
   for name, (weight, quant) in network.quantized().items():
-    if weight.has_input and not quant.weight_only:
-      samples = np.concatenate(
-        [_of_calls(weight, site, taps, 'input') for site, taps in kept[name] if 'input' in taps], axis=-1
-      )
+    values = found[name]
+    if 'input' in values:
       how = (quant.signed_input, quant.allowed_input_bits, quant.input_bits, quant.scheme, quant.calibration)
-      wanted.append(((name, 'alpha'), weight, _how(*how), samples, _start(quant, 'input')))
+      wanted.append(((name, 'alpha'), weight, _how(*how), values['input'], _start(quant, 'input')))
     if not operands.has_kernel_alpha(weight, quant) or (weight.is_product and quant.weight_only):
       continue
+    kernels = values['kernel']
+    signed, scheme = (weight.weight_signed, quant.scheme) if weight.is_product else (True, 'lsq')
+    if weight.rows:
+      kernels, factors[name, 'kernel_alpha'] = _in_units(kernels)
+    how = (signed, quant.allowed_kernel_bits, quant.kernel_bits, scheme, quant.calibration)
+    flat = kernels.reshape(len(kernels), -1)
+    wanted.append(((name, 'kernel_alpha'), weight, _how(*how), flat, _start(quant, 'kernel')))
+  return _solved(wanted, factors)
+
+
+def samples(network: Network, params: Any, others: Any, args: Any, kwargs: Any) -> dict[str, dict[str, np.ndarray]]:
+  """What each quantized weight is multiplied with, and its values, in one run of the float network.
+
+  Returns:
+    By the name of the weight: `input`, values drawn at random `[stack, n]`, where its inputs are quantized; `kernel`,
+    the kernels `[stack, C_out, ...]`, or of a product of two activations values of the second one `[stack, n]`.
+  """
+  kept = _kept(network, params, others, args, kwargs, inputs=True)
+  found: dict[str, dict[str, np.ndarray]] = {}
+  for name, (weight, quant) in network.quantized().items():
+    of_weight = found.setdefault(name, {})
+    if weight.has_input and not quant.weight_only:
+      drawn = [_of_calls(weight, site, taps, 'input') for site, taps in kept[name] if 'input' in taps]
+      of_weight['input'] = np.concatenate(drawn, axis=-1)
     site, taps = kept[name][0]
     if weight.is_product:
-      samples = _of_calls(weight, site, taps, 'weight')
-      how = (weight.weight_signed, quant.allowed_kernel_bits, quant.kernel_bits, quant.scheme, quant.calibration)
+      of_weight['kernel'] = _of_calls(weight, site, taps, 'weight')
     else:
-      kernels = operands.kernels_of(weight, site, _of_weight(site, taps))
-      if weight.rows:
-        kernels, factors[name, 'kernel_alpha'] = _in_units(kernels)
-      samples = kernels.reshape(len(kernels), -1)
-      how = (True, quant.allowed_kernel_bits, quant.kernel_bits, 'lsq', quant.calibration)
-    wanted.append(((name, 'kernel_alpha'), weight, _how(*how), samples, _start(quant, 'kernel')))
-  return _solved(wanted, factors)
+      of_weight['kernel'] = operands.kernels_of(weight, site, _of_weight(site, taps))
+  return found
 
 
 def _start(quant: QuantConfig, which: str) -> float:
@@ -144,7 +160,7 @@ def _run(network: Network, program: Program, inputs: bool, arrays: list[Any]) ->
       weight = network.weights[name]
       if weight.is_product:
         kept['weight'] = _sampled(values[site.weight], site.stacked)
-      elif name not in seen and operands.has_kernel_alpha(weight, quant):
+      elif name not in seen:
         kept['weight'] = values[site.weight]
       seen.add(name)
       if inputs and site.input is not None:
