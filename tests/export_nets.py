@@ -91,8 +91,12 @@ def transformer():
 
 
 def shipped(name, **kwargs):
-  """A shipped network as something to export; its values are all the same, and nothing is compiled for them."""
-  model = models.create(name, num_classes=5, quant=QuantConfig(init_bits=3, alpha_init=2.0), **kwargs)
+  """A shipped network as something to export, `with_one_value`."""
+  return with_one_value(models.create(name, num_classes=5, quant=QuantConfig(init_bits=3, alpha_init=2.0), **kwargs))
+
+
+def with_one_value(model):
+  """A network as something to export; its values are all the same, and nothing is compiled for them."""
   shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES[:1])
   variables = jax.tree.map(lambda x: np.full(x.shape, 4, x.dtype), shapes)
   return source_of(model, variables, IMAGES, input_range=(0, 255))

@@ -80,6 +80,6 @@ def test_a_run_goes_on_from_a_supernet(tmp_path):
   assert np.isfinite(rows[1]['loss'])
   result = runner.run(config, tmp_path / 'run')
   assert len(progress.read_rows(tmp_path / 'run')) == 3  # the finetuning added one
-  assert 0.95 * result['target'] < result['cost'] <= result['target']
+  assert 0.9 * result['target'] < result['cost'] <= result['target']
   widths = {b for e in policy.load(tmp_path / 'run' / 'policy.json').layers for b in (e.kernel, e.input)}
   assert widths <= {2, 4, 8}

@@ -1,7 +1,9 @@
 import dataclasses
+import functools
 from fractions import Fraction
 
 import export_nets
+import fewer_blocks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +11,12 @@ import pytest
 from export_nets import IMAGES
 
 from benchmarks.robustness import integer as study
+from fracbits_jax import models
 from fracbits_jax.export import comparison, graph, integer, packed, rescale, values
 from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.grid import Grid
+from fracbits_jax.layers import QuantConfig
+from fracbits_jax.models.resnet import ResNet
 
 
 @pytest.mark.parametrize(
@@ -47,9 +52,12 @@ def test_a_wrong_weight_is_noticed():
 
 def test_nothing_is_computed_in_floating_point():
   assert integer.float_operations(export_nets.source().graph) == ()
-  for name, settings in (('mobilenet_v2', {'relu6': True}), ('resnet8', {}), ('preact_resnet18', {})):
-    found = export_nets.shipped(name, width=0.25, small_images=True, **settings)
-    assert integer.float_operations(found.graph) == (), name
+  quant = QuantConfig(init_bits=3, alpha_init=2.0)
+  create = functools.partial(models.create, num_classes=5, quant=quant, width=0.25, small_images=True)
+  preact = ResNet(stages=(1, 1), preact=True, num_classes=5, quant=quant, width=0.25, small_images=True)
+  with fewer_blocks.mobilenets():
+    for model in (create('mobilenet_v2', relu6=True), create('resnet8'), preact):
+      assert integer.float_operations(export_nets.with_one_value(model).graph) == (), model
 
 
 def test_products_are_integers_in_32_bits():

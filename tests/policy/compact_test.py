@@ -1,5 +1,6 @@
 import functools
 
+import fewer_blocks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,12 @@ from fracbits_jax.policy import compact
 
 SHAPE = (16, 16, 1)
 PRUNING = QuantConfig(granularity='kernel', choices=range(9), init_bits=4.0)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _fewer_blocks():
+  with fewer_blocks.mobilenets():
+    yield
 
 
 @functools.cache
@@ -74,8 +81,8 @@ def test_the_smaller_network_gives_the_same_logits(name, quant):
 
 def test_only_channels_that_no_sum_ties_to_others_can_be_pruned():
   prunable = lambda name: {l.name for l in pruned(name)[1] if l.prunes}
-  assert prunable('mobilenet_v1') == {f'block{i}_pointwise' for i in range(1, 14)}
-  assert prunable('mobilenet_v2') == {*(f'block{i}_expand' for i in range(2, 18)), 'head'}
+  assert prunable('mobilenet_v1') == {f'block{i}_pointwise' for i in range(1, 5)}
+  assert prunable('mobilenet_v2') == {*(f'block{i}_expand' for i in range(2, 5)), 'head'}
   assert {name.split('_')[-1] for name in prunable('resnet8')} == {'conv1'}
   assert {name.split('_')[-1] for name in prunable('short_preact')} == {'conv1', 'conv2'}
   layers = pruned('resnet8')[1]
@@ -99,7 +106,7 @@ def test_a_consumer_pays_for_the_input_channels_that_are_kept():
 def test_a_policy_leaves_every_layer_a_channel_however_small_the_budget():
   _, layers, _ = pruned('mobilenet_v1')
   least, _ = cost.cost_range('bitops', layers)
-  for target in (least, 1.5 * least):
+  for target in (least, 1.1 * least):
     found = policy.discretize(cost.uniform_bits(layers, 0.1), layers, cost.budget('bitops', layers, target=target))
     assert found.cost <= target
     assert all(max(np.atleast_1d(e.kernel)) > 0 for e in found.layers)

@@ -13,6 +13,7 @@ from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from tiny import tiny
 
+from benchmarks.shared.tiny import TINY
 from fracbits_jax import cost
 from fracbits_jax.commands import export
 from fracbits_jax.data.batches import eval_batches
@@ -27,7 +28,7 @@ README = (pathlib.Path(__file__).parents[2] / 'README.md').read_text()
 def pruned(tmp_path_factory):
   """Pruned, quantized with learned steps, two budgets."""
   folder = tmp_path_factory.mktemp('options')
-  config = tiny(folder)
+  config = tiny(folder, **TINY)  # with layers enough to meet two budgets
   config.phases = ('search', 'finetune')
   config.quant.granularity = 'kernel'
   config.quant.choices = tuple(range(9))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from tiny import tiny
+from tiny import FLAGS, tiny
 
 from benchmarks.robustness import damage, kills
 from fracbits_jax import cost, policy
@@ -24,13 +24,16 @@ from fracbits_jax.run.checkpoint import newest_step
 from fracbits_jax.train import preemption
 
 
+def start(workdir, *arguments):
+  """`main.py` as the benchmark starts it, on the smallest network."""
+  return kills.start(workdir, *FLAGS, *arguments)
+
+
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
   folder = tmp_path_factory.mktemp('runs')
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('JAX_COMPILATION_CACHE_DIR', jax.config.jax_compilation_cache_dir)
-    kills.finish(kills.start(folder / 'undisturbed'))
-    yield folder
+  kills.finish(start(folder / 'undisturbed'))
+  return folder
 
 
 def stop_behind(process, workdir, phase, step, number):
@@ -39,23 +42,23 @@ def stop_behind(process, workdir, phase, step, number):
     time.sleep(0.02)
   time.sleep(random.Random(step).uniform(0, 0.1))
   process.send_signal(number)
-  return process.communicate(timeout=120)[0]
+  return process.communicate(timeout=300)[0]
 
 
 def test_a_run_that_is_killed_in_each_phase_and_stopped_once_ends_as_the_undisturbed_one(undisturbed):
   workdir = undisturbed / 'killed'
   for phase, step in (('pretrain', 18), ('search', 14), ('finetune', 6)):
-    process = kills.start(workdir)
+    process = start(workdir)
     stop_behind(process, workdir, phase, step, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-  process = kills.start(workdir, '--config.checkpoint_steps=100')  # of no consequence for the state
+  process = start(workdir, '--config.checkpoint_steps=100')  # of no consequence for the state
   while not (output := process.stdout.readline()).startswith('finetune continues'):
     assert output, 'it ended before'
   process.send_signal(signal.SIGTERM)
-  output = process.communicate(timeout=120)[0]
+  output = process.communicate(timeout=300)[0]
   assert process.returncode == preemption.EXIT_STATUS, output
   assert 'stopped by SIGTERM: the same command goes on from here' in output
-  output = kills.finish(kills.start(workdir))
+  output = kills.finish(start(workdir))
   assert 'pretrain is done' in output
   assert 'search is done' in output
   assert kills.differences(kills.left(undisturbed / 'undisturbed'), kills.left(workdir)) == []
@@ -113,7 +116,7 @@ def test_damaged_checkpoints_are_told_and_the_older_ones_are_taken(undisturbed):
   states = {phase: damage.saved(source, phase) for phase in damage.PHASES}
   counts = collections.Counter()
   for case in damage.cases(source, 10, rng):
-    counts[damage.outcome(source, case, states, damage.tiny(undisturbed), rng)] += 1
+    counts[damage.outcome(source, case, states, tiny(undisturbed, checkpoint_steps=2), rng)] += 1
   assert not [what for what in counts if what.startswith('WRONG')], counts
   assert counts['the older state, after a word'] > 0
 
@@ -124,7 +127,7 @@ def test_where_every_checkpoint_of_a_phase_is_damaged_the_phase_starts_anew(undi
   (workdir / 'result.json').unlink()
   for file in (workdir / 'checkpoints' / 'search').glob('*/meta/metadata'):
     file.write_text('{}')
-  step, _ = damage.restart(workdir, 'search', damage.tiny(undisturbed))
+  step, _ = damage.restart(workdir, 'search', tiny(undisturbed, checkpoint_steps=2))
   assert step == 0
   assert capsys.readouterr().out.count('is damaged') == 2
   assert len(list((workdir / 'checkpoints' / 'damaged').iterdir())) == 2
@@ -134,7 +137,7 @@ def test_another_policy_in_the_folder_is_refused(undisturbed):
   workdir = undisturbed / 'mixed'
   shutil.copytree(undisturbed / 'undisturbed', workdir)
   (workdir / 'result.json').unlink()
-  config = damage.tiny(undisturbed)
+  config = tiny(undisturbed, checkpoint_steps=2)
   found = experiment.prepare(config)
   less = cost.budget('bitops', found.layers, equivalent_bits=2.5)
   policy.discretize(begin.initial_bits(found), found.layers, less).save(workdir / 'policy.json')
@@ -148,7 +151,7 @@ def test_values_that_are_not_finite_are_found_in_their_layer(tmp_path, monkeypat
   def planted(*args):
     variables = original(*args)
     flat = traverse_util.flatten_dict(variables['params'], sep='/')
-    flat['stage2_block1_conv1/kernel'] = jnp.asarray(flat['stage2_block1_conv1/kernel']).at[0, 0, 0, 0].set(np.nan)
+    flat['stage1_block1_conv1/kernel'] = jnp.asarray(flat['stage1_block1_conv1/kernel']).at[0, 0, 0, 0].set(np.nan)
     return {**variables, 'params': traverse_util.unflatten_dict(flat, sep='/')}
 
   monkeypatch.setattr(begin, 'quantized_variables', planted)
@@ -156,7 +159,7 @@ def test_values_that_are_not_finite_are_found_in_their_layer(tmp_path, monkeypat
   with pytest.raises(FloatingPointError) as caught:
     runner.run(config, tmp_path / 'run')
   assert re.search('at step [1-9] of search', str(caught.value))
-  assert 'not finite: params/stage2_block1_conv1/kernel before step 1;' in str(caught.value)
+  assert 'not finite: params/stage1_block1_conv1/kernel before step 1;' in str(caught.value)
   assert 'search has no checkpoint yet' in str(caught.value)
 
 
@@ -175,20 +178,22 @@ def test_values_that_overflow_are_found_in_their_layer_and_the_last_good_checkpo
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(undisturbed):
   disk = undisturbed / 'disk'
   disk.mkdir()
-  mount = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=900k', 'none', disk], capture_output=True, check=False)
+  mount = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=430k', 'none', disk], capture_output=True, check=False)
   if mount.returncode:
     pytest.skip('a small disk needs the right to mount one')
   data = f'--config.data.data_dir={undisturbed / "tfds"}'
+  process = start(disk / 'run', data, '--config.phases=("pretrain","search")')
   try:
-    process = kills.start(disk / 'run', data, '--config.phases=("pretrain","search")')
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert output.splitlines()[-1].startswith('error: no checkpoint can be written to ')
     assert '(the disk is full): the earlier ones are untouched' in output
     assert 'Traceback' not in output
     subprocess.run(['mount', '-o', 'remount,size=50m', disk], check=True)
-    assert 'pretrain is done' in kills.finish(kills.start(disk / 'run', data, '--config.phases=("pretrain","search")'))
+    assert 'pretrain is done' in kills.finish(start(disk / 'run', data, '--config.phases=("pretrain","search")'))
   finally:
+    process.kill()  # or the disk is busy
+    process.wait()
     subprocess.run(['umount', disk], check=True)
 
 

@@ -36,7 +36,7 @@ def test_a_run_leaves_a_policy_within_budget_and_a_result(finished):
     'phase test_accuracy float_accuracy metric target cost bitops_g size_mb epochs steps seconds reference made_with'
   )
   assert set(promised.split()) <= result.keys()
-  assert 0.99 * result['target'] <= result['cost'] <= result['target']
+  assert 0.9 * result['target'] <= result['cost'] <= result['target']
   assert result['steps'] == 8 * 9
   assert result['made_with']['jax'] == jax.__version__
   table = experiment.prepare(tiny(folder)).layers

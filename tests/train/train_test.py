@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import cost, models
+from fracbits_jax import cost
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
 from fracbits_jax.run import begin
 from fracbits_jax.train import loop, optim, penalty, placement, preemption
@@ -23,7 +24,7 @@ CHOICES = tuple(range(1, 9))
 def setting(granularity='layer'):
   """A small quantized network, its search step, and a state to start from."""
   quant = QuantConfig(init_bits=3.5, choices=CHOICES, granularity=granularity, alpha_init=2.0)
-  model = models.create('resnet8', num_classes=10, width=0.5, quant=quant, axis_name='batch')
+  model = tiny.smallest(num_classes=10, width=0.125, quant=quant, axis_name='batch')
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))
   table = cost.trace(model, SHAPE)
   optimizer = optim.sgd(
@@ -119,7 +120,7 @@ def test_the_multiplier_rises_over_the_budget_falls_under_it_and_stays_above_zer
 
 def test_drawn_bit_widths_are_the_same_on_every_device_and_others_at_every_step():
   quant = QuantConfig(init_bits=3.5, choices=CHOICES, stochastic=True, alpha_init=2.0)
-  model = models.create('resnet8', num_classes=10, width=0.5, quant=quant, axis_name='batch')
+  model = tiny.smallest(num_classes=10, width=0.125, quant=quant, axis_name='batch')
   _, _, _, state = setting()
   optimizer = optim.sgd(lambda step: 0.0, momentum=0.0, weight_decay=0.0, mask=True, bits_rate=None)
   state = state.replace(opt_state=optimizer.init({'params': state.params, 'bits': state.bits}))
