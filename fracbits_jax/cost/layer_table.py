@@ -178,6 +178,11 @@ def bits_of(bits: Bits, layer: Layer | str, which: str) -> Any:
   return found
 
 
+def whole_stack(bits: Bits, layer: Layer, which: str) -> Any:
+  """The learned bit-widths of all layers of a stack in one array, or `None` where each has its own."""
+  return _lookup(bits, layer.path, which)
+
+
 def _lookup(bits: Bits, path: str, which: str) -> Any:
   node: Any = bits
   for key in (*path.split('/'), which):

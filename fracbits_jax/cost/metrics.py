@@ -4,15 +4,19 @@ A cost is a pure function of `(bits, layer table)`, so that it is exact for inte
 fractional ones. NumPy bits give NumPy results, JAX bits JAX results. No cost falls when a bit-width rises.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fracbits_jax.cost import lookup
-from fracbits_jax.cost.layer_table import Bits, Layer, bits_of, gates
+from fracbits_jax.cost.layer_table import Bits, Layer, bits_of, gates, learned, whole_stack
+
+Price = Callable[[Layer, Any, Any], Any]  # of a layer, by the bit-widths of its kernel and its inputs
 
 
 def _at(bits: Bits, layer: Layer, which: str) -> Any:
@@ -30,10 +34,29 @@ def _mean(value: Any, bits: Bits, layer: Layer) -> Any:
   return mean if kept is None else mean * kept.mean()
 
 
-def _sum(values: Iterable[Any]) -> Any:
-  """The sum, of plain numbers to the last digit: two assignments that cost the same are the same to a budget."""
-  values = list(values)
+def _total(bits: Bits, layers: Sequence[Layer], price: Price) -> Any:
+  """The sum of the layers' prices; plain numbers are added to the last digit, so that a budget knows equal costs."""
+  values: list[Any] = []
+  for _, group in itertools.groupby(layers, key=lambda layer: layer.path):
+    rows = list(group)
+    arrays = _of_stack(bits, rows)
+    if arrays:  # in one operation for the whole stack, so that a program does not grow with it
+      of_layer = lambda found, l=rows[0]: price(l, found.get('kernel', l.kernel_bits), found.get('input', l.input_bits))
+      values.append(jnp.sum(jax.vmap(of_layer)(arrays)))
+    else:
+      values += [price(l, _at(bits, l, 'kernel'), _at(bits, l, 'input')) for l in rows]
   return sum(values) if any(isinstance(v, jax.Array) for v in values) else math.fsum(values)
+
+
+def _of_stack(bits: Bits, rows: Sequence[Layer]) -> dict[str, jax.Array]:
+  """The learned bit-widths of a stack, `[layers, ...]`, where the rows are the whole of one and its bits are JAX's."""
+  first, count = rows[0], math.prod(rows[0].stack)
+  if not first.stack or len(rows) != count:
+    return {}
+  found = {which: whole_stack(bits, first, which) for which in learned(first)}
+  if not found or not all(isinstance(value, jax.Array) for value in found.values()):
+    return {}
+  return {which: value.reshape(count, *value.shape[len(first.stack) :]) for which, value in found.items()}
 
 
 def bitops(bits: Bits, layers: Sequence[Layer]) -> Any:
@@ -48,12 +71,12 @@ def bitops(bits: Bits, layers: Sequence[Layer]) -> Any:
   Raises:
     ValueError: if a layer's bits are missing.
   """
-  return _sum(l.macs * 1e-9 * _mean(_at(bits, l, 'kernel'), bits, l) * _at(bits, l, 'input') for l in layers)
+  return _total(bits, layers, lambda l, w, a: l.macs * 1e-9 * _mean(w, bits, l) * a)
 
 
 def model_size(bits: Bits, layers: Sequence[Layer]) -> Any:
   """Size of the weights, the sum of K w / 8 and 4 bytes for each bias, in 10^6 bytes (MB). Arguments as `bitops`."""
-  return _sum(l.weights * 0.125e-6 * _mean(_at(bits, l, 'kernel'), bits, l) + l.biases * 4e-6 for l in layers)
+  return _total(bits, layers, lambda l, w, a: l.weights * 0.125e-6 * _mean(w, bits, l) + l.biases * 4e-6)
 
 
 def lookup_cost(bits: Bits, layers: Sequence[Layer], table: lookup.Table) -> Any:
@@ -63,13 +86,12 @@ def lookup_cost(bits: Bits, layers: Sequence[Layer], table: lookup.Table) -> Any
   costs the mean of what its channels cost. Other arguments as `bitops`.
   """
 
-  def layer_cost(l: Layer) -> Any:
+  def price(l: Layer, w: Any, a: Any) -> Any:
     kernel_bits = l.choices if l.kernel_bits is None else (l.kernel_bits,)
     allowed = table.over(kernel_bits, l.input_choices if l.input_bits is None else (l.input_bits,))
-    kind = 'dense' if l.kind == 'product' else l.kind
-    return l.macs * 1e-9 * _mean(allowed.per_mac(kind, _at(bits, l, 'kernel'), _at(bits, l, 'input')), bits, l)
+    return l.macs * 1e-9 * _mean(allowed.per_mac('dense' if l.kind == 'product' else l.kind, w, a), bits, l)
 
-  return _sum(layer_cost(l) for l in layers if l.macs)
+  return _total(bits, [l for l in layers if l.macs], price)
 
 
 def format_table(bits: Bits, layers: Sequence[Layer]) -> str:
