@@ -151,8 +151,8 @@ def _kept(
 def _run(network: Network, program: Program, inputs: bool, arrays: list[Any]) -> dict[tuple, dict[str, jax.Array]]:
   seen: set[str] = set()
 
-  def at_site(site: Site, equation: Any, values: list[Any], variables: Any) -> tuple[list[Any], Any]:
-    del variables
+  def at_site(site: Site, equation: Any, values: list[Any], variables: Any, ready: Any) -> tuple[list[Any], Any]:
+    del variables, ready
     name = network.name_of(program, site)
     quant = network.configs.get(name)
     kept: dict[str, jax.Array] = {'ran': jnp.ones((), bool)}

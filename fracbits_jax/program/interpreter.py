@@ -14,6 +14,7 @@ from fracbits_jax.program.walk import CALLS, Path, inner_program, manual_axes
 # What each loop gets apart for each of its passes, and everything else, by the name of a weight.
 Variables = Mapping[str, Mapping[str, Any]]
 Taps = dict[Path, Any]
+_NOT_YET = object()  # a value that is known only where a loop runs
 
 
 class Interpreter:
@@ -27,16 +28,20 @@ class Interpreter:
       in a scan has an axis for its passes in front; of a loop whose length its inputs decide it is that of the last
       pass, zeros where there is none.
     keeps: whether values are kept, at every site: then every branch of a conditional runs, whichever is taken.
+    prepare: `prepare(site, weight, variables)`, what is done to a weight alone. For one that is the same in all passes
+      of a loop it is done once, before the loop, and `at_site` gets what came out as `ready`, otherwise `None`.
   """
 
   def __init__(
     self,
     found: Mapping[Path, Site],
     name_of: Callable[[Site], str],
-    at_site: Callable[[Site, Any, list[Any], Mapping[str, Any]], tuple[list[Any], Any]],
+    at_site: Callable[[Site, Any, list[Any], Mapping[str, Any], Any], tuple[list[Any], Any]],
     keeps: bool = False,
+    prepare: Callable[[Site, Any, Mapping[str, Any]], Any] | None = None,
   ):
-    self._sites, self._name_of, self._at_site, self._keeps = found, name_of, at_site, keeps
+    self._sites, self._name_of, self._at_site, self._keeps, self._prepare = found, name_of, at_site, keeps, prepare
+    self._ready: dict[Path, Any] = {}
     self._within = {path[:i] for path in found for i in range(len(path))}
     self._looped: dict[Path, set[str]] = {}
     for site in found.values():
@@ -55,7 +60,7 @@ class Interpreter:
       if here in self._sites:
         site = self._sites[here]
         name = self._name_of(site)
-        results, kept = self._at_site(site, equation, operands, variables.get(name, {}))
+        results, kept = self._at_site(site, equation, operands, variables.get(name, {}), self._ready.get(here))
         if kept is not None:
           taps[here] = kept
       elif here in self._within:
@@ -99,6 +104,7 @@ class Interpreter:
     consts, carry, xs = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
     looped = self._looped.get(path, set())
     apart = {name: dict(variables[name]) for name in sorted(looped) if name in variables}
+    self._prepare_weights(closed, [*consts, *[_NOT_YET] * (len(operands) - n_consts)], variables, path, path)
 
     def body(carry: Any, rows: Any) -> tuple[Any, Any]:
       xs, of_this_pass = rows
@@ -117,6 +123,7 @@ class Interpreter:
     condition, body = params['cond_jaxpr'], params['body_jaxpr']
     n_cond, n_body = params['cond_nconsts'], params['body_nconsts']
     of_cond, of_body, carry = operands[:n_cond], operands[n_cond : n_cond + n_body], operands[n_cond + n_body :]
+    self._prepare_weights(body, [*of_body, *[_NOT_YET] * len(carry)], variables, (*path, 1), path)
     run = lambda part, at, inputs: self.run(part.jaxpr, part.consts, inputs, variables, (*path, at))
     _, shapes = jax.eval_shape(lambda carry: run(body, 1, [*of_body, *carry]), carry)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # what was kept in the last pass
@@ -147,6 +154,48 @@ class Interpreter:
     results, kept = zip(*(run(inputs) for run in branches), strict=True)
     taken = lax.switch(index, [lambda results, at=at: results[at] for at in range(len(results))], list(results))
     return taken, {path: values for taps in kept for path, values in taps.items()}
+
+  def _prepare_weights(
+    self, closed: Any, inputs: Sequence[Any], variables: Variables, path: Path, loop: Path
+  ) -> list[Any]:
+    """Prepares the weights in the body of a loop that are the same in all of its passes.
+
+    Args:
+      closed: a closed jaxpr: the body, or a program within it.
+      inputs: its arguments, `_NOT_YET` for those that are known in the passes alone.
+      variables, path: of the jaxpr, as for `run`.
+      loop: the path of the loop.
+
+    Returns:
+      Its outputs, as far as they are known.
+    """
+    if self._prepare is None:
+      return []
+    jaxpr = closed.jaxpr
+    known = dict(zip(jaxpr.constvars, closed.consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
+    get = lambda atom: atom.val if isinstance(atom, core.Literal) else known[atom]
+    for position, equation in enumerate(jaxpr.eqns):
+      here, operands = (*path, position), [get(atom) for atom in equation.invars]
+      results: list[Any] = [_NOT_YET] * len(equation.outvars)
+      op = equation.primitive.name
+      if here in self._sites:
+        site = self._sites[here]
+        same = site.stored.params and all(one.path != loop for one in site.stored.loops)
+        name = self._name_of(site)
+        if same and operands[site.weight] is not _NOT_YET and name in variables:
+          self._ready[here] = self._prepare(site, operands[site.weight], variables[name])
+      elif here in self._within:
+        inner = core.ClosedJaxpr(*inner_program(equation)) if op in CALLS and op != 'shard_map' else None
+        if inner is not None:
+          results = self._prepare_weights(inner, operands, variables, here, loop)
+        elif op == 'scan':
+          consts = equation.params['num_consts']
+          unknown = [_NOT_YET] * (len(operands) - consts)
+          self._prepare_weights(equation.params['jaxpr'], [*operands[:consts], *unknown], variables, here, loop)
+      elif not equation.effects and all(value is not _NOT_YET for value in operands):
+        results = bind(equation, operands)
+      known.update(zip(equation.outvars, results, strict=True))
+    return [get(atom) for atom in jaxpr.outvars]
 
   def _shard_map(self, equation: Any, operands: list[Any], variables: Variables, path: Path) -> tuple[list[Any], Taps]:
     params = equation.params

@@ -99,7 +99,14 @@ class Network:
     return known[program]
 
   def _run(self, program: Program, arrays: list[Any], variables: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    def at_site(site: Site, equation: Any, values: list[Any], of_weight: Mapping[str, Any]) -> tuple[list[Any], None]:
+    def prepare(site: Site, value: Any, of_weight: Mapping[str, Any]) -> Any:
+      name = self.name_of(program, site)
+      quant = self.configs.get(name)
+      return None if quant is None else operands.quantized_weight(self.weights[name], site, quant, of_weight, value)
+
+    def at_site(
+      site: Site, equation: Any, values: list[Any], of_weight: Mapping[str, Any], ready: Any
+    ) -> tuple[list[Any], None]:
       name = self.name_of(program, site)
       quant = self.configs.get(name)
       if quant is None:
@@ -107,11 +114,12 @@ class Network:
       weight, values = self.weights[name], list(values)
       if site.input is not None:
         values[site.input] = operands.quantized_input(weight, site, quant, of_weight, values[site.input])
-      values[site.weight] = operands.quantized_weight(weight, site, quant, of_weight, values[site.weight])
+      value = values[site.weight]
+      values[site.weight] = operands.quantized_weight(weight, site, quant, of_weight, value) if ready is None else ready
       results = _multiply(equation, values)
       return [checkpoint_name(y, OUTPUTS) for y in results] if site.input is not None else results, None
 
-    interpreter = Interpreter(program.sites, functools.partial(self.name_of, program), at_site)
+    interpreter = Interpreter(program.sites, functools.partial(self.name_of, program), at_site, prepare=prepare)
     return interpreter.run(program.closed.jaxpr, program.closed.consts, arrays, variables)[0]
 
 

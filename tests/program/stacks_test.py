@@ -119,3 +119,39 @@ def test_a_table_counts_what_the_numbers_say(both):
 def test_rules_that_part_a_stack_are_refused():
   with pytest.raises(ValueError, match=r'layers/0/up and layers/1/up are layers of one stack, and the rules tell them'):
     quantize_model(Transformer(True), TOKENS, [('layers/0/up', None)])
+
+
+class Recurrent(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.RNN(nn.OptimizedLSTMCell(6))(x)
+
+
+def _in_loops(jaxpr, name, inside=False):
+  """How many equations of that name there are within the loops of a program."""
+  count = 0
+  for equation in jaxpr.eqns:
+    count += inside and equation.primitive.name == name
+    for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'jaxpr')):
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        count += _in_loops(inner, name, inside or equation.primitive.name == 'scan')
+  return count
+
+
+def test_a_weight_that_all_passes_share_is_quantized_once():
+  x = jax.random.normal(jax.random.key(2), (2, 5, 4))
+  variables = Recurrent().init(jax.random.key(3), x)
+
+  def quantizations(weight_only):
+    quant = QuantConfig(scheme='lsq', kernel_bits=4, input_bits=32 if weight_only else 4, weight_only=weight_only)
+    net = quantize_model(Recurrent(), x, default=quant)
+    program = jax.make_jaxpr(lambda variables: net.apply(variables, x))(net.init(jax.random.key(4), x))
+    return net, _in_loops(program.jaxpr, 'round')
+
+  net, of_inputs = quantizations(weight_only=False)
+  assert of_inputs == 2  # those of the cell, its inputs and its state
+  assert quantizations(weight_only=True)[1] == 0
+  start = from_float(net, variables, x)
+  error = jax.jit(net.apply)(start, x) - jax.jit(Recurrent().apply)(variables, x)
+  assert 0 < float(jnp.abs(error).max()) < 0.2
