@@ -134,6 +134,10 @@ def quantize_model(
   **kwargs: Any,
 ) -> QuantizedModel:
   """`networks.quantize_model` for a linen network."""
+  if isinstance(getattr(model, 'quant', None), QuantConfig):
+    raise ValueError(
+      f'{type(model).__name__} has quantized layers of its own: give it with quant=None, as a float network'
+    )
   args = example_of(inputs)
   variables, rngs = _shapes(model, args, kwargs, rngs)
   params, others, kwargs = _arguments(variables, rngs, _changing(variables, kwargs))

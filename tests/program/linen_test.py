@@ -172,6 +172,11 @@ def test_a_network_without_layers_is_refused():
     quantize_model(nn.BatchNorm(use_running_average=True), IMAGES)
 
 
+def test_a_network_that_is_quantized_already_is_refused():
+  with pytest.raises(ValueError, match='ResNet has quantized layers of its own: give it with quant=None'):
+    quantize_model(models.create('resnet18', num_classes=10, quant=QuantConfig()), jnp.zeros((1, 32, 32, 3)))
+
+
 def test_variables_of_another_network_are_refused(everything):
   _, variables, net, _ = everything
   other = {**variables, 'params': {**variables['params'], 'conv': {'kernel': jnp.zeros((5, 5, 1, 8))}}}
