@@ -284,4 +284,4 @@ def _with_clips(source: Source, rng: np.random.Generator, x: np.ndarray) -> Sour
 
   variables = jax.tree_util.tree_map_with_path(replaced, source.variables)
   graph = dataclasses.replace(source.graph, nodes=tuple(nodes))
-  return dataclasses.replace(source, graph=graph, variables=variables)
+  return dataclasses.replace(source, given=graph, variables=variables)

@@ -20,7 +20,7 @@ from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.graph import Graph, Node
 from fracbits_jax.export.grid import Grid, Kernel
 from fracbits_jax.export.onnx_build import DTYPES, Builder, Tensor
-from fracbits_jax.export.qonnx_format import by_bits
+from fracbits_jax.export.qonnx_format import by_bits, scale_of
 from fracbits_jax.export.source import Source
 from fracbits_jax.system.files import write_whole
 
@@ -62,6 +62,8 @@ def write(source: Source, path: str | os.PathLike, *, check: bool = True) -> str
     f'opset {file.opset}, kernels and inputs of {", ".join(map(str, sorted(widths)))} bits; '
     + ('checked with onnxruntime' if check else 'not checked with onnxruntime')
   )
+  if file.graph.note:
+    said += f'\n{path} {file.graph.note}'
   if 8 in widths:
     said += f'\nonnxruntime on x86 without VNNI needs options.add_session_config_entry{EXACT_ON_X64}'
   return said
@@ -126,10 +128,14 @@ def _quantize_dequantize(b: Builder, x: Tensor, bits: int, scale: float, *, sign
 
 
 def _dequantize(b: Builder, kernel: Kernel, like: Tensor, codes: np.ndarray) -> Tensor:
-  bits, scale = int(kernel.bits), float(kernel.scale)
+  bits, scale = int(kernel.bits), scale_of(kernel, like.order)
   stored = _stored(b, f'int{bits}', codes - 2 ** (bits - 1))
-  value = b.add('DequantizeLinear', [stored, b.constant(np.float32(scale))], like)
-  half = _half_step(float(kernel.zero), scale)
+  value = b.add('DequantizeLinear', [stored, b.constant(np.float32(1) if scale.ndim else scale)], like)
+  if scale.ndim:  # one for each channel, wherever those are
+    half = np.float32(0.5) if float(kernel.zero) % 1 else np.float32(0)
+    value = b.add('Add', [value.name, b.constant(half)], value) if half else value
+    return b.add('Mul', [value.name, b.constant(scale)], value)
+  half = _half_step(float(kernel.zero), float(scale))
   return b.add('Add', [value.name, b.constant(np.float32(half))], value) if half else value
 
 

@@ -97,10 +97,10 @@ class Network:
       quant = self.configs.get(name)
       if quant is None:
         return bind(equation, values), None
-      weight, values = self.weights[name], list(values)
+      weight, values, index = self.weights[name], list(values), interpreter.index(site)
       if site.input is not None:
-        values[site.input] = operands.quantized_input(weight, site, quant, of_weight, values[site.input])
-      values[site.weight] = operands.quantized_weight(weight, site, quant, of_weight, values[site.weight])
+        values[site.input] = operands.quantized_input(weight, site, quant, of_weight, values[site.input], index)
+      values[site.weight] = operands.quantized_weight(weight, site, quant, of_weight, values[site.weight], index)
       results = _multiply(equation, values)
       return [checkpoint_name(y, OUTPUTS) for y in results] if site.input is not None else results, None
 

@@ -9,7 +9,7 @@ import pytest
 from export_nets import IMAGES
 
 from benchmarks.robustness import integer as study
-from fracbits_jax.export import comparison, graph, integer, packed, rescale, values
+from fracbits_jax.export import capture, comparison, graph, integer, packed, rescale, values
 from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.grid import Grid
 
@@ -119,7 +119,7 @@ def test_any_scale_and_offset_gives_the_exact_code(bits, signed):
 
 def _compared(seed, blocks, exponent=12.0, **how):
   net = study.Net(blocks, **how)
-  captured = graph.capture(net, study.random_variables(net, seed, exponent), study.images(seed))
+  captured = capture.capture(net, study.random_variables(net, seed, exponent), study.images(seed))
   return study.compared(study.with_clips(captured, study.images(seed), seed), study.images(seed), compiled=False)
 
 
