@@ -85,6 +85,9 @@ class _Drawing:
   def arg(self):
     return {'axes': self.numbers(1, 0, max(0, self.rank - 1)), 'index_dtype': self.pick(_DTYPES)}, [self.x]
 
+  def dim_as_value(self):
+    return {'shape': self.numbers(1, 0, 9)}, []
+
   def cum(self):
     return {'axis': self.rng.randint(0, max(0, self.rank - 1)), 'reverse': self.pick((True, False))}, [self.x]
 

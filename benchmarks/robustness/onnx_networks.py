@@ -27,6 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from benchmarks.robustness import random_networks
 from fracbits_jax.export import onnx_check, onnx_format, qonnx_format
+from fracbits_jax.export.floats import in_float32
 from fracbits_jax.export.onnx_check import EXACT_ON_X64, Written
 from fracbits_jax.export.source import Source
 
@@ -42,7 +43,7 @@ CLEANED = {'as it is': lambda model: model, 'cleaned up': cleanup_model}
 
 def onnx_verdicts(source: Source, x: np.ndarray) -> Iterator[tuple[str, str]]:
   """How the file of a network runs, and `equal`, `equal but for ties`, or what is wrong."""
-  file, expected = onnx_format.built(source), onnx_check.results_of(source.graph, x)
+  file, expected = onnx_format.built(source), onnx_check.results_of(in_float32(source.graph), x)
   for how, options in SESSIONS.items():
     run = functools.partial(onnx_check.run, orders=file.orders, inputs=x, **options)
     yield how, _verdict(file, x, expected, run)
@@ -50,14 +51,16 @@ def onnx_verdicts(source: Source, x: np.ndarray) -> Iterator[tuple[str, str]]:
 
 def qonnx_verdicts(source: Source, x: np.ndarray) -> Iterator[tuple[str, str]]:
   """The same of its QONNX file."""
-  file, expected = qonnx_format.built(source, len(x)), onnx_check.results_of(source.graph, x)
+  graph = in_float32(source.graph)
+  file, expected = qonnx_format.built(source, graph.count(graph.given(x))), onnx_check.results_of(graph, x)
   for how, clean in CLEANED.items():
     yield how, _verdict(file, x, expected, functools.partial(_run_qonnx, file.orders, x, clean))
 
 
 def _run_qonnx(orders: Mapping[str, Sequence[int]], x: np.ndarray, clean: Callable, content: bytes) -> list[np.ndarray]:
   model = clean(ModelWrapper(onnx.load_from_string(content)))
-  found = execute_onnx(model, onnx_check.as_read(orders, x))
+  given = zip(model.graph.input, onnx_check.as_read(orders, x).values(), strict=True)  # which `cleanup` names anew
+  found = execute_onnx(model, {value.name: array for value, array in given})
   return [found[output.name] for output in model.graph.output]
 
 

@@ -172,6 +172,9 @@ class _Reader:
       branches = params['branches']
       branch = branches[int(np.clip(values[0], 0, len(branches) - 1))]
       return self.read(branch.jaxpr, branch.consts, values[1:], place)
+    if op == 'dim_as_value':
+      size = _size(params['dim'])
+      return [self._node(op, (), equation.outvars[0].aval, {'shape': (size,)}, place) if size < 0 else np.int32(size)]
     of_batch = any(_size(size) < 0 for v in equation.outvars for size in v.aval.shape)
     known = not any(isinstance(value, str) for value in values)
     if known and not of_batch and not _has_quantizers(equation):
@@ -217,7 +220,7 @@ class _Reader:
     x, bits, alpha = values
     for value in (bits, alpha):
       if isinstance(value, str):
-        raise ValueError(f'{layer} has bits or a clip that depend on the input, which cannot be exported')
+        raise ValueError(f'{layer} has bits or a clip that depend on the input: only stablehlo can have them')
     grid = input_grid(quant, int(bits), float(alpha))
     return self._node('quantize', (self.name(x),), aval, {'layer': layer, 'grid': grid}, place)
 
@@ -225,7 +228,7 @@ class _Reader:
     self, aval: Any, values: list[Any], place: str, *, layer: str, quant: QuantConfig, has_alpha: bool
   ) -> Any:
     if any(isinstance(value, str) for value in values):
-      raise ValueError(f'{layer} has a kernel that depends on the input, which cannot be exported')
+      raise ValueError(f'{layer} has a kernel that depends on the input: only stablehlo can have it')
     if len(values) > 2 + has_alpha:
       raise ValueError(f'{layer} has channels that can be pruned: take them away with compact.compact, then export')
     whole = [np.asarray(values[0]).astype(np.float32), *map(np.asarray, values[1:])]

@@ -23,7 +23,8 @@ class Comparison:
     different: how many of them are other integers, each layer having been given the same inputs.
     farthest_from_tie: for these, the largest distance of the floating-point value from the middle between two codes, in
       units of a code.
-    predictions: examples whose largest output, of the first where there are several, is another one, all layers having gone on from their own integers.
+    predictions: examples whose largest output, of the first where there are several, is another one, all layers having
+      gone on from their own integers.
     largest_difference: of the outputs, then.
     largest_output: the largest |output| in floating point.
   """
@@ -109,7 +110,8 @@ def in_doubles(
       elif node.op == 'convert_element_type':
         found = operands[0] if np.issubdtype(np.dtype(node.dtype), np.floating) else operands[0].astype(node.dtype)
       else:
-        found = ops.apply(node.op, node.params, operands, count)
+        params = {**node.params, 'preferred_element_type': None}  # accumulated in doubles as well
+        found = ops.apply(node.op, params, operands, count)
       values[node.output] = found
     return {name: np.asarray(found) for name, found in values.items()}, codes
 

@@ -27,8 +27,8 @@ def spacing(scheme: str, bits: np.ndarray, alpha: float | np.ndarray) -> tuple[n
     alpha: what the quantizer's range [-1, 1] is scaled by; with `lsq` its range, which may be one for each channel.
 
   Returns:
-    Two float64 arrays, the scale in the shape that `bits` and `alpha` have together, the zero in that of `bits`; scale 0
-    and zero 0 for 0 bits.
+    Two float64 arrays, the scale in the shape that `bits` and `alpha` have together, the zero in that of `bits`; both
+    are 0 for 0 bits.
   """
   levels, alpha = 2.0**bits, np.asarray(alpha, np.float64)
   if scheme == 'lsq':
@@ -94,7 +94,8 @@ class Kernel:
     codes: integers from 0 to 2^bits - 1, `[..., C_out]`, int32; 0 where there are 0 bits.
     bits: bit-widths, `()` or `[C_out]`, int32.
     scheme: `original`, `modified` or `lsq`.
-    alpha: the range with `lsq`, one float32 or an array `[C_out]` with one for each channel; SAT's factor or 1 otherwise.
+    alpha: the range with `lsq`, one float or a float32 array `[C_out]` with one for each channel; SAT's factor or 1
+      otherwise.
     exact: the values as the network computes them, `[..., C_out]`, float32, where they are known.
   """
 

@@ -28,13 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
-from fracbits_jax.export import ops, rescale
+from fracbits_jax.export import lookups, ops, rescale
 from fracbits_jax.export.fold import as_affine
 from fracbits_jax.export.graph import Graph, Input, Node
 from fracbits_jax.export.grid import Grid
 from fracbits_jax.export.needed import EVERYTHING, Interval, needed, of_operands
 from fracbits_jax.export.pools import pooled
-from fracbits_jax.export.products import multiply_accumulate
+from fracbits_jax.export.products import multiply_accumulate, product_of_codes
 from fracbits_jax.export.values import (
   Value,
   affine,
@@ -103,9 +103,8 @@ class Interpreter:
     self.graph, self.integer_inputs = graph, integer_inputs
     self.in_float: list[str] = []
 
-  def __call__(
-    self, inputs: Mapping[str, Any], keep: Sequence[str], given: dict[str, Any]
-  ) -> tuple[Any, dict[str, jax.Array]]:
+  def __call__(self, inputs: Any, keep: Sequence[str], given: dict[str, Any]) -> tuple[Any, dict[str, jax.Array]]:
+    inputs = self.graph.given(inputs)
     count = self.graph.count(inputs)
     first = _Pass(self.graph, self.integer_inputs, count)
     shapes = {name: jax.ShapeDtypeStruct(np.shape(x), jnp.asarray(x).dtype) for name, x in inputs.items()}
@@ -203,6 +202,8 @@ class _Pass:
       return concatenated(ints, shapes, node.params['dimension']) if len(ints) == len(operands) else None
     if len(ints) == 2 and len(operands) == 2:
       return self._of_two(node, *ints)
+    if node.op == 'gather' and x is operands[0] and isinstance(x.integers, np.ndarray) and len(ints) == 1:
+      return lookups.looked_up(node, x, operands[1])
     if len(ints) == 1 and isinstance(x.integers, np.ndarray):
       return _moved_kernel(node, x) if node.op in _LAYOUT else None
     if len(ints) == 1:
@@ -210,6 +211,8 @@ class _Pass:
     return None
 
   def _of_two(self, node: Node, first: Value, second: Value) -> Value | None:
+    if node.op == 'dot_general' and not any(isinstance(x.integers, np.ndarray) for x in (first, second)):
+      return product_of_codes(node, first, second, self.shapes[node.inputs[0]])
     if node.op in ('conv_general_dilated', 'dot_general'):
       return multiply_accumulate(node, first, second, self.count, self._layer(node))
     if (

@@ -1,5 +1,6 @@
 """Operations that are others put together: what a graph has in place of them."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def simpler(equation: Any, values: Sequence[Any], most_passes: int) -> _Function
 def _split(equation: Any, values: Sequence[Any], most_passes: int) -> _Function:
   axis, sizes = int(equation.params['axis']), [int(size) for size in equation.params['sizes']]
   ends = np.cumsum([0, *sizes]).tolist()
-  return lambda x: [lax.slice_in_dim(x, a, b, axis=axis) for a, b in zip(ends, ends[1:], strict=False)]
+  return lambda x: [lax.slice_in_dim(x, a, b, axis=axis) for a, b in itertools.pairwise(ends)]
 
 
 def _stack(equation: Any, values: Sequence[Any], most_passes: int) -> _Function:
@@ -106,7 +107,9 @@ def _cond(equation: Any, values: Sequence[Any], most_passes: int) -> _Function:
     results = [jax.core.eval_jaxpr(b.jaxpr, b.consts, *operands) for b in branches]
     found = results[0]
     for i, others in enumerate(results[1:], start=1):
-      found = [lax.select_n(lax.ge(index, lax._const(index, i)), a, b) for a, b in zip(found, others, strict=True)]
+      found = [
+        lax.select_n(lax.ge(index, jnp.asarray(i, index.dtype)), a, b) for a, b in zip(found, others, strict=True)
+      ]
     return found
 
   return chosen

@@ -217,7 +217,7 @@ class Builder:
     nodes = [*self._nodes, *(helper.make_node('Identity', [x.name], [y.name], name=y.name) for x, y in copies)]
     used = {name for node in nodes for name in node.input}
     outputs += others
-    inner = used - {x.name for x in outputs}
+    inner = {*used, *(name for node in nodes for name in node.output)} - {x.name for x in outputs}
     graph = helper.make_graph(
       nodes,
       self._source.name,
@@ -256,5 +256,6 @@ def refused(node: Node, what: str) -> ValueError:
   """The error that a node is none that ONNX has, with what is in the way, where it is and which formats have it."""
   place = f' in {node.place}' if node.place else ''
   return ValueError(
-    f'the operation {node.op!r}{place} ({node.output}) {what}, which is not written as ONNX: export with --format packed or --format stablehlo'
+    f'the operation {node.op!r}{place} ({node.output}) {what}, which is not written as ONNX: export with '
+    '--format packed or --format stablehlo'
   )

@@ -89,14 +89,18 @@ def _renamed(node: Node, names: Mapping[str, str]) -> Node:
 
 
 def with_read_kernels(graph: Graph) -> Graph:
-  """Kernels are moved in this program, and mirrored for transposed convolutions, whose nodes then say so."""
+  """Kernels are moved in this program, and mirrored for transposed convolutions, whose nodes then say so.
+
+  A kernel that several operations read, such as a table of words that is the head as well, is written once, as it is.
+  """
+  consumers = graph.consumers()
   kernels: dict[str, Node] = {}
   nodes: dict[str, Node] = {}
   for node in graph.nodes:
     kernel = kernels.get(node.inputs[0]) if node.inputs and isinstance(node.inputs[0], str) else None
     if node.op == 'kernel':
       kernels[node.output] = nodes[node.output] = node
-    elif kernel is not None and node.op in MOVES and len(node.inputs) == 1 and np.unique(_bits(kernel)).size == 1:
+    elif kernel is not None and _can_move(kernel, node) and len(consumers[node.inputs[0]]) == 1:
       kernels[node.output] = nodes[node.output] = _changed(kernel, node, functools.partial(_moved, node))
     elif is_transposed(node) and isinstance(node.inputs[1], str) and node.inputs[1] in kernels:
       kernel = kernels[node.inputs[1]]
@@ -110,6 +114,10 @@ def with_read_kernels(graph: Graph) -> Graph:
   read = {*graph.outputs, *(x for node in nodes.values() for x in node.inputs if isinstance(x, str))}
   kept = (node for node in nodes.values() if node.op != 'kernel' or node.output in read)
   return dataclasses.replace(graph, nodes=tuple(kept))
+
+
+def _can_move(kernel: Node, node: Node) -> bool:
+  return node.op in MOVES and len(node.inputs) == 1 and np.unique(_bits(kernel)).size == 1
 
 
 def is_transposed(node: Node) -> bool:

@@ -66,7 +66,7 @@ def _affine(b: Builder, node: Node) -> Tensor:
 def _max(b: Builder, node: Node) -> Tensor:
   constants = [x for x in node.inputs if not isinstance(x, str)]
   names, output = _same_order(b, node)
-  if len(constants) == 1 and not np.any(constants[0]) and np.size(constants[0]) == 1:
+  if node.dtype == 'float32' and len(constants) == 1 and not np.any(constants[0]) and np.size(constants[0]) == 1:
     return b.add('Relu', [names[isinstance(node.inputs[1], str)]], output)
   return b.add('Max', names, output)
 
@@ -279,6 +279,17 @@ def _cumsum(b: Builder, node: Node) -> Tensor:
   return b.add('CumSum', [x.name, axis], output_of(node), reverse=int(node.params['reverse']))
 
 
+def _examples(b: Builder, node: Node) -> Tensor:
+  """How many examples there are, or a multiple of that."""
+  size, scalar = node.params['shape'][0], Tensor('', (), 'int64', ())
+  if b.size(size) >= 0:
+    return _cast_to(b, dataclasses.replace(scalar, name=b.constant(np.int64(b.size(size)))), node.dtype)
+  times = -size
+  count = b.add('Squeeze', [_count(b).name], scalar)
+  count = count if times == 1 else b.add('Mul', [count.name, b.constant(np.int64(times))], scalar)
+  return _cast_to(b, count, node.dtype)
+
+
 def _iota(b: Builder, node: Node) -> Tensor:
   """Numbers from 0 along one axis."""
   axis, rank = node.params['dimension'], len(node.shape)
@@ -287,10 +298,7 @@ def _iota(b: Builder, node: Node) -> Tensor:
   if size >= 0:
     line = dataclasses.replace(line, name=b.constant(np.arange(size).reshape(line.shape)))
   else:
-    scalar = Tensor('', (), 'int64', ())
-    count = b.add('Squeeze', [_count(b).name], scalar)
-    if node.shape[axis] < -1:
-      count = b.add('Mul', [count.name, b.constant(np.int64(-node.shape[axis]))], scalar)
+    count = _examples(b, dataclasses.replace(node, params={'shape': (node.shape[axis],)}, dtype='int64'))
     numbers = Tensor('', (node.shape[axis],), 'int64', (0,))
     numbers = b.add('Range', [b.constant(np.int64(0)), count.name, b.constant(np.int64(1))], numbers)
     line = b.add('Reshape', [numbers.name, b.constant(np.asarray([-1 if s < 0 else s for s in line.shape]))], line)
@@ -353,22 +361,28 @@ def _scatter(reduction: str) -> Callable[[Builder, Node], Tensor]:
 
 def _gather(b: Builder, node: Node) -> Tensor:
   """Entries of one axis, such as the rows of an embedding."""
-  p, (x, indices) = node.params, (b.in_order(b.value(v)) for v in node.inputs)
+  p, x, indices = node.params, b.value(node.inputs[0]), b.in_order(b.value(node.inputs[1]))
+  x = b.in_order(x) if isinstance(x, np.ndarray) else x
   numbers, places = p['dimension_numbers'], indices.shape[:-1]
   axis = next(iter(numbers['start_index_map']), 0)
   offsets = (*range(axis), *range(axis + len(places), len(node.shape)))
   along_one = tuple(numbers['start_index_map']) == tuple(numbers['collapsed_slice_dims']) == (axis,)
   whole = tuple(p['slice_sizes']) == (*x.shape[:axis], 1, *x.shape[axis + 1 :])
   if not along_one or not whole or tuple(numbers['offset_dims']) != offsets or indices.shape[-1] != 1:
-    return _gather_slices(b, node, x, indices)
-  limited = b.add('Min', [indices.name, b.constant(np.asarray(x.shape[axis] - 1, indices.dtype))], indices)
+    return _gather_slices(b, node, b.in_order(x), indices)
+  limited = indices
+  if x.shape[axis] >= 0:
+    limited = b.add('Min', [indices.name, b.constant(np.asarray(x.shape[axis] - 1, indices.dtype))], indices)
   sizes = b.constant(np.asarray([b.size(size) for size in places], np.int64))
   flat = b.add('Reshape', [limited.name, sizes], Tensor('', places, indices.dtype, tuple(range(len(places)))))
-  return b.add('Gather', [x.name, flat.name], output_of(node), axis=axis)
+  # A table that is transposed in the file stays so: what is gathered from it is transposed.
+  there = lambda a: (a if a < axis else a + len(places) - 1,) if a != axis else tuple(range(axis, axis + len(places)))
+  order = tuple(to for a in x.order for to in there(a))
+  return b.add('Gather', [x.name, flat.name], output_of(node, order), axis=x.order.index(axis))
 
 
 def _gather_slices(b: Builder, node: Node, x: Tensor, indices: Tensor) -> Tensor:
-  """Whole slices, such as rows, from places of the axes before them, the first of which may go along with the indices."""
+  """Whole slices, such as rows, from places of the axes before them; some of those may go along with the indices."""
   p, numbers = node.params, node.params['dimension_numbers']
   batch, batch_at = tuple(numbers['operand_batching_dims']), tuple(numbers['start_indices_batching_dims'])
   places, rank = tuple(numbers['start_index_map']), x.rank
@@ -376,9 +390,7 @@ def _gather_slices(b: Builder, node: Node, x: Tensor, indices: Tensor) -> Tensor
   whole = all(p['slice_sizes'][axis] == x.shape[axis] for axis in rest)
   if tuple(numbers['collapsed_slice_dims']) != tuple(sorted(places)) or not whole or not places:
     raise refused(node, 'gathers other things than whole slices at places of the axes before them')
-  last = np.asarray([x.shape[axis] - 1 for axis in places])
-  if (last < 0).any():
-    raise refused(node, 'gathers examples')
+  last = np.asarray([END if x.shape[axis] < 0 else x.shape[axis] - 1 for axis in places])
   indices = _cast_to(b, indices, 'int64')
   indices = b.add('Min', [indices.name, b.constant(last.astype(np.int64))], indices)
   others = tuple(axis for axis in range(indices.rank - 1) if axis not in batch_at)
@@ -408,6 +420,7 @@ CONVERSIONS: dict[str, Callable[[Builder, Node], Tensor]] = {
   'conv_general_dilated': conv,
   'convert_element_type': _cast,
   'cumsum': _cumsum,
+  'dim_as_value': _examples,
   'dot_general': _dot,
   'eq': _elementwise('Equal'),
   'erfc': _chain('Erf', ('Sub', 1.0, True)),
@@ -481,7 +494,10 @@ def convert(b: Builder, graph: Graph, quantizers: Any) -> None:
         x = b.in_order(x, order)
       b.values[node.output] = quantizers.inputs(b, node, x)
     elif node.op == 'kernel':
-      b.values[node.output] = quantizers.kernel(b, node, _order_for(node, consumers[node.output], 'kernel'))
+      users = consumers.get(node.output, [])
+      kernel = quantizers.kernel(b, node, _order_for(node, users, 'kernel'))
+      # onnxruntime turns the integers of each user's kernel into those of another type, and cannot do that twice.
+      b.values[node.output] = b.apart(kernel) if len(users) > 1 and b.integers(kernel.name) is not None else kernel
     elif node.op in CONVERSIONS:
       b.values[node.output] = CONVERSIONS[node.op](b, node)
     else:

@@ -108,6 +108,7 @@ OPS: dict[str, Callable[..., jax.Array]] = {
   'constant': lambda p, x: x,
   'conv_general_dilated': _conv,
   'convert_element_type': lambda p, x: lax.convert_element_type(x, jnp.dtype(p['new_dtype'])),
+  'dim_as_value': lambda p: jnp.asarray(p['shape'][0], jnp.int32),
   'dot_general': _dot,
   'expand_dims': lambda p, x: lax.expand_dims(x, p['dimensions']),
   'gather': _gather,

@@ -41,7 +41,8 @@ def write(source: Source, path: str | os.PathLike) -> str:
   Raises:
     ValueError: one sentence: something of the network that a file cannot hold, or that `read` would not give back.
   """
-  policy, graph = policy_of(source), fold_affine(source.graph)
+  graph = fold_affine(source.graph)
+  policy = policy_of(source)
   arrays = packed_arrays.Writer()
   nodes = [_row(node, arrays) for node in graph.nodes]
   header = {

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fracbits_jax.export import onnx_ops
+from fracbits_jax.export.floats import in_float32
 from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.graph import Node
 from fracbits_jax.export.grid import Grid, Kernel
@@ -48,6 +49,7 @@ def write(source: Source, path: str | os.PathLike, *, batch_size: int = 1) -> st
 
 def built(source: Source, batch_size: int) -> Written:
   """The file of a network before it is written; `ValueError` as of `write`."""
+  source = dataclasses.replace(source, given=in_float32(source.graph))
   graph = fold_affine(source.graph)
   b = Builder(source, opset=_OPSET, batch_size=batch_size)
   for x in b.inputs if source.input_range == (0, 255) else ():

@@ -94,6 +94,11 @@ def _convert(p: Mapping, x: Value) -> Value:
   return Value(x.shape, among(p['new_dtype'], DTYPES))
 
 
+def _dim_as_value(p: Mapping) -> Value:
+  integers(p['shape'], 1, 0)
+  return Value((), 'int32')
+
+
 def _expand_dims(p: Mapping, x: Value) -> Value:
   rank = len(x.shape) + len(p['dimensions'])
   new = axes_of(p['dimensions'], min(rank, MAX_RANK))
@@ -225,6 +230,7 @@ RULES: dict[str, Callable[..., Value]] = {
   'conv_general_dilated': conv,
   'convert_element_type': _convert,
   **{f'cum{name}': _cumulative for name in ('max', 'min', 'prod', 'sum')},
+  'dim_as_value': _dim_as_value,
   'dot_general': dot_general,
   'expand_dims': _expand_dims,
   'gather': gather,

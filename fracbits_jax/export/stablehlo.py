@@ -31,9 +31,9 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 def write(source: Source, path: str | os.PathLike) -> str:
   """Writes the program, whole or not at all; returns what it is.
 
-  It is called with the arrays that the network is called with, by position and by keyword: an argument that is no array,
-  such as a flag, is left out, and one within a dictionary or a tuple is `None`. It gives what the network gives; trees
-  of other classes than dictionaries, tuples and lists as a dictionary of arrays by name.
+  It is called with the arrays that the network is called with, by position and by keyword: an argument that is no
+  array, such as a flag, is left out, and one within a dictionary or a tuple is `None`. It gives what the network gives;
+  trees of other classes than dictionaries, tuples and lists as a dictionary of arrays by name.
   """
   call, note = source.call, ''
   try:

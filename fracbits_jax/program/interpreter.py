@@ -22,7 +22,7 @@ _unrolled = contextvars.ContextVar('_unrolled', default=0)
 
 @contextlib.contextmanager
 def unrolled_loops(most: int) -> Iterator[None]:
-  """While this context is open, loops of up to `most` passes run one pass behind the other, each known by its number."""
+  """While this context is open, loops of up to `most` passes run one behind the other, each known by its number."""
   token = _unrolled.set(most)
   try:
     yield
