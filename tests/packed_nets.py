@@ -34,13 +34,31 @@ def _cast(x):
   return x.astype(jnp.bfloat16).astype(jnp.float32) + small.astype(jnp.float16).astype(jnp.float32)
 
 
+def _put(x):
+  """Values put at places, in every way."""
+  rows, places = jnp.arange(x.shape[0]), jnp.argmin(x[:, :, 0, 0], axis=1)
+  put = x.at[rows, places].set(0.5).at[rows, places].add(x[:, 0]).at[rows, places].multiply(2.0)
+  return put.at[rows, places].min(x[:, 1]).at[rows, places].max(-1.0)
+
+
+def _running(x):
+  """Sums, products and extremes so far."""
+  whole = lax.cumsum(x, 1, reverse=True) + lax.cumprod(x / 2, 2)
+  return whole / 4 + lax.cummax(x, 3) - lax.cummin(x, 3)
+
+
 def _resized(x):
   return jax.image.resize(x, (x.shape[0], 2 * SIDE, 3, CHANNELS), 'nearest')[:, ::2, :1]
 
 
 # Of values [N, 4, 4, 4], float32 between about -3 and 3, to values that can be broadcast to the same shape.
 PIECES = {
-  'rounding': lambda x: jnp.ceil(x) + jnp.floor(x * 3) + jnp.sign(x) + lax.rem(x, 0.7),
+  'put': _put,
+  'running': _running,
+  'ordered': lambda x: jnp.sort(x, 1) + jnp.take_along_axis(x, jnp.argsort(x, -1), -1) + lax.top_k(x, 1)[0],
+  'arcs': lambda x: jnp.arctan(x) + jnp.arcsinh(x) + jnp.arccosh(jnp.abs(x) + 1) + jnp.arcsin(x / 9),
+  'cosines': lambda x: jnp.arccos(x / 9) + jnp.arctanh(x / 9) + jnp.sinh(x) / 9 - jnp.cosh(x) / 9 + lax.erfc(x),
+  'rounding': lambda x: jnp.round(x * 2) + jnp.ceil(x) + jnp.floor(x * 3) + jnp.sign(x) + lax.rem(x, 0.7),
   'exponentials': lambda x: jnp.exp(-jnp.abs(x)) + jnp.exp2(-jnp.abs(x)) + jnp.expm1(-jnp.abs(x)),
   'logarithms': lambda x: jnp.log(jnp.abs(x) + 1) - jnp.log1p(jnp.square(x)),
   'waves': lambda x: jnp.sin(x) + jnp.cos(x) + jnp.tan(x / 9),

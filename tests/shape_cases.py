@@ -12,11 +12,18 @@ def draw(rng):
   """(operation, parameters, inputs), most of which fit together."""
   op = rng.choice([op for op in RULES if op not in ('kernel', 'quantize')])
   drawing = _Drawing(rng)
-  name = 'binary' if op in _BINARY else 'window' if 'window' in op else 'reduce' if 'reduce_' in op else op
+  name = 'binary' if op in _BINARY else _kind(op)
   params, inputs = getattr(drawing, name, drawing.plain)()
   if rng.randrange(3) == 0:
     params = drawing.spoilt(params)
   return op, params, [drawing.spoilt_value(value) for value in inputs]
+
+
+def _kind(op):
+  for prefix in ('reduce_window', 'reduce', 'cum', 'scatter', 'arg'):
+    if op.startswith(prefix):
+      return prefix.removeprefix('reduce_')
+  return op
 
 
 class _Drawing:
@@ -75,8 +82,51 @@ class _Drawing:
     part = lambda: Value(self.pick(((), tuple(self.pick((1, side)) for side in self.shape))), 'float32')
     return {}, [Value(self.shape, 'float32'), part(), part()]
 
-  def argmax(self):
+  def arg(self):
     return {'axes': self.numbers(1, 0, max(0, self.rank - 1)), 'index_dtype': self.pick(_DTYPES)}, [self.x]
+
+  def dim_as_value(self):
+    return {'shape': self.numbers(1, 0, 9)}, []
+
+  def cum(self):
+    return {'axis': self.rng.randint(0, max(0, self.rank - 1)), 'reverse': self.pick((True, False))}, [self.x]
+
+  def round(self):
+    return {'rounding_method': self.pick((0, 1))}, [self.x]
+
+  def sort(self):
+    count = self.pick((1, 1, 2, 3))
+    xs = [self.x, *(Value(self.shape, self.pick(_DTYPES)) for _ in range(count - 1))]
+    params = {'dimension': self.rng.randint(0, max(0, self.rank - 1)), 'num_keys': self.rng.randint(1, count)}
+    return {**params, 'index': self.rng.randrange(count)}, xs
+
+  def top_k(self):
+    axis = self.rng.randint(0, max(0, self.rank - 1))
+    k = self.rng.randint(0, self.shape[axis] if self.rank else 1)
+    return {'k': k, 'axis': axis, 'index': self.pick((0, 1))}, [self.x]
+
+  def scatter(self):
+    places, rank = self.sides(self.pick((0, 1, 2))), self.rank
+    inserted = tuple(sorted(self.axes(rank)))
+    batching = inserted[:1] if places and inserted and self.rng.randrange(3) == 0 else ()
+    inserted, shape = inserted[len(batching) :], list(self.shape)
+    for axis in batching:
+      shape[axis] = places[0]
+    starts = tuple(axis for axis in self.axes(rank) if axis not in batching)
+    kept = [self.rng.randint(0, side) for i, side in enumerate(shape) if i not in (*inserted, *batching)]
+    window = tuple(sorted(self.rng.sample(range(len(kept) + len(places)), len(kept))))
+    of_window, of_places = iter(kept), iter(places)
+    sides = tuple(next(of_window) if i in window else next(of_places) for i in range(len(kept) + len(places)))
+    numbers = {
+      'update_window_dims': window,
+      'inserted_window_dims': inserted,
+      'scatter_dims_to_operand_dims': starts,
+      'operand_batching_dims': batching,
+      'scatter_indices_batching_dims': (0,) * len(batching),
+    }
+    at = Value((*places, len(starts)), self.pick(('int32', 'uint8')))
+    params = {'dimension_numbers': numbers, 'mode': self.pick((None, *MODES[:3]))}
+    return params, [Value(tuple(shape), self.dtype), at, Value(sides, self.dtype)]
 
   def broadcast_in_dim(self):
     axes = tuple(sorted(self.axes(self.rank)))

@@ -61,7 +61,7 @@ def broken_network(found: packed.Packed, path: pathlib.Path) -> list[str]:
 
 def _as_jax_says(network: graph.Graph, images: int) -> bool:
   sized = lambda shape: tuple(-size * images if size < 0 else size for size in shape)
-  values = {network.input: jax.ShapeDtypeStruct(sized(network.input_shape), network.input_dtype)}
+  values = {x.name: jax.ShapeDtypeStruct(sized(x.shape), x.dtype) for x in network.inputs}
   for node in network.nodes:
     inputs = tuple(values[x] if isinstance(x, str) else jax.ShapeDtypeStruct(x.shape, x.dtype) for x in node.inputs)
     values[node.output] = jax.ShapeDtypeStruct(sized(node.shape), node.dtype)
@@ -90,7 +90,8 @@ def _not_computed(network: graph.Graph) -> list[str]:
   """What a network fails to give for two inputs, if it computes few numbers."""
   if sum(math.prod(map(abs, node.shape)) for node in network.nodes) > 10**6:
     return []
-  x = np.zeros((2, *network.input_shape[1:]), network.input_dtype)
-  y, _ = graph.evaluate(network, x)
-  (shape,) = [node.shape for node in network.nodes if node.output == network.output] or [network.input_shape]
-  return [] if y.shape == tuple(-2 * size if size < 0 else size for size in shape) else ['it gives another shape']
+  sized = lambda shape: tuple(-2 * size if size < 0 else size for size in shape)
+  inputs = {x.name: np.zeros(sized(x.shape), x.dtype) for x in network.inputs}
+  found, shapes = jax.tree.leaves(graph.evaluate(network, inputs)[0]), network.shapes()
+  expected = [sized(shapes[name]) for name in network.outputs]
+  return [] if [y.shape for y in found] == expected else ['it gives another shape']

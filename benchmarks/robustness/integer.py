@@ -27,7 +27,8 @@ import numpy as np  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
 from fracbits_jax.export import comparison, integer, rescale  # noqa: E402
-from fracbits_jax.export.graph import Graph, Node, capture  # noqa: E402
+from fracbits_jax.export.capture import capture  # noqa: E402
+from fracbits_jax.export.graph import Graph, Node  # noqa: E402
 from fracbits_jax.export.grid import Grid  # noqa: E402
 from fracbits_jax.fast import platforms  # noqa: E402
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense, quantized_class  # noqa: E402

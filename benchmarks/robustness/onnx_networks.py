@@ -13,7 +13,7 @@ import functools
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from benchmarks.robustness import random_networks
 from fracbits_jax.export import onnx_check, onnx_format, qonnx_format
-from fracbits_jax.export.graph import evaluate
+from fracbits_jax.export.floats import in_float32
 from fracbits_jax.export.onnx_check import EXACT_ON_X64, Written
 from fracbits_jax.export.source import Source
 
@@ -43,33 +43,36 @@ CLEANED = {'as it is': lambda model: model, 'cleaned up': cleanup_model}
 
 def onnx_verdicts(source: Source, x: np.ndarray) -> Iterator[tuple[str, str]]:
   """How the file of a network runs, and `equal`, `equal but for ties`, or what is wrong."""
-  file, expected = onnx_format.built(source), np.asarray(evaluate(source.graph, x)[0])
+  file, expected = onnx_format.built(source), onnx_check.results_of(in_float32(source.graph), x)
   for how, options in SESSIONS.items():
-    run = functools.partial(onnx_check.run, order=file.order, inputs=x, **options)
+    run = functools.partial(onnx_check.run, orders=file.orders, inputs=x, **options)
     yield how, _verdict(file, x, expected, run)
 
 
 def qonnx_verdicts(source: Source, x: np.ndarray) -> Iterator[tuple[str, str]]:
   """The same of its QONNX file."""
-  file, expected = qonnx_format.built(source, len(x)), np.asarray(evaluate(source.graph, x)[0])
+  graph = in_float32(source.graph)
+  file, expected = qonnx_format.built(source, graph.count(graph.given(x))), onnx_check.results_of(graph, x)
   for how, clean in CLEANED.items():
-    yield how, _verdict(file, x, expected, functools.partial(_run_qonnx, file.order, x, clean))
+    yield how, _verdict(file, x, expected, functools.partial(_run_qonnx, file.orders, x, clean))
 
 
-def _run_qonnx(order: Sequence[int], x: np.ndarray, clean: Callable, content: bytes) -> list[np.ndarray]:
+def _run_qonnx(orders: Mapping[str, Sequence[int]], x: np.ndarray, clean: Callable, content: bytes) -> list[np.ndarray]:
   model = clean(ModelWrapper(onnx.load_from_string(content)))
-  found = execute_onnx(model, {model.graph.input[0].name: np.transpose(x, order)})
+  given = zip(model.graph.input, onnx_check.as_read(orders, x).values(), strict=True)  # which `cleanup` names anew
+  found = execute_onnx(model, {value.name: array for value, array in given})
   return [found[output.name] for output in model.graph.output]
 
 
-def _verdict(file: Written, x: np.ndarray, expected: np.ndarray, run: Callable[[bytes], list[np.ndarray]]) -> str:
+def _verdict(file: Written, x: np.ndarray, expected: list[np.ndarray], run: Callable[[bytes], list[np.ndarray]]) -> str:
   try:
-    if onnx_check.close(run(file.content)[0], expected):
+    if onnx_check.all_close(run(file.content), expected):
       return 'equal'
-    found, *values = run(file.with_codes())
+    found = run(file.with_codes())
   except Exception as error:  # whatever a runtime raises is what is looked for
     return f'{type(error).__name__}: {error}'
-  wrong = onnx_check.differences_of_codes(file, x, found, dict(zip(file.places, values, strict=True)))
+  codes = dict(zip(file.places, found[len(expected) :], strict=True))
+  wrong = onnx_check.differences_of_codes(file, x, found[: len(expected)], codes)
   return wrong or 'equal but for ties'
 
 

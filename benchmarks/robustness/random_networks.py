@@ -180,6 +180,26 @@ def _split(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
   return jnp.concatenate([second, _conv(net, rng, first, kernel_size=(1, 1), features=first.shape[-1])], axis=-1)
 
 
+def _looped(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  """A loop over the rows that carries something along."""
+  step = lambda carry, row: (0.5 * carry + row, nn.relu(carry))
+  last, rows = jax.lax.scan(step, jnp.zeros_like(x[:, 0]), x.swapaxes(0, 1), reverse=bool(rng.random() < 0.5))
+  return rows.swapaxes(0, 1) + last[:, None]
+
+
+def _sorted(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  """Channels in order, and those of the largest of them in their place."""
+  largest, places = jax.lax.top_k(x, max(x.shape[-1] // 2, 1))
+  return jnp.concatenate([jnp.sort(x, -1), jnp.take_along_axis(x, places, -1) - largest], -1)
+
+
+def _set(net: Network, rng: np.random.Generator, x: jax.Array) -> jax.Array:
+  """Rows and columns with other values, at places that are known and at one for each example."""
+  x = x.at[:, :1].set(0.25).at[..., 0].set(x[..., -1])
+  places = jnp.argmax(x[:, :, 0, 0], axis=1)
+  return x.at[jnp.arange(x.shape[0]), places].set(x[:, -1])
+
+
 def _function(function: Callable) -> Callable:
   return lambda net, rng, x: function(x)
 
@@ -194,13 +214,17 @@ OPERATIONS: dict[str, Callable[[Network, np.random.Generator, jax.Array], jax.Ar
   'channels twice': _function(lambda x: jnp.concatenate([x, x], axis=-1) if x.shape[-1] < 8 else x),
   'clip': _function(lambda x: jnp.clip(x, -0.5, 1.5)),
   'convolution': _conv,
+  'cumulative': _function(lambda x: jnp.cumsum(x, axis=1) / 4),
   'dense': _dense,
   'depthwise': _depthwise,
+  'exact gelu': _function(lambda x: nn.gelu(x, approximate=False)),
   'gelu': _function(nn.gelu),
   'grouped': _grouped,
   'hard swish': _function(nn.hard_swish),
+  'halves': _function(lambda x: jnp.concatenate(jnp.split(x, [1], axis=1)[::-1], axis=1)),
   'joined rows': _joined_rows,
   'layer norm': _layer_norm,
+  'looped': _looped,
   'max pool': _pool(nn.max_pool),
   'mixed tokens': _mixed_tokens,
   'pad': _pad,
@@ -210,10 +234,15 @@ OPERATIONS: dict[str, Callable[[Network, np.random.Generator, jax.Array], jax.Ar
   'relu6': _function(nn.relu6),
   'reshape': _reshape,
   'residual': _residual,
+  'rounded': _function(lambda x: jnp.round(4 * x) / 4),
+  'set': _set,
   'slice': _slice,
+  'sorted': _sorted,
   'split': _split,
+  'stacked': _function(lambda x: jnp.stack([x, -x], axis=2).reshape(*x.shape[:2], -1, x.shape[-1])),
   'square': _function(lambda x: x * x / (1 + jnp.square(x))),
   'squeeze and excite': _squeeze_and_excite,
+  'tiled': _function(lambda x: jnp.tile(x, (1, 1, 1, 2)) if x.shape[-1] < 8 else x),
   'transpose': _transpose,
   'transposed': _transposed,
   'upsample': _upsample,
@@ -284,4 +313,4 @@ def _with_clips(source: Source, rng: np.random.Generator, x: np.ndarray) -> Sour
 
   variables = jax.tree_util.tree_map_with_path(replaced, source.variables)
   graph = dataclasses.replace(source.graph, nodes=tuple(nodes))
-  return dataclasses.replace(source, graph=graph, variables=variables)
+  return dataclasses.replace(source, given=graph, variables=variables)

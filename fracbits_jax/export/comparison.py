@@ -23,7 +23,8 @@ class Comparison:
     different: how many of them are other integers, each layer having been given the same inputs.
     farthest_from_tie: for these, the largest distance of the floating-point value from the middle between two codes, in
       units of a code.
-    predictions: examples whose largest output is another one, all layers having gone on from their own integers.
+    predictions: examples whose largest output, of the first where there are several, is another one, all layers having
+      gone on from their own integers.
     largest_difference: of the outputs, then.
     largest_output: the largest |output| in floating point.
   """
@@ -43,7 +44,7 @@ def compare(
 
   Args:
     graph: the network.
-    inputs: examples `[N, ...]`.
+    inputs: examples `[N, ...]`, several arrays or arrays by name as for `evaluate`.
     reference: what is computed in floating point, such as the graph from which `graph` was packed; `None` for `graph`.
     integer_inputs: as for `inference`.
     batch: examples that are computed at once.
@@ -53,10 +54,12 @@ def compare(
   before = {name: node.inputs[0] for name, node in quantizers.items()}
   in_float = jax.jit(lambda x: evaluate(reference, x, keep=tuple({*quantizers, *before.values()})))
   in_integers = inference(graph, integer_inputs=integer_inputs, keep=tuple(quantizers))
+  arrays = graph.given(inputs)
+  part = lambda x, start: np.asarray(arrays[x.name])[start : start + batch] if x.is_batched else arrays[x.name]
   total: dict[str, Any] = {'codes': 0, 'different': 0, 'predictions': 0}
   largest: dict[str, Any] = {'farthest_from_tie': 0.0, 'largest_difference': 0.0, 'largest_output': 0.0}
-  for start in range(0, len(inputs), batch):
-    x = np.asarray(inputs[start : start + batch], np.float32)
+  for start in range(0, graph.count(arrays), batch):
+    x = {i.name: np.asarray(part(i, start), _read_dtype(i.dtype)) for i in graph.inputs}
     expected, values = jax.tree.map(np.asarray, in_float(x))
     codes = {name: np.asarray(node.params['grid'].codes(values[name])) for name, node in quantizers.items()}
     _, found = in_integers(x, codes)
@@ -66,10 +69,15 @@ def compare(
       distance = distance_from_tie(values[before[name]][other].astype(np.float64), node.params['grid'])
       largest['farthest_from_tie'] = max(largest['farthest_from_tie'], float(distance.max(initial=0.0)))
     output, _ = in_integers(x)
+    output, expected = (found[0] if len(graph.outputs) > 1 else found for found in (output, expected))
     total['predictions'] += int((output.argmax(-1) != expected.argmax(-1)).sum())
     largest['largest_difference'] = max(largest['largest_difference'], float(np.abs(output - expected).max()))
     largest['largest_output'] = max(largest['largest_output'], float(np.abs(expected).max()))
   return Comparison(**total, **largest)
+
+
+def _read_dtype(dtype: str) -> str:
+  return 'float32' if jnp.issubdtype(jnp.dtype(dtype), jnp.floating) else dtype
 
 
 def in_doubles(
@@ -86,7 +94,8 @@ def in_doubles(
     All values by name, float64, and the codes of the quantizers.
   """
   with jax.enable_x64(True):
-    values: dict[str, Any] = {graph.input: jnp.asarray(inputs, jnp.float64)}
+    values: dict[str, Any] = {name: _double(x) for name, x in graph.given(inputs).items()}
+    count = graph.count(values)
     codes = {}
     for node in graph.nodes:
       operands = [values[x] if isinstance(x, str) else _double(x) for x in node.inputs]
@@ -101,7 +110,8 @@ def in_doubles(
       elif node.op == 'convert_element_type':
         found = operands[0] if np.issubdtype(np.dtype(node.dtype), np.floating) else operands[0].astype(node.dtype)
       else:
-        found = ops.apply(node.op, node.params, operands, len(inputs))
+        params = {**node.params, 'preferred_element_type': None}  # accumulated in doubles as well
+        found = ops.apply(node.op, params, operands, count)
       values[node.output] = found
     return {name: np.asarray(found) for name, found in values.items()}, codes
 

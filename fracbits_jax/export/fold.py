@@ -66,7 +66,7 @@ def fold_affine(graph: Graph) -> Graph:
 def _continues(node: Node, graph: Graph, consumers: dict[str, list[Node]]) -> bool:
   """Whether nothing but one other node of a chain sees what a node gives."""
   following = consumers.get(node.output, [])
-  return node.output != graph.output and len(following) == 1 and as_affine(following[0]) is not None
+  return node.output not in graph.outputs and len(following) == 1 and as_affine(following[0]) is not None
 
 
 def _merged(chain: Sequence[_Affine], last: Node) -> Node:

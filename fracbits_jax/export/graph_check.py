@@ -20,9 +20,11 @@ def check(graph: Graph, size: int) -> None:
     graph: a network.
     size: of its file, in bytes.
   """
-  of_input = math.prod(graph.input_shape[1:])
+  of_input = sum(math.prod(x.shape[1:] if x.is_batched else x.shape) for x in graph.inputs)
   most, computed = FREE_VALUES + VALUES_PER_BYTE * (of_input + size), 0
-  by_images = {images: {graph.input: _value(graph.input_shape, graph.input_dtype, images)} for images in (1, 3)}
+  by_images = {images: {x.name: _value(x.shape, x.dtype, images) for x in graph.inputs} for images in (1, 3)}
+  if len(by_images[1]) != len(graph.inputs):
+    raise ValueError('two inputs have one name')
   for node in graph.nodes:
     if node.output in by_images[1]:
       raise ValueError(f'two operations make the value {shown(node.output)}')
@@ -31,8 +33,9 @@ def check(graph: Graph, size: int) -> None:
     computed += math.prod(by_images[1][node.output].shape)
     if computed > most:
       raise ValueError(f'its operations compute more than {most:,} numbers for an input, too many for its size')
-  if graph.output not in by_images[1]:
-    raise ValueError(f'its output {shown(graph.output)} is made by no operation')
+  for output in graph.outputs:
+    if output not in by_images[1]:
+      raise ValueError(f'its output {shown(output)} is made by no operation')
 
 
 def _result(node: Node, values: Mapping[str, shape_values.Value], images: int) -> shape_values.Value:

@@ -18,18 +18,19 @@ from fracbits_jax.layers import QuantConfig
 _TINY = 1e-12
 
 
-def spacing(scheme: str, bits: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+def spacing(scheme: str, bits: np.ndarray, alpha: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Scale and zero of a grid with two sides, of a kernel or of signed inputs.
 
   Args:
     scheme: `original`, `modified` or `lsq`.
     bits: integers, any shape.
-    alpha: what the quantizer's range [-1, 1] is scaled by; with `lsq` its range.
+    alpha: what the quantizer's range [-1, 1] is scaled by; with `lsq` its range, which may be one for each channel.
 
   Returns:
-    Two float64 arrays in the shape of `bits`; scale 0 and zero 0 for 0 bits.
+    Two float64 arrays, the scale in the shape that `bits` and `alpha` have together, the zero in that of `bits`; both
+    are 0 for 0 bits.
   """
-  levels = 2.0**bits
+  levels, alpha = 2.0**bits, np.asarray(alpha, np.float64)
   if scheme == 'lsq':
     scale, zero = np.where(bits > 1, 2 * alpha / levels, alpha), np.where(bits > 1, levels / 2, 0.5)
   else:
@@ -93,19 +94,20 @@ class Kernel:
     codes: integers from 0 to 2^bits - 1, `[..., C_out]`, int32; 0 where there are 0 bits.
     bits: bit-widths, `()` or `[C_out]`, int32.
     scheme: `original`, `modified` or `lsq`.
-    alpha: the range with `lsq`, SAT's factor or 1 otherwise; float32.
+    alpha: the range with `lsq`, one float or a float32 array `[C_out]` with one for each channel; SAT's factor or 1
+      otherwise.
     exact: the values as the network computes them, `[..., C_out]`, float32, where they are known.
   """
 
   codes: np.ndarray
   bits: np.ndarray
   scheme: str
-  alpha: float
+  alpha: Any
   exact: np.ndarray | None = None
 
   @property
   def scale(self) -> np.ndarray:
-    """Distance between neighbours, in the shape of `bits`, float64; 0 where there are 0 bits."""
+    """Distance between neighbours, `()` or `[C_out]`, float64; 0 where there are 0 bits."""
     return spacing(self.scheme, self.bits, self.alpha)[0]
 
   @property
@@ -118,7 +120,7 @@ class Kernel:
     """The values `[..., C_out]`, float32: `exact` if they are known, else within a rounding of them."""
     if self.exact is not None:
       return self.exact
-    codes, bits, alpha = self.codes.astype(np.float32), self.bits.astype(np.float32), np.float32(self.alpha)
+    codes, bits, alpha = (np.asarray(x, np.float32) for x in (self.codes, self.bits, self.alpha))
     levels = np.exp2(bits)
     if self.scheme == 'lsq':
       half = levels / 2
@@ -140,18 +142,19 @@ def kernel_codes(quant: QuantConfig, kernel: Any, bits: Any, alpha: Any = None) 
     quant: how its layer is quantized.
     kernel: the kernel.
     bits: integers, `()` or `[C_out]`.
-    alpha: its range with `lsq`.
+    alpha: its range with `lsq`, `()` or `[C_out]`.
   """
   bits = np.asarray(bits).astype(np.int32)
   kernel, plain = jnp.asarray(kernel), dataclasses.replace(quant, sat=False)
   value = _quantized(plain, kernel, bits, alpha)
   exact = value if quant == plain else _quantized(quant, kernel, bits, alpha)
   if quant.scheme == 'lsq':
-    alpha = abs(float(alpha))
+    alpha = np.abs(np.asarray(alpha, np.float32))
+    alpha = alpha if alpha.ndim else float(alpha)
   else:
     alpha = float(quantize.rescale_factor(value)) if quant.sat else 1.0
   scale, zero = spacing(quant.scheme, bits, alpha if quant.scheme == 'lsq' else 1.0)
-  found = np.round(np.asarray(value, np.float64) / np.where(bits > 0, scale, 1) + zero)
+  found = np.round(np.asarray(value, np.float64) / np.where(scale > 0, scale, 1) + zero)
   codes = np.where(bits > 0, found, 0).astype(np.int32)
   return Kernel(codes=codes, bits=bits, scheme=quant.scheme, alpha=alpha, exact=np.asarray(exact, np.float32))
 

@@ -28,13 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
-from fracbits_jax.export import ops, rescale
+from fracbits_jax.export import lookups, ops, rescale
 from fracbits_jax.export.fold import as_affine
-from fracbits_jax.export.graph import Graph, Node
+from fracbits_jax.export.graph import Graph, Input, Node
 from fracbits_jax.export.grid import Grid
 from fracbits_jax.export.needed import EVERYTHING, Interval, needed, of_operands
 from fracbits_jax.export.pools import pooled
-from fracbits_jax.export.products import multiply_accumulate
+from fracbits_jax.export.products import multiply_accumulate, product_of_codes
 from fracbits_jax.export.values import (
   Value,
   affine,
@@ -64,20 +64,22 @@ def inference(
     keep: names of values to return as well: codes of `quantize` nodes, real numbers of others.
 
   Returns:
-    `function(inputs, given={})`, which gives the output in real numbers, float32, and the values that are kept. `given`
-    are codes, by the names of `quantize` nodes, from which the network goes on instead of those that it computes.
+    `function(inputs, given={})`, which gives the output in real numbers, float32, or a tuple of several, and the values
+    that are kept. Inputs are as for `graph.evaluate`. `given` are codes, by the names of `quantize` nodes, from which
+    the network goes on instead of those that it computes.
     Raises `ValueError` for accumulators beyond 32 bits, and inputs that are not what `integer_inputs` says.
   """
   interpreter = Interpreter(graph, integer_inputs)
   compiled = jax.jit(lambda inputs, given: interpreter(inputs, tuple(keep), given))
 
   def run(inputs: Any, given: Mapping[str, Any] = FrozenDict()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    inputs = np.asarray(inputs)
-    if integer_inputs and ((inputs != np.round(inputs)) | (inputs < 0) | (inputs > 255)).any():
-      raise ValueError('the inputs are not integers from 0 to 255: give images as they are, or integer_inputs=False')
+    arrays = {name: np.asarray(x) for name, x in graph.given(inputs).items()}
+    for x in graph.inputs:
+      array = arrays[x.name]
+      if integer_inputs and _is_image(x) and ((array != np.round(array)) | (array < 0) | (array > 255)).any():
+        raise ValueError('the inputs are not integers from 0 to 255: give images as they are, or integer_inputs=False')
     with jax.enable_x64(True):
-      output, kept = compiled(inputs, dict(given))
-      return np.asarray(output), {name: np.asarray(value) for name, value in kept.items()}
+      return jax.tree.map(np.asarray, compiled(arrays, dict(given)))
 
   return run
 
@@ -85,9 +87,9 @@ def inference(
 def float_operations(graph: Graph, *, integer_inputs: bool = True) -> tuple[str, ...]:
   """The names of the nodes that `inference` computes in floating point, as they have no meaning in integers here."""
   interpreter = Interpreter(graph, integer_inputs)
-  shape = tuple(abs(size) for size in graph.input_shape)
+  shapes = {x.name: jax.ShapeDtypeStruct(tuple(map(abs, x.shape)), x.dtype) for x in graph.inputs}
   with jax.enable_x64(True):
-    jax.eval_shape(lambda x: interpreter(x, (), {}), jax.ShapeDtypeStruct(shape, graph.input_dtype))
+    jax.eval_shape(lambda xs: interpreter(xs, (), {}), shapes)
   return tuple(interpreter.in_float)
 
 
@@ -101,17 +103,21 @@ class Interpreter:
     self.graph, self.integer_inputs = graph, integer_inputs
     self.in_float: list[str] = []
 
-  def __call__(self, inputs: Any, keep: Sequence[str], given: dict[str, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    first = _Pass(self.graph, self.integer_inputs, len(inputs))
-    jax.eval_shape(lambda x: first(x, {})[1], jax.ShapeDtypeStruct(np.shape(inputs), jnp.asarray(inputs).dtype))
+  def __call__(self, inputs: Any, keep: Sequence[str], given: dict[str, Any]) -> tuple[Any, dict[str, jax.Array]]:
+    inputs = self.graph.given(inputs)
+    count = self.graph.count(inputs)
+    first = _Pass(self.graph, self.integer_inputs, count)
+    shapes = {name: jax.ShapeDtypeStruct(np.shape(x), jnp.asarray(x).dtype) for name, x in inputs.items()}
+    jax.eval_shape(lambda xs: first(xs, {})[1], shapes)
     quantizers = {node.output for node in self.graph.nodes if node.op == 'quantize'}
     outside = [name for name in keep if name not in quantizers]
     stops = needed(self.graph, first.intervals, first.shapes, outside)
-    second = _Pass(self.graph, self.integer_inputs, len(inputs), first.intervals, stops)
+    second = _Pass(self.graph, self.integer_inputs, count, first.intervals, stops)
     values, codes = second(inputs, given)
     self.in_float = second.in_float
     real = lambda name: second.real(values[name], name)
-    return real(self.graph.output), {name: codes[name] if name in codes else real(name) for name in keep}
+    outputs = self.graph.result({name: real(name) for name in self.graph.outputs})
+    return outputs, {name: codes[name] if name in codes else real(name) for name in keep}
 
 
 class _Pass:
@@ -126,16 +132,21 @@ class _Pass:
     stops: Mapping[str, Interval] | None = None,
   ):
     self.graph, self.integer_inputs, self.count = graph, integer_inputs, count
-    self.shapes = {graph.input: graph.input_shape, **{node.output: node.shape for node in graph.nodes}}
+    self.shapes = graph.shapes()
     self.intervals, self.stops = dict(intervals), stops
     self.in_float: list[str] = []
 
-  def __call__(self, inputs: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+  def __call__(
+    self, inputs: Mapping[str, Any], given: Mapping[str, Any]
+  ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     """All values, and the codes of the quantizers."""
-    start: Any = jnp.asarray(inputs, jnp.float32)
-    if self.integer_inputs:
-      start = value(jnp.asarray(inputs).astype(jnp.int32), 0.0, 255.0, 1.0)
-    values: dict[str, Any] = {self.graph.input: start}
+    values: dict[str, Any] = {}
+    for x in self.graph.inputs:
+      values[x.name] = jnp.asarray(inputs[x.name])
+      if self.integer_inputs and _is_image(x):
+        values[x.name] = value(values[x.name].astype(jnp.int32), 0.0, 255.0, 1.0)
+      elif _is_real(x.dtype):
+        values[x.name] = values[x.name].astype(jnp.float32)
     codes: dict[str, jax.Array] = {}
     for node in self.graph.nodes:
       operands = [values[x] if isinstance(x, str) else x for x in node.inputs]
@@ -172,7 +183,8 @@ class _Pass:
     found = self._in_integers(node, operands)
     if found is not None:
       return found
-    self.in_float.append(node.output)
+    if _is_real(node.dtype) or any(isinstance(x, Value) for x in operands):
+      self.in_float.append(node.output)
     names = [x if isinstance(x, str) else '' for x in node.inputs]
     reals = [jnp.asarray(self.real(x, name)) for x, name in zip(operands, names, strict=True)]
     return ops.apply(node.op, node.params, reals, self.count).astype(node.dtype)
@@ -190,6 +202,8 @@ class _Pass:
       return concatenated(ints, shapes, node.params['dimension']) if len(ints) == len(operands) else None
     if len(ints) == 2 and len(operands) == 2:
       return self._of_two(node, *ints)
+    if node.op == 'gather' and x is operands[0] and isinstance(x.integers, np.ndarray) and len(ints) == 1:
+      return lookups.looked_up(node, x, operands[1])
     if len(ints) == 1 and isinstance(x.integers, np.ndarray):
       return _moved_kernel(node, x) if node.op in _LAYOUT else None
     if len(ints) == 1:
@@ -197,6 +211,8 @@ class _Pass:
     return None
 
   def _of_two(self, node: Node, first: Value, second: Value) -> Value | None:
+    if node.op == 'dot_general' and not any(isinstance(x.integers, np.ndarray) for x in (first, second)):
+      return product_of_codes(node, first, second, self.shapes[node.inputs[0]])
     if node.op in ('conv_general_dilated', 'dot_general'):
       return multiply_accumulate(node, first, second, self.count, self._layer(node))
     if (
@@ -251,6 +267,15 @@ class _Pass:
     with jax.ensure_compile_time_eval():
       places = jnp.arange(1, 1 + math.prod(shape), dtype=jnp.int32).reshape(shape)
       return bool((ops.apply('gather', node.params, [places, jnp.asarray(operands[1])], 1) > 0).all())
+
+
+def _is_real(dtype: str) -> bool:
+  return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
+
+
+def _is_image(x: Input) -> bool:
+  """Whether an input can be an image; integers of other types are places in a table, and booleans masks."""
+  return x.dtype == 'uint8' or _is_real(x.dtype)
 
 
 def _real(x: Any) -> Any:

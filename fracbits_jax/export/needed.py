@@ -33,9 +33,9 @@ def needed(
     graph: the network.
     intervals: what values can be, of those that are integers.
     shapes: of all values, as `Node` has them.
-    keep: names of values that are looked at from outside, beside the output.
+    keep: names of values that are looked at from outside, beside the outputs.
   """
-  found = dict.fromkeys((*keep, graph.output), EVERYTHING)
+  found = dict.fromkeys((*keep, *graph.outputs), EVERYTHING)
   for node in reversed(graph.nodes):
     before = of_operands(node, found.get(node.output, EVERYTHING), intervals, shapes)
     for name, interval in zip(node.inputs, before, strict=True):

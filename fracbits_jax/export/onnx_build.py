@@ -18,7 +18,7 @@ with extras.needed():
   import onnx
   from onnx import TensorProto, helper, numpy_helper
 
-from fracbits_jax.export.graph import Graph, Node
+from fracbits_jax.export.graph import Graph, Input, Node
 from fracbits_jax.export.source import Source
 from fracbits_jax.system.files import write_whole
 
@@ -65,7 +65,7 @@ class Builder:
 
   Attributes:
     opset: version of ONNX's operator set.
-    input: what the file takes.
+    inputs: what the file takes.
     values: the tensor or the constant of each value of the graph so far.
   """
 
@@ -88,9 +88,10 @@ class Builder:
     self._types: dict[str, int] = {}
     self._integers: dict[str, int] = {}
     graph = source.graph
-    self.input = Tensor(graph.input, graph.input_shape, graph.input_dtype, _input_order(graph))
-    self.values: dict[str, Tensor | np.ndarray] = {graph.input: self.input}
-    self._values = {graph.input: self.input}
+    self.inputs = tuple(Tensor(x.name, x.shape, x.dtype, _input_order(graph, x)) for x in graph.inputs)
+    self.values: dict[str, Tensor | np.ndarray] = {x.name: x for x in self.inputs}
+    self._values = {x.name: x for x in self.inputs}
+    self._reserved = {*self._values, *graph.output_names}
 
   def value(self, x: Any) -> Tensor | np.ndarray:
     """What an input of a graph's node is here."""
@@ -108,11 +109,15 @@ class Builder:
 
   def initializer(self, proto: onnx.TensorProto, name: str) -> str:
     """The name of a constant that is given as ONNX keeps it."""
-    proto.name = f'{name}_{len(self._initializers)}'
+    proto.name = self._free(f'{name}_{len(self._initializers)}')
     self._initializers.append(proto)
     self._types[proto.name] = proto.data_type
     self._infos.append(helper.make_tensor_value_info(proto.name, proto.data_type, list(proto.dims)))
     return proto.name
+
+  def _free(self, name: str) -> str:
+    """A name that is not that of an input or an output."""
+    return name if name not in self._reserved else f'{name}_inner'
 
   def add(self, op: str, inputs: Sequence[str], like: Tensor, *, domain: str = '', **attributes: Any) -> Tensor:
     """Adds a node; returns its output.
@@ -124,16 +129,25 @@ class Builder:
       domain: the operator's.
       **attributes: of the node.
     """
+    return self.add_several(op, inputs, [like], domain=domain, **attributes)[0]
+
+  def add_several(
+    self, op: str, inputs: Sequence[str], likes: Sequence[Tensor], *, domain: str = '', **attributes: Any
+  ) -> list[Tensor]:
+    """The same for a node that gives several values, each like one of `likes`."""
     self._domains.add(domain)
     inputs = [self._once(name, inputs[:i]) for i, name in enumerate(inputs)]
-    output = dataclasses.replace(like, name=f'{op}_{len(self._nodes)}')
-    self._makers[output.name], self._types[output.name] = op, DTYPES[output.dtype]
-    self._values[output.name] = output
+    name = self._free(f'{op}_{len(self._nodes)}')
+    outputs = [dataclasses.replace(like, name=f'{name}_{i}' if i else name) for i, like in enumerate(likes)]
+    for output in outputs:
+      self._makers[output.name], self._types[output.name] = op, DTYPES[output.dtype]
+      self._values[output.name] = output
+      self._infos.append(self._info(output))
     if op == 'DequantizeLinear':
-      self._integers[output.name] = self._types[inputs[0]]
-    self._nodes.append(helper.make_node(op, list(inputs), [output.name], name=output.name, domain=domain, **attributes))
-    self._infos.append(self._info(output))
-    return output
+      self._integers[name] = self._types[inputs[0]]
+    names = [output.name for output in outputs]
+    self._nodes.append(helper.make_node(op, list(inputs), names, name=name, domain=domain, **attributes))
+    return outputs
 
   def _once(self, name: str, before: Sequence[str]) -> str:
     """A value's name as an input behind others; a copy where it is one of those, for qonnx renames only the first."""
@@ -142,7 +156,7 @@ class Builder:
     return self.add('Identity', [name], self._values[name]).name
 
   def maker(self, name: str) -> str | None:
-    """The operator that makes a value; `None` for the input and for constants."""
+    """The operator that makes a value; `None` for inputs and constants."""
     return self._makers.get(name)
 
   def integers(self, name: str) -> int | None:
@@ -196,16 +210,18 @@ class Builder:
 
   def serialized(self, others: Iterable[Tensor] = ()) -> bytes:
     """The file, with other tensors among its outputs as well."""
-    found = self.in_order(self.value(self._source.graph.output))
-    output = dataclasses.replace(found, name='output')
-    nodes = [*self._nodes, helper.make_node('Identity', [found.name], [output.name], name=output.name)]
+    source = self._source.graph
+    found = [self.in_order(self.value(name)) for name in source.outputs]
+    outputs = [dataclasses.replace(x, name=name) for x, name in zip(found, source.output_names, strict=True)]
+    copies = zip(found, outputs, strict=True)
+    nodes = [*self._nodes, *(helper.make_node('Identity', [x.name], [y.name], name=y.name) for x, y in copies)]
     used = {name for node in nodes for name in node.input}
-    outputs = (output, *others)
-    inner = used - {x.name for x in outputs}
+    outputs += others
+    inner = {*used, *(name for node in nodes for name in node.output)} - {x.name for x in outputs}
     graph = helper.make_graph(
       nodes,
       self._source.name,
-      [self._info(self.input)],
+      [self._info(x) for x in self.inputs],
       [self._info(x) for x in outputs],
       initializer=[constant for constant in self._initializers if constant.name in used],
       value_info=[info for info in self._infos if info.name in inner],
@@ -220,9 +236,11 @@ class Builder:
     return model.SerializeToString(deterministic=True)
 
 
-def _input_order(graph: Graph) -> tuple[int, ...]:
+def _input_order(graph: Graph, x: Input) -> tuple[int, ...]:
   """Channels second for what a convolution sees, the network's own order otherwise."""
-  rank = len(graph.input_shape)
+  rank = len(x.shape)
+  if np.dtype(x.dtype).kind not in 'fu':
+    return tuple(range(rank))
   for node in graph.nodes:
     if node.op == 'conv_general_dilated' and len(node.shape) == rank:
       return tuple(node.params['dimension_numbers']['lhs_spec'])
@@ -235,7 +253,9 @@ def output_of(node: Node, order: Sequence[int] | None = None) -> Tensor:
 
 
 def refused(node: Node, what: str) -> ValueError:
-  """The error that a node is none that ONNX has, with what is in the way."""
+  """The error that a node is none that ONNX has, with what is in the way, where it is and which formats have it."""
+  place = f' in {node.place}' if node.place else ''
   return ValueError(
-    f'{node.output} {what}, which is not written as ONNX: export with --format packed or --format stablehlo'
+    f'the operation {node.op!r}{place} ({node.output}) {what}, which is not written as ONNX: export with '
+    '--format packed or --format stablehlo'
   )

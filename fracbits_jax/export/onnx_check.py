@@ -10,12 +10,14 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fracbits_jax.export import ops
 from fracbits_jax.export.graph import Graph, Node, evaluate
 from fracbits_jax.export.onnx_build import Builder, Tensor
+from fracbits_jax.layers.examples import arguments_of
 from fracbits_jax.system import extras
 
 EXAMPLES = 2
@@ -33,7 +35,7 @@ class Written:
   Attributes:
     content: the file.
     with_codes: gives the same file with the inputs of all layers among its outputs.
-    order: the axes of its input, as the network counts them.
+    orders: the axes of each input by its name, as the network counts them.
     places: each of these outputs by the name that it has in `graph`.
     graph: what the file was written from, quantizers in the same places.
     opset: version of ONNX's operator set.
@@ -41,7 +43,7 @@ class Written:
 
   content: bytes
   with_codes: Callable[[], bytes]
-  order: tuple[int, ...]
+  orders: Mapping[str, tuple[int, ...]]
   places: Mapping[str, Tensor]
   graph: Graph
   opset: int
@@ -55,7 +57,7 @@ def written(b: Builder, graph: Graph) -> Written:
   return Written(
     content=b.serialized(),
     with_codes=lambda: b.serialized(places.values()),
-    order=b.input.order,
+    orders={x.name: x.order for x in b.inputs},
     places=places,
     graph=graph,
     opset=b.opset,
@@ -67,51 +69,59 @@ def is_possible() -> bool:
   return importlib.util.find_spec('onnxruntime') is not None
 
 
-def inputs_like(graph: Graph, input_range: tuple[int, int] | None, examples: int = EXAMPLES) -> np.ndarray:
+def inputs_like(graph: Graph, input_range: tuple[int, int] | None, examples: int = EXAMPLES) -> dict[str, np.ndarray]:
   """Random inputs of a network: integers in their range, zeros and ones where indices are taken, normal ones else."""
-  rng, shape = np.random.default_rng(0), (examples, *graph.input_shape[1:])
-  dtype = np.dtype(graph.input_dtype)
-  if input_range is not None:
-    return rng.integers(input_range[0], input_range[1] + 1, shape).astype(dtype)
-  if dtype.kind != 'f':
-    return rng.integers(0, 2, shape).astype(dtype)
-  return rng.standard_normal(shape).astype(dtype)
+  rng, found = np.random.default_rng(0), {}
+  for x in graph.inputs:
+    shape, dtype = (examples, *x.shape[1:]) if x.is_batched else x.shape, np.dtype(x.dtype)
+    if dtype.kind in 'fu' and input_range is not None:
+      found[x.name] = rng.integers(input_range[0], input_range[1] + 1, shape).astype(dtype)
+    elif dtype.kind != 'f':
+      found[x.name] = rng.integers(0, 2, shape).astype(dtype)
+    else:
+      found[x.name] = rng.standard_normal(shape).astype(dtype)
+  return found
 
 
-def differences(network: Graph, written: Written, inputs: np.ndarray) -> str | None:
+def differences(network: Graph, written: Written, inputs: Any) -> str | None:
   """What is wrong with a file, in a few words; `None` where it gives the network's answers.
 
   Args:
     network: the network.
     written: the file.
-    inputs: `[N, ...]`, as the network takes them.
+    inputs: as for `evaluate`.
   """
-  expected = np.asarray(evaluate(network, inputs)[0])
+  expected = results_of(network, inputs)
   try:
-    (found,) = run(written.content, written.order, inputs)
-    if close(found, expected):
+    if all_close(run(written.content, written.orders, inputs), expected):
       return None
-    found, *values = run(written.with_codes(), written.order, inputs)
+    found = run(written.with_codes(), written.orders, inputs)
   except Exception as error:  # onnxruntime's own classes, which derive from nothing else
     return f'does not load it: {_first_line(error)}'
-  return differences_of_codes(written, inputs, found, dict(zip(written.places, values, strict=True)))
+  count = len(expected)
+  return differences_of_codes(written, inputs, found[:count], dict(zip(written.places, found[count:], strict=True)))
+
+
+def results_of(graph: Graph, inputs: Any) -> list[np.ndarray]:
+  """What a graph gives, in a list."""
+  return [np.asarray(x) for x in jax.tree.leaves(evaluate(graph, inputs)[0])]
 
 
 def differences_of_codes(
-  written: Written, inputs: np.ndarray, found: np.ndarray, values: Mapping[str, np.ndarray]
+  written: Written, inputs: Any, found: Sequence[np.ndarray], values: Mapping[str, np.ndarray]
 ) -> str | None:
   """What is wrong with a file's answers to inputs, given the `values` of its `places`; `None` where they are right."""
   given = {name: np.transpose(value, np.argsort(written.places[name].order)) for name, value in values.items()}
   expected, wrong = _from_codes(written.graph, inputs, given)
   if wrong is not None:
     return f'computes other inputs for {wrong}'
-  return None if close(found, expected, 10 * _OF_LOGITS) else 'computes other answers from the same codes'
+  return None if all_close(found, expected, 10 * _OF_LOGITS) else 'computes other answers from the same codes'
 
 
 def run(
   content: bytes,
-  order: Sequence[int],
-  inputs: np.ndarray,
+  orders: Mapping[str, Sequence[int]],
+  inputs: Any,
   *,
   entries: Sequence[tuple[str, str]] = (EXACT_ON_X64,),
   **options: Any,
@@ -120,8 +130,8 @@ def run(
 
   Args:
     content: the file.
-    order: the axes of its input, as the network counts them.
-    inputs: `[N, ...]`, as the network takes them.
+    orders: the axes of its inputs, as the network counts them.
+    inputs: one array, several in the order of `orders`, or arrays by name, as the network takes them.
     entries: names and values of session options; the others have their defaults.
     **options: fields of `onnxruntime.SessionOptions` that do not have theirs.
   """
@@ -135,27 +145,42 @@ def run(
   for name, value in options.items():
     setattr(settings, name, value)
   session = onnxruntime.InferenceSession(content, settings, providers=['CPUExecutionProvider'])
-  return session.run(None, {session.get_inputs()[0].name: np.transpose(inputs, order)})
+  return session.run(None, as_read(orders, inputs))
+
+
+def as_read(orders: Mapping[str, Sequence[int]], inputs: Any) -> dict[str, np.ndarray]:
+  """Inputs as a file takes them, by name."""
+  if not isinstance(inputs, Mapping):
+    inputs = dict(zip(orders, arguments_of(inputs), strict=True))
+  return {name: np.transpose(np.asarray(inputs[name]), order) for name, order in orders.items()}
+
+
+def all_close(found: Sequence[np.ndarray], expected: Sequence[np.ndarray], tolerance: float = _OF_LOGITS) -> bool:
+  """Whether all answers are the same within rounding."""
+  return all(close(a, b, tolerance) for a, b in zip(found, expected, strict=True))
 
 
 def close(found: np.ndarray, expected: np.ndarray, tolerance: float = _OF_LOGITS) -> bool:
   """Whether answers are the same within rounding."""
+  if expected.dtype.kind not in 'f':
+    return np.array_equal(found, expected)
   finite = expected[np.isfinite(expected)]
   return np.allclose(found, expected, rtol=0, atol=tolerance * np.abs(finite).max(initial=1e-6), equal_nan=True)
 
 
-def _from_codes(graph: Graph, inputs: np.ndarray, given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, str | None]:
+def _from_codes(graph: Graph, inputs: Any, given: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], str | None]:
   """The answers from given inputs of all layers, and the first layer whose inputs are not what its quantizer gives."""
-  values = {graph.input: jnp.asarray(inputs)}
+  values = {name: jnp.asarray(x) for name, x in graph.given(inputs).items()}
+  count = graph.count(values)
   read = lambda x: values[x] if isinstance(x, str) else jnp.asarray(x)
   for node in graph.nodes:
     if node.output in given:
       if not _is_rounded(node, np.asarray(read(node.inputs[0])), given[node.output]):
-        return np.zeros(()), node.params['layer']
+        return [], node.params['layer']
       values[node.output] = jnp.asarray(given[node.output])
     else:
-      values[node.output] = ops.apply(node.op, node.params, [read(x) for x in node.inputs], len(inputs))
-  return np.asarray(values[graph.output]), None
+      values[node.output] = ops.apply(node.op, node.params, [read(x) for x in node.inputs], count)
+  return [np.asarray(values[name]) for name in graph.outputs], None
 
 
 def _is_rounded(node: Node, x: np.ndarray, found: np.ndarray) -> bool:

@@ -16,11 +16,12 @@ with extras.needed():
   from onnx import TensorProto
 
 from fracbits_jax.export import bitpack, onnx_check, onnx_graph, onnx_ops
+from fracbits_jax.export.floats import in_float32
 from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.graph import Graph, Node
 from fracbits_jax.export.grid import Grid, Kernel
 from fracbits_jax.export.onnx_build import DTYPES, Builder, Tensor
-from fracbits_jax.export.qonnx_format import by_bits
+from fracbits_jax.export.qonnx_format import by_bits, scale_of
 from fracbits_jax.export.source import Source
 from fracbits_jax.system.files import write_whole
 
@@ -47,6 +48,7 @@ def write(source: Source, path: str | os.PathLike, *, check: bool = True) -> str
     ValueError: bit-widths other than 2, 4 and 8, an operation that has no counterpart in ONNX, or a file that
       onnxruntime does not load or that gives other answers there than the network; nothing is written then.
   """
+  source = dataclasses.replace(source, given=in_float32(source.graph))
   widths = _check_widths(source.graph)
   file = built(source)
   check = check and onnx_check.is_possible()
@@ -62,6 +64,8 @@ def write(source: Source, path: str | os.PathLike, *, check: bool = True) -> str
     f'opset {file.opset}, kernels and inputs of {", ".join(map(str, sorted(widths)))} bits; '
     + ('checked with onnxruntime' if check else 'not checked with onnxruntime')
   )
+  if file.graph.note:
+    said += f'\n{path} {file.graph.note}'
   if 8 in widths:
     said += f'\nonnxruntime on x86 without VNNI needs options.add_session_config_entry{EXACT_ON_X64}'
   return said
@@ -69,6 +73,7 @@ def write(source: Source, path: str | os.PathLike, *, check: bool = True) -> str
 
 def built(source: Source) -> onnx_check.Written:
   """The file of a network before it is written; `ValueError` as of `write`, but for what onnxruntime makes of it."""
+  source = dataclasses.replace(source, given=in_float32(source.graph))
   b = Builder(source, opset=25 if 2 in _check_widths(source.graph) else 21, batch_size=None)
   late = onnx_graph.with_late_quantizers(fold_affine(source.graph), images=source.input_range == (0, 255))
   onnx_ops.convert(b, onnx_graph.with_read_kernels(late), Quantizers())
@@ -86,7 +91,7 @@ def _check_widths(graph: Graph) -> set[int]:
     if bits not in (0, *WIDTHS):
       raise ValueError(
         f'{where} have {bits} bits, and ONNX has types of 2, 4 and 8: search with choices=(2, 4, 8), or export with '
-        '--format qonnx or packed'
+        '--format qonnx, packed or stablehlo'
       )
   return set(found) - {0}
 
@@ -126,10 +131,14 @@ def _quantize_dequantize(b: Builder, x: Tensor, bits: int, scale: float, *, sign
 
 
 def _dequantize(b: Builder, kernel: Kernel, like: Tensor, codes: np.ndarray) -> Tensor:
-  bits, scale = int(kernel.bits), float(kernel.scale)
+  bits, scale = int(kernel.bits), scale_of(kernel, like.order)
   stored = _stored(b, f'int{bits}', codes - 2 ** (bits - 1))
-  value = b.add('DequantizeLinear', [stored, b.constant(np.float32(scale))], like)
-  half = _half_step(float(kernel.zero), scale)
+  value = b.add('DequantizeLinear', [stored, b.constant(np.float32(1) if scale.ndim else scale)], like)
+  if scale.ndim:  # one for each channel, wherever those are
+    if float(kernel.zero) % 1:
+      value = b.add('Add', [value.name, b.constant(np.float32(0.5))], value)
+    return b.add('Mul', [value.name, b.constant(scale)], value)
+  half = _half_step(float(kernel.zero), float(scale))
   return b.add('Add', [value.name, b.constant(np.float32(half))], value) if half else value
 
 

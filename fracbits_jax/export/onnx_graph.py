@@ -57,7 +57,7 @@ def with_late_quantizers(graph: Graph, *, images: bool) -> Graph:
     else:
       add_quantizers(node.inputs)
       nodes.append(node)
-  add_quantizers([graph.output])
+  add_quantizers(graph.outputs)
   return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
@@ -66,17 +66,21 @@ def _grid(quantizer: Node) -> Grid:
 
 
 def _with_quantized_images(graph: Graph) -> Graph:
-  name = f'{graph.input}_quantized'
-  images = Node(
-    op='quantize',
-    inputs=(graph.input,),
-    output=name,
-    shape=graph.input_shape,
-    dtype=graph.input_dtype,
-    params={'layer': graph.input, 'grid': _IMAGES},
-  )
-  nodes = (_renamed(node, {graph.input: name}) for node in graph.nodes)
-  return dataclasses.replace(graph, nodes=(images, *nodes))
+  images = [
+    Node(
+      op='quantize',
+      inputs=(x.name,),
+      output=f'{x.name}_quantized',
+      shape=x.shape,
+      dtype=x.dtype,
+      params={'layer': x.name, 'grid': _IMAGES},
+    )
+    for x in graph.inputs
+    if np.dtype(x.dtype).kind == 'f'
+  ]
+  names = {image.inputs[0]: image.output for image in images}
+  nodes = (_renamed(node, names) for node in graph.nodes)
+  return dataclasses.replace(graph, nodes=(*images, *nodes))
 
 
 def _renamed(node: Node, names: Mapping[str, str]) -> Node:
@@ -85,14 +89,18 @@ def _renamed(node: Node, names: Mapping[str, str]) -> Node:
 
 
 def with_read_kernels(graph: Graph) -> Graph:
-  """Kernels are moved in this program, and mirrored for transposed convolutions, whose nodes then say so."""
+  """Kernels are moved in this program, and mirrored for transposed convolutions, whose nodes then say so.
+
+  A kernel that several operations read, such as a table of words that is the head as well, is written once, as it is.
+  """
+  consumers = graph.consumers()
   kernels: dict[str, Node] = {}
   nodes: dict[str, Node] = {}
   for node in graph.nodes:
     kernel = kernels.get(node.inputs[0]) if node.inputs and isinstance(node.inputs[0], str) else None
     if node.op == 'kernel':
       kernels[node.output] = nodes[node.output] = node
-    elif kernel is not None and node.op in MOVES and len(node.inputs) == 1 and np.unique(_bits(kernel)).size == 1:
+    elif kernel is not None and _can_move(kernel, node) and len(consumers[node.inputs[0]]) == 1:
       kernels[node.output] = nodes[node.output] = _changed(kernel, node, functools.partial(_moved, node))
     elif is_transposed(node) and isinstance(node.inputs[1], str) and node.inputs[1] in kernels:
       kernel = kernels[node.inputs[1]]
@@ -103,9 +111,13 @@ def with_read_kernels(graph: Graph) -> Graph:
       nodes[node.output] = dataclasses.replace(node, inputs=(node.inputs[0], mirrored.output), params=params)
     else:
       nodes[node.output] = node
-  read = {graph.output, *(x for node in nodes.values() for x in node.inputs if isinstance(x, str))}
+  read = {*graph.outputs, *(x for node in nodes.values() for x in node.inputs if isinstance(x, str))}
   kept = (node for node in nodes.values() if node.op != 'kernel' or node.output in read)
   return dataclasses.replace(graph, nodes=tuple(kept))
+
+
+def _can_move(kernel: Node, node: Node) -> bool:
+  return node.op in MOVES and len(node.inputs) == 1 and np.unique(_bits(kernel)).size == 1
 
 
 def is_transposed(node: Node) -> bool:
@@ -115,6 +127,17 @@ def is_transposed(node: Node) -> bool:
 
 def _bits(kernel: Node) -> np.ndarray:
   return kernel.params['kernel'].bits
+
+
+def _moved_ranges(own: Kernel, change: Callable[[np.ndarray], Any]) -> Any:
+  """A kernel's range or ranges moved with it: an array that broadcasts against its codes where there are several."""
+  if isinstance(own.alpha, float):
+    return own.alpha
+  moved = np.asarray(change(np.broadcast_to(own.alpha, own.codes.shape)))
+  for axis in range(moved.ndim):
+    first = np.take(moved, [0], axis) if moved.shape[axis] else moved
+    moved = first if np.array_equal(np.broadcast_to(first, moved.shape), moved) else moved
+  return moved
 
 
 def _moved(node: Node, array: np.ndarray) -> Any:
@@ -127,6 +150,6 @@ def _changed(kernel: Node, output: Node, change: Callable[[np.ndarray], Any]) ->
   own: Kernel = kernel.params['kernel']
   bits = own.bits if output.op == 'kernel' else own.bits.flat[0]
   codes, exact = np.asarray(change(own.codes)), np.asarray(change(own.value))
-  changed = dataclasses.replace(own, codes=codes, exact=exact, bits=np.asarray(bits))
+  changed = dataclasses.replace(own, codes=codes, exact=exact, bits=np.asarray(bits), alpha=_moved_ranges(own, change))
   params = {**kernel.params, 'kernel': changed}
   return dataclasses.replace(kernel, output=output.output, shape=output.shape, params=params)

@@ -66,7 +66,7 @@ def _affine(b: Builder, node: Node) -> Tensor:
 def _max(b: Builder, node: Node) -> Tensor:
   constants = [x for x in node.inputs if not isinstance(x, str)]
   names, output = _same_order(b, node)
-  if len(constants) == 1 and not np.any(constants[0]) and np.size(constants[0]) == 1:
+  if node.dtype == 'float32' and len(constants) == 1 and not np.any(constants[0]) and np.size(constants[0]) == 1:
     return b.add('Relu', [names[isinstance(node.inputs[1], str)]], output)
   return b.add('Max', names, output)
 
@@ -190,9 +190,16 @@ def _shape(b: Builder, node: Node) -> str:
   if min(node.shape) < -1:
     raise refused(node, 'repeats values several times for each example')
   vector = lambda size: Tensor('', (size,), 'int64', (0,))
-  count = b.add('Shape', [b.input.name], vector(1), start=0, end=1)
+  count = _count(b)
   parts = [count.name if size == -1 else b.constant(np.asarray([size], np.int64)) for size in sizes]
   return b.add('Concat', parts, vector(len(parts)), axis=0).name
+
+
+def _count(b: Builder) -> Tensor:
+  """The number of examples, in an array of one entry."""
+  of_examples = next(x for x in b.inputs if x.shape[:1] == (-1,))
+  axis = of_examples.order.index(0)
+  return b.add('Shape', [of_examples.name], Tensor('', (1,), 'int64', (0,)), start=axis, end=axis + 1)
 
 
 def _transpose(b: Builder, node: Node) -> Tensor:
@@ -228,27 +235,170 @@ def _slice(b: Builder, node: Node) -> Tensor:
   return b.add('Slice', [x.name, *arrays], output_of(node, x.order))
 
 
-def _argmax(b: Builder, node: Node) -> Tensor:
+def _arg(op: str) -> Callable[[Builder, Node], Tensor]:
+  def convert(b: Builder, node: Node) -> Tensor:
+    x = b.in_order(b.value(node.inputs[0]))
+    found = dataclasses.replace(output_of(node), dtype='int64')
+    found = b.add(op, [x.name], found, axis=node.params['axes'][0], keepdims=0)
+    return b.add('Cast', [found.name], output_of(node), to=DTYPES[node.dtype])
+
+  return convert
+
+
+def _cast_to(b: Builder, x: Tensor, dtype: str) -> Tensor:
+  return x if x.dtype == dtype else b.add('Cast', [x.name], dataclasses.replace(x, dtype=dtype), to=DTYPES[dtype])
+
+
+def _reduce_logical(op: str) -> Callable[[Builder, Node], Tensor]:
+  def convert(b: Builder, node: Node) -> Tensor:
+    if node.dtype != 'bool':
+      raise refused(node, 'combines the bits of integers')
+    x = _cast_to(b, b.in_order(b.value(node.inputs[0])), 'int32')
+    b.values[whole := f'{node.output} as integers'] = x
+    found = _reduce(op)(b, dataclasses.replace(node, inputs=(whole,), dtype='int32'))
+    return _cast_to(b, found, 'bool')
+
+  return convert
+
+
+def _is_finite(b: Builder, node: Node) -> Tensor:
+  (x,), output = _same_order(b, node)
+  wrong = b.add('Or', [b.add('IsInf', [x], output).name, b.add('IsNaN', [x], output).name], output)
+  return b.add('Not', [wrong.name], output)
+
+
+def _round(b: Builder, node: Node) -> Tensor:
+  if node.params['rounding_method'] != 1:
+    raise refused(node, 'rounds halves away from 0')
+  return _elementwise('Round')(b, node)
+
+
+def _cumsum(b: Builder, node: Node) -> Tensor:
   x = b.in_order(b.value(node.inputs[0]))
-  found = dataclasses.replace(output_of(node), dtype='int64')
-  found = b.add('ArgMax', [x.name], found, axis=node.params['axes'][0], keepdims=0)
-  return b.add('Cast', [found.name], output_of(node), to=DTYPES[node.dtype])
+  axis = b.constant(np.asarray(node.params['axis'], np.int64))
+  return b.add('CumSum', [x.name, axis], output_of(node), reverse=int(node.params['reverse']))
+
+
+def _examples(b: Builder, node: Node) -> Tensor:
+  """How many examples there are, or a multiple of that."""
+  size, scalar = node.params['shape'][0], Tensor('', (), 'int64', ())
+  if b.size(size) >= 0:
+    return _cast_to(b, dataclasses.replace(scalar, name=b.constant(np.int64(b.size(size)))), node.dtype)
+  times = -size
+  count = b.add('Squeeze', [_count(b).name], scalar)
+  count = count if times == 1 else b.add('Mul', [count.name, b.constant(np.int64(times))], scalar)
+  return _cast_to(b, count, node.dtype)
+
+
+def _iota(b: Builder, node: Node) -> Tensor:
+  """Numbers from 0 along one axis."""
+  axis, rank = node.params['dimension'], len(node.shape)
+  size = b.size(node.shape[axis])
+  line = Tensor('', tuple(side if i == axis else 1 for i, side in enumerate(node.shape)), 'int64', tuple(range(rank)))
+  if size >= 0:
+    line = dataclasses.replace(line, name=b.constant(np.arange(size).reshape(line.shape)))
+  else:
+    count = _examples(b, dataclasses.replace(node, params={'shape': (node.shape[axis],)}, dtype='int64'))
+    numbers = Tensor('', (node.shape[axis],), 'int64', (0,))
+    numbers = b.add('Range', [b.constant(np.int64(0)), count.name, b.constant(np.int64(1))], numbers)
+    line = b.add('Reshape', [numbers.name, b.constant(np.asarray([-1 if s < 0 else s for s in line.shape]))], line)
+  whole = dataclasses.replace(output_of(node), dtype='int64')
+  return _cast_to(b, b.add('Expand', [line.name, _shape(b, node)], whole), node.dtype)
+
+
+def _sorted_by(b: Builder, node: Node, keys: Tensor, axis: int, count: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+  """Values in order along an axis, and where they were; of equal ones the first comes first."""
+  numbers = _cast_to(b, keys, 'int32' if keys.dtype == 'bool' else keys.dtype)
+  shape = (*keys.shape[:axis], count, *keys.shape[axis + 1 :])
+  found = dataclasses.replace(numbers, shape=shape)
+  names = [numbers.name, b.constant(np.asarray([count], np.int64))]
+  values, places = b.add_several(
+    'TopK', names, [found, dataclasses.replace(found, dtype='int64')], axis=axis, largest=int(largest), sorted=1
+  )
+  return _cast_to(b, values, keys.dtype), places
+
+
+def _sort(b: Builder, node: Node) -> Tensor:
+  p, xs = node.params, [b.in_order(b.value(x)) for x in node.inputs]
+  axis, index = p['dimension'], p['index']
+  if p['num_keys'] != 1:
+    raise refused(node, 'sorts by several keys')
+  if node.shape[axis] < 0:
+    raise refused(node, 'sorts the examples')
+  values, places = _sorted_by(b, node, xs[0], axis, node.shape[axis], largest=False)
+  return values if index == 0 else b.add('GatherElements', [xs[index].name, places.name], output_of(node), axis=axis)
+
+
+def _top_k(b: Builder, node: Node) -> Tensor:
+  x = b.in_order(b.value(node.inputs[0]))
+  axis = node.params.get('axis', x.rank - 1)
+  found = _sorted_by(b, node, x, axis, node.params['k'], largest=True)[node.params['index']]
+  return _cast_to(b, found, node.dtype)
+
+
+def _scatter(reduction: str) -> Callable[[Builder, Node], Tensor]:
+  def convert(b: Builder, node: Node) -> Tensor:
+    """Whole windows, such as rows, put at places of the axes before them."""
+    numbers = node.params['dimension_numbers']
+    x, at, updates = (b.value(v) for v in node.inputs)
+    x, at = b.in_order(x), b.in_order(at)
+    places, window = tuple(numbers['scatter_dims_to_operand_dims']), tuple(numbers['update_window_dims'])
+    rest = tuple(axis for axis in range(x.rank) if axis not in places)
+    shape = updates.shape
+    whole = [shape[axis] for axis in window] == [x.shape[axis] for axis in rest]
+    if tuple(numbers['inserted_window_dims']) != tuple(sorted(places)) or numbers['operand_batching_dims'] or not whole:
+      raise refused(node, 'puts other things than whole slices at places of the axes before them')
+    if reduction != 'none' and b.opset < 18:
+      raise refused(node, f'computes with what is there ({reduction})')
+    before = tuple(axis for axis in range(len(shape)) if axis not in window)
+    names = [b.in_order(x, (*places, *rest)).name, _cast_to(b, at, 'int64').name]
+    names.append(b.in_order(updates, (*before, *window)).name)
+    how = {} if reduction == 'none' else {'reduction': reduction}
+    return b.add('ScatterND', names, output_of(node, (*places, *rest)), **how)
+
+  return convert
 
 
 def _gather(b: Builder, node: Node) -> Tensor:
   """Entries of one axis, such as the rows of an embedding."""
-  p, (x, indices) = node.params, (b.in_order(b.value(v)) for v in node.inputs)
+  p, x, indices = node.params, b.value(node.inputs[0]), b.in_order(b.value(node.inputs[1]))
+  x = b.in_order(x) if isinstance(x, np.ndarray) else x
   numbers, places = p['dimension_numbers'], indices.shape[:-1]
   axis = next(iter(numbers['start_index_map']), 0)
   offsets = (*range(axis), *range(axis + len(places), len(node.shape)))
   along_one = tuple(numbers['start_index_map']) == tuple(numbers['collapsed_slice_dims']) == (axis,)
   whole = tuple(p['slice_sizes']) == (*x.shape[:axis], 1, *x.shape[axis + 1 :])
   if not along_one or not whole or tuple(numbers['offset_dims']) != offsets or indices.shape[-1] != 1:
-    raise refused(node, 'gathers other things than entries of one axis')
-  limited = b.add('Min', [indices.name, b.constant(np.asarray(x.shape[axis] - 1, indices.dtype))], indices)
+    return _gather_slices(b, node, b.in_order(x), indices)
+  limited = indices
+  if x.shape[axis] >= 0:
+    limited = b.add('Min', [indices.name, b.constant(np.asarray(x.shape[axis] - 1, indices.dtype))], indices)
   sizes = b.constant(np.asarray([b.size(size) for size in places], np.int64))
   flat = b.add('Reshape', [limited.name, sizes], Tensor('', places, indices.dtype, tuple(range(len(places)))))
-  return b.add('Gather', [x.name, flat.name], output_of(node), axis=axis)
+  # A table that is transposed in the file stays so: what is gathered from it is transposed.
+  there = lambda a: (a if a < axis else a + len(places) - 1,) if a != axis else tuple(range(axis, axis + len(places)))
+  order = tuple(to for a in x.order for to in there(a))
+  return b.add('Gather', [x.name, flat.name], output_of(node, order), axis=x.order.index(axis))
+
+
+def _gather_slices(b: Builder, node: Node, x: Tensor, indices: Tensor) -> Tensor:
+  """Whole slices, such as rows, from places of the axes before them; some of those may go along with the indices."""
+  p, numbers = node.params, node.params['dimension_numbers']
+  batch, batch_at = tuple(numbers['operand_batching_dims']), tuple(numbers['start_indices_batching_dims'])
+  places, rank = tuple(numbers['start_index_map']), x.rank
+  rest = tuple(axis for axis in range(rank) if axis not in (*batch, *places))
+  whole = all(p['slice_sizes'][axis] == x.shape[axis] for axis in rest)
+  if tuple(numbers['collapsed_slice_dims']) != tuple(sorted(places)) or not whole or not places:
+    raise refused(node, 'gathers other things than whole slices at places of the axes before them')
+  last = np.asarray([END if x.shape[axis] < 0 else x.shape[axis] - 1 for axis in places])
+  indices = _cast_to(b, indices, 'int64')
+  indices = b.add('Min', [indices.name, b.constant(last.astype(np.int64))], indices)
+  others = tuple(axis for axis in range(indices.rank - 1) if axis not in batch_at)
+  names = [b.in_order(x, (*batch, *places, *rest)).name]
+  names.append(b.in_order(indices, (*batch_at, *others, indices.rank - 1)).name)
+  of_indices = [axis for axis in range(len(node.shape)) if axis not in numbers['offset_dims']]  # as indices has them
+  order = (*(of_indices[axis] for axis in (*batch_at, *others)), *numbers['offset_dims'])
+  return b.add('GatherND', names, output_of(node, order), batch_dims=len(batch))
 
 
 CONVERSIONS: dict[str, Callable[[Builder, Node], Tensor]] = {
@@ -256,7 +406,10 @@ CONVERSIONS: dict[str, Callable[[Builder, Node], Tensor]] = {
   **{name: _elementwise(name.capitalize()) for name in ('log', 'min', 'mul', 'neg', 'pow', 'sign', 'sin', 'sqrt')},
   **{name: _elementwise(name.capitalize()) for name in ('sub', 'tan', 'tanh')},
   'affine': _affine,
-  'argmax': _argmax,
+  **{name: _elementwise(name.capitalize()) for name in ('acos', 'acosh', 'asin', 'asinh', 'atan', 'atanh')},
+  **{name: _elementwise(name.capitalize()) for name in ('cosh', 'sinh')},
+  'argmax': _arg('ArgMax'),
+  'argmin': _arg('ArgMin'),
   'and': _logical('And'),
   'not': _logical('Not'),
   'or': _logical('Or'),
@@ -266,8 +419,11 @@ CONVERSIONS: dict[str, Callable[[Builder, Node], Tensor]] = {
   'concatenate': _concatenate,
   'conv_general_dilated': conv,
   'convert_element_type': _cast,
+  'cumsum': _cumsum,
+  'dim_as_value': _examples,
   'dot_general': _dot,
   'eq': _elementwise('Equal'),
+  'erfc': _chain('Erf', ('Sub', 1.0, True)),
   'exp2': _chain(('Pow', 2.0, True)),
   'expand_dims': _squeeze,
   'expm1': _chain('Exp', ('Sub', 1.0, False)),
@@ -275,6 +431,8 @@ CONVERSIONS: dict[str, Callable[[Builder, Node], Tensor]] = {
   'ge': _elementwise('GreaterOrEqual'),
   'gt': _elementwise('Greater'),
   'integer_pow': _integer_pow,
+  'iota': _iota,
+  'is_finite': _is_finite,
   'le': _elementwise('LessOrEqual'),
   'log1p': _chain(('Add', 1.0, False), 'Log'),
   'logistic': _elementwise('Sigmoid'),
@@ -282,8 +440,10 @@ CONVERSIONS: dict[str, Callable[[Builder, Node], Tensor]] = {
   'max': _max,
   'ne': _not_equal,
   'pad': _pad,
+  'reduce_and': _reduce_logical('ReduceMin'),
   'reduce_max': _reduce('ReduceMax'),
   'reduce_min': _reduce('ReduceMin'),
+  'reduce_or': _reduce_logical('ReduceMax'),
   'reduce_prod': _reduce('ReduceProd'),
   'reduce_sum': _reduce('ReduceSum'),
   'reduce_window_max': pool('MaxPool'),
@@ -291,11 +451,16 @@ CONVERSIONS: dict[str, Callable[[Builder, Node], Tensor]] = {
   'rem': _remainder,
   'reshape': _reshape,
   'rev': _rev,
+  'round': _round,
   'rsqrt': _chain('Sqrt', 'Reciprocal'),
+  'scatter': _scatter('none'),
+  **{f'scatter_{name}': _scatter(name) for name in ('add', 'max', 'min', 'mul')},
   'select_n': _select,
   'slice': _slice,
   'square': _square,
+  'sort': _sort,
   'squeeze': _squeeze,
+  'top_k': _top_k,
   'transpose': _transpose,
 }
 
@@ -329,7 +494,10 @@ def convert(b: Builder, graph: Graph, quantizers: Any) -> None:
         x = b.in_order(x, order)
       b.values[node.output] = quantizers.inputs(b, node, x)
     elif node.op == 'kernel':
-      b.values[node.output] = quantizers.kernel(b, node, _order_for(node, consumers[node.output], 'kernel'))
+      users = consumers.get(node.output, [])
+      kernel = quantizers.kernel(b, node, _order_for(node, users, 'kernel'))
+      # onnxruntime turns the integers of each user's kernel into those of another type, and cannot do that twice.
+      b.values[node.output] = b.apart(kernel) if len(users) > 1 and b.integers(kernel.name) is not None else kernel
     elif node.op in CONVERSIONS:
       b.values[node.output] = CONVERSIONS[node.op](b, node)
     else:

@@ -80,8 +80,7 @@ def mean_behind(graph: Graph, consumers: Mapping[str, Sequence[Node]], node: Nod
   if len(users) != 1 or users[0].op != 'affine' or not isinstance(node.inputs[0], str):
     return None
   (following,) = users
-  shapes = {n.output: n.shape for n in graph.nodes} | {graph.input: graph.input_shape}
-  shape = shapes[node.inputs[0]]
+  shape = graph.shapes()[node.inputs[0]]
   count = np.prod([shape[axis] for axis in node.params['axes']])
   _, scale, offset = following.inputs
   divides = np.size(scale) == 1 and not np.any(offset) and np.isclose(np.asarray(scale) * count, 1, rtol=1e-6).all()

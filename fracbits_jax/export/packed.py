@@ -25,7 +25,7 @@ import numpy as np
 
 from fracbits_jax.export import packed_arrays, packed_header, packed_reader
 from fracbits_jax.export.fold import fold_affine
-from fracbits_jax.export.graph import Graph, Node
+from fracbits_jax.export.graph import Graph, Input, Node
 from fracbits_jax.export.grid import Kernel
 from fracbits_jax.export.packed_header import MAGIC, VERSION
 from fracbits_jax.export.packed_reader import Packed
@@ -41,13 +41,13 @@ def write(source: Source, path: str | os.PathLike) -> str:
   Raises:
     ValueError: one sentence: something of the network that a file cannot hold, or that `read` would not give back.
   """
-  policy, graph = policy_of(source), fold_affine(source.graph)
+  graph = fold_affine(source.graph)
+  policy = policy_of(source)
   arrays = packed_arrays.Writer()
   nodes = [_row(node, arrays) for node in graph.nodes]
   header = {
     'name': source.name,
-    'input': [graph.input, graph.input_shape, graph.input_dtype, source.input_range],
-    'output': graph.output,
+    **_ends(graph, source.input_range),
     'nodes': nodes,
     'arrays': arrays.specs,
     'layers': [[e.name, e.input, e.macs, e.weights] for e in policy.layers],
@@ -64,7 +64,7 @@ def write(source: Source, path: str | os.PathLike) -> str:
   return (
     f'{path}: {len(content):,} bytes = {reported:,} of kernels and biases, as reported, + {rescale:,} of rescaling '
     f'({share(rescale)}; a scale and an offset for each channel, in place of its batch norm) + {rest:,} of '
-    f'graph and bit-widths ({share(rest)})'
+    f'graph and bit-widths ({share(rest)})' + (f'\n{path} {graph.note}' if graph.note else '')
   )
 
 
@@ -83,6 +83,15 @@ def read(path: str | os.PathLike) -> Packed:
 def _parse(content: bytes) -> Packed:
   header, body = packed_header.unseal(content)
   return packed_reader.parse(header, body, len(content))
+
+
+def _ends(graph: Graph, input_range: tuple[int, int] | None) -> dict[str, Any]:
+  """What the header says of inputs and outputs; of one of each as versions that knew no others read it."""
+  inputs = [[x.name, x.shape, x.dtype] for x in graph.inputs]
+  if len(inputs) == len(graph.outputs) == 1 and graph.output_names == ('output',):
+    return {'input': [*inputs[0], input_range], 'output': graph.output}
+  outputs = [list(pair) for pair in zip(graph.output_names, graph.outputs, strict=True)]
+  return {'inputs': inputs, 'outputs': outputs, 'input_range': input_range}
 
 
 def _row(node: Node, arrays: packed_arrays.Writer) -> list[Any]:
@@ -107,14 +116,15 @@ def _check_read_back(content: bytes, graph: Graph) -> None:
       raise ValueError(
         f'the kernel of {node.params["layer"]} cannot be packed: its values are not finite, or on no grid'
       )
-  if not _same(list(vars(found).values()), list(vars(graph).values())):
+  if not _same(found, graph):
     raise ValueError('the network cannot be packed: it is read back as another one; export it as stablehlo')
 
 
 def _same(read: Any, written: Any) -> bool:
   """Whether what was read is what was written, to the last bit; kernels to the last bit of their codes."""
-  if isinstance(written, Node):
-    return _same(list(vars(read).values()), list(vars(written).values()))
+  if isinstance(written, Graph | Node | Input):
+    names = [field.name for field in dataclasses.fields(written) if field.compare]
+    return _same([getattr(read, name) for name in names], [getattr(written, name) for name in names])
   if isinstance(written, Kernel):
     fields = ('codes', 'bits', 'scheme', 'alpha')
     return _same([getattr(read, f) for f in fields], [getattr(written, f) for f in fields])
@@ -130,4 +140,5 @@ def _same(read: Any, written: Any) -> bool:
 
 def _near(read: Kernel, written: Kernel) -> bool:
   """Whether the codes of a kernel stand for its values, but for a rounding."""
-  return np.allclose(read.value, written.value, rtol=1e-5, atol=1e-6 * max(1.0, abs(written.alpha)))
+  largest = np.abs(written.alpha).max(initial=0)
+  return np.allclose(read.value, written.value, rtol=1e-5, atol=1e-6 * max(1.0, largest))

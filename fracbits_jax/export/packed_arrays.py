@@ -40,7 +40,8 @@ class Writer:
 
   def add_kernel(self, kernel: Kernel) -> int:
     """Takes a kernel; its place in the list."""
-    self.specs.append([kernel.scheme, kernel.codes.shape, kernel.bits.tolist(), kernel.alpha])
+    alpha = kernel.alpha if isinstance(kernel.alpha, float) else self.add(np.asarray(kernel.alpha, np.float32))
+    self.specs.append([kernel.scheme, kernel.codes.shape, kernel.bits.tolist(), alpha])
     self.chunks.append(bitpack.pack(kernel.codes, kernel.bits))
     return len(self.specs) - 1
 
@@ -69,6 +70,10 @@ class Reader:
       raise ValueError('an operation takes a kernel for an array, or an array for a kernel')
     if kernel:
       scheme, shape, bits, alpha = spec
+      if isinstance(alpha, list):
+        alpha = self.take(alpha[0], kernel=False)
+        if alpha.dtype != np.float32 or alpha.shape != shape[-1:] or not np.isfinite(alpha).all():
+          raise ValueError('a kernel has ranges that are not one number for each of its channels')
       return Kernel(codes=bitpack.unpack(chunk, shape, bits), bits=bits, scheme=scheme, alpha=alpha)
     if spec[0] == 'bool' and np.frombuffer(chunk, np.uint8).max(initial=0) > 1:
       raise ValueError('an array of true and false has other values')
@@ -82,7 +87,7 @@ class Reader:
 
 
 def _spec(spec: Any) -> tuple[Any, ...]:
-  """What is said of an array: (dtype, shape), or of a kernel: (scheme, shape, bits, alpha)."""
+  """What is said of an array: (dtype, shape), or of a kernel: (scheme, shape, bits, alpha or its place in the list)."""
   if not isinstance(spec, list) or not spec or spec[0] not in SCHEMES:
     dtype, shape = fields.entries(spec, 2, 'an array')
     return fields.dtype(dtype), fields.shape(shape, least=0)
@@ -93,7 +98,8 @@ def _spec(spec: Any) -> tuple[Any, ...]:
     raise ValueError('a kernel has no channels, or not as many bit-widths as channels')
   if not all(type(b) is int and 0 <= b <= fields.MAX_BITS for b in widths):
     raise ValueError(f'a kernel has bit-widths that are not integers from 0 to {fields.MAX_BITS}')
-  alpha = fields.number(alpha, 'the scale of a kernel', -fields.MAX_FLOAT, fields.MAX_FLOAT)
+  if not isinstance(alpha, list) or len(alpha) != 1:  # the place of an array with one for each channel
+    alpha = fields.number(alpha, 'the scale of a kernel', -fields.MAX_FLOAT, fields.MAX_FLOAT)
   return scheme, shape, np.asarray(bits, np.int32), alpha
 
 

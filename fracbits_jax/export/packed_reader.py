@@ -13,7 +13,7 @@ import numpy as np
 
 from fracbits_jax.export import graph_check, packed_arrays, shape_values, shapes
 from fracbits_jax.export import packed_fields as fields
-from fracbits_jax.export.graph import Graph, Node
+from fracbits_jax.export.graph import Graph, Input, Node
 from fracbits_jax.export.grid import Grid
 from fracbits_jax.layers.quant_config import SCHEMES
 from fracbits_jax.system.strict_json import shown
@@ -21,7 +21,10 @@ from fracbits_jax.system.strict_json import shown
 MAX_NODES, MAX_INPUTS, MAX_ARRAYS = 5000, 1000, 10_000
 MAX_COUNT = 10**18
 
+MAX_ENDS = 1000  # inputs, and outputs
+
 _KEYS = ('name', 'input', 'output', 'nodes', 'arrays', 'layers', 'bitops_g', 'size_mb')
+_SEVERAL = {'input', 'output'}, {'inputs', 'outputs', 'input_range'}  # keys of one and those in their place of several
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,20 +55,20 @@ def parse(header: Any, body: memoryview, size: int) -> Packed:
   Raises:
     ValueError: what is wrong with it, without the file's name.
   """
-  if not isinstance(header, dict) or set(header) != set(_KEYS):
+  one, several = _SEVERAL
+  if not isinstance(header, dict) or set(header) not in (set(_KEYS), set(_KEYS) - one | several):
     raise ValueError(f'its header is not an object of {", ".join(_KEYS)}')
   if len(fields.list_of(header['nodes'], 'the operations')) > MAX_NODES:
     raise ValueError(f'it has {len(header["nodes"]):,} operations, and at most {MAX_NODES:,} are read')
-  name, shape, dtype, input_range = fields.entries(header['input'], 4, 'the input')
+  inputs, outputs, names, input_range = _ends(header)
   if len(fields.list_of(header['arrays'], 'the arrays')) > MAX_ARRAYS:
     raise ValueError(f'it has {len(header["arrays"]):,} arrays, and at most {MAX_ARRAYS:,} are read')
   arrays = packed_arrays.Reader(header['arrays'], body)
   graph = Graph(
     nodes=tuple(_node(row, arrays) for row in header['nodes']),
-    input=fields.name(name),
-    input_shape=_input_shape(shape),
-    input_dtype=fields.dtype(dtype),
-    output=fields.name(header['output']),
+    inputs=inputs,
+    outputs=outputs,
+    output_names=names,
   )
   arrays.check_used()
   graph_check.check(graph, size)
@@ -77,6 +80,27 @@ def parse(header: Any, body: memoryview, size: int) -> Packed:
     bitops_g=fields.number(header['bitops_g'], 'the BitOPs', 0, 1e30),
     size_mb=fields.number(header['size_mb'], 'the size', 0, 1e30),
   )
+
+
+def _ends(header: Mapping[str, Any]) -> tuple[tuple[Input, ...], tuple[str, ...], tuple[str, ...], Any]:
+  """Inputs, the values that are outputs, the names of those, and the range of the inputs."""
+  if 'input' in header:
+    name, shape, dtype, input_range = fields.entries(header['input'], 4, 'the input')
+    rows, outputs = [[name, shape, dtype]], [['output', header['output']]]
+  else:
+    rows, outputs = fields.list_of(header['inputs'], 'the inputs'), fields.list_of(header['outputs'], 'the outputs')
+    input_range = header['input_range']
+  if len(rows) > MAX_ENDS or not 1 <= len(outputs) <= MAX_ENDS:
+    raise ValueError(f'it has {len(rows):,} inputs and {len(outputs):,} outputs: 1 to {MAX_ENDS:,} are read')
+  inputs = []
+  for row in rows:
+    name, shape, dtype = fields.entries(row, 3, 'an input')
+    inputs.append(Input(name=fields.name(name), shape=_input_shape(shape), dtype=fields.dtype(dtype)))
+  pairs = [[fields.name(entry) for entry in fields.entries(pair, 2, 'an output')] for pair in outputs]
+  names = tuple(name for name, _ in pairs)
+  if len(set(names)) != len(names):
+    raise ValueError('two outputs have one name')
+  return tuple(inputs), tuple(value for _, value in pairs), names, input_range
 
 
 def _node(row: Any, arrays: packed_arrays.Reader) -> Node:
@@ -149,8 +173,9 @@ def _layers(rows: Sequence[Any], graph: Graph) -> Iterator[dict[str, Any]]:
 
 def _input_shape(value: Any) -> tuple[int, ...]:
   shape = fields.shape(value)
-  if not shape or shape[0] != -1 or min(shape[1:], default=0) < 0 or math.prod(shape[1:]) > 2**28:
-    raise ValueError('the shape of its input is not -1, for the number of inputs, and the sides of an input')
+  rest = shape[1:] if shape[:1] == (-1,) else shape
+  if min(rest, default=0) < 0 or math.prod(rest) > 2**28:
+    raise ValueError('the shape of its input is not -1, for the number of examples, and the sides of an input')
   return shape
 
 

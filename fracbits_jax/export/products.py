@@ -1,5 +1,8 @@
 """Convolutions and matrix products of integers with the integers of a kernel, accumulated in 32 bits."""
 
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +43,7 @@ def multiply_accumulate(node: Node, first: Value, second: Value, count: int, lay
       f'{x.bound.max():.0f} by a kernel whose absolute values add up to {product.weights.max():.0f}; use kernels or '
       'inputs of fewer bits'
     )
-  multiply = lambda a, b, count: ops.apply(node.op, node.params, [b, a] if kernel_first else [a, b], count)
+  multiply = lambda a, b, count: _multiplied(node, [b, a] if kernel_first else [a, b], count)
   offset = np.zeros(())
   if x.offset.any():
     # Where a convolution pads there is no offset, so it is the product of the offset and the kernel at each position.
@@ -51,6 +54,30 @@ def multiply_accumulate(node: Node, first: Value, second: Value, count: int, lay
   error = x.error.max() * product.weights * np.abs(product.scale)
   integers = multiply(x.integers, jnp.asarray(kernel.integers), count)
   return value(integers, -bound, bound, scale * product.scale, offset, error=error)
+
+
+def _multiplied(node: Node, operands: Sequence[jax.Array], count: int) -> jax.Array:
+  """A convolution or a product of operands of other dtypes than the network's, accumulated in theirs."""
+  return ops.apply(node.op, {**node.params, 'preferred_element_type': None}, operands, count)
+
+
+def product_of_codes(node: Node, first: Value, second: Value, shape: Sequence[int]) -> Value | None:
+  """A matrix product of two activations whose integers are exact; `None` where they are not, or are too large.
+
+  Args:
+    node: a `dot_general`.
+    first, second: what it multiplies.
+    shape: of the first, as `graph.Node` has it.
+  """
+  for x in (first, second):
+    if x.limited or x.offset.any() or x.error.any() or x.scale.size > 1:
+      return None
+  count = math.prod(shape[axis] for axis in node.params['dimension_numbers'][0][0])
+  bound = abs(count) * first.bound.max() * second.bound.max()
+  if bound >= _ACCUMULATOR or count < 0:
+    return None
+  integers = _multiplied(node, [first.integers, second.integers], 1)
+  return value(integers, -bound, bound, (first.scale * second.scale).reshape(()))
 
 
 class _Product:

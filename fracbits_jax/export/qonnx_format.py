@@ -9,10 +9,12 @@ Source: A. Pappalardo et al., QONNX: Representing Arbitrary-Precision Quantized 
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from fracbits_jax.export import onnx_ops
+from fracbits_jax.export.floats import in_float32
 from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.graph import Node
 from fracbits_jax.export.grid import Grid, Kernel
@@ -41,16 +43,18 @@ def write(source: Source, path: str | os.PathLike, *, batch_size: int = 1) -> st
   nodes = sum(node.op in ('quantize', 'kernel') for node in file.graph.nodes)
   return (
     f'{path}: {len(file.content):,} bytes, {nodes} quantized tensors, weights in float32 before their nodes, '
-    'as QONNX has it'
+    'as QONNX has it' + (f'\n{path} {file.graph.note}' if file.graph.note else '')
   )
 
 
 def built(source: Source, batch_size: int) -> Written:
   """The file of a network before it is written; `ValueError` as of `write`."""
+  source = dataclasses.replace(source, given=in_float32(source.graph))
   graph = fold_affine(source.graph)
   b = Builder(source, opset=_OPSET, batch_size=batch_size)
-  if source.input_range == (0, 255):
-    b.values[graph.input] = _quant(b, b.input, bits=8, scale=1.0, zero=0.0, signed=False)
+  for x in b.inputs if source.input_range == (0, 255) else ():
+    if np.dtype(x.dtype).kind == 'f':
+      b.values[x.name] = _quant(b, x, bits=8, scale=1.0, zero=0.0, signed=False)
   onnx_ops.convert(b, graph, Quantizers())
   return written(b, graph)
 
@@ -98,7 +102,7 @@ def by_bits(
   parts, members = [], []
   for width in np.unique(bits):
     member = np.flatnonzero(bits == width)
-    own = dataclasses.replace(kernel, bits=width, codes=kernel.codes[..., member], exact=kernel.value[..., member])
+    own = _of_channels(kernel, width, member) if len(member) < len(bits) else dataclasses.replace(kernel, bits=width)
     like = Tensor('', own.codes.shape, node.dtype, order)
     value, codes = (np.transpose(array, order) for array in (own.value, own.codes))
     parts.append(add(own, like, value, codes) if width else _given(b, like, np.zeros_like(value)))
@@ -111,25 +115,39 @@ def by_bits(
   return b.add('Gather', [joined.name, b.constant(places.astype(np.int64))], whole, axis=axis)
 
 
+def _of_channels(kernel: Kernel, width: np.ndarray, member: np.ndarray) -> Kernel:
+  """Some channels of a kernel, all of one bit-width."""
+  alpha = kernel.alpha if isinstance(kernel.alpha, float) else kernel.alpha[..., member]
+  codes, exact = kernel.codes[..., member], kernel.value[..., member]
+  return dataclasses.replace(kernel, bits=width, codes=codes, exact=exact, alpha=alpha)
+
+
+def scale_of(kernel: Kernel, order: tuple[int, ...]) -> np.ndarray:
+  """The scale of a kernel of one bit-width, broadcastable against it with its axes in an order."""
+  scale = np.asarray(kernel.scale, np.float32)
+  return np.transpose(scale.reshape((1,) * (len(order) - scale.ndim) + scale.shape), order) if scale.ndim else scale
+
+
 def _given(b: Builder, like: Tensor, value: np.ndarray) -> Tensor:
   return dataclasses.replace(like, name=b.constant(value, 'kernel'))
 
 
 def _constant_quant(b: Builder, kernel: Kernel, like: Tensor, value: np.ndarray) -> Tensor:
-  given, bits, scale, zero = _given(b, like, value), int(kernel.bits), float(kernel.scale), float(kernel.zero)
+  given, bits, zero = _given(b, like, value), int(kernel.bits), float(kernel.zero)
+  scale = scale_of(kernel, like.order)
   if bits == 1 and zero == 0.5:
     return _bipolar(b, given, scale / 2)
   return _quant(b, given, bits=bits, scale=scale, zero=zero, signed=True)
 
 
-def _bipolar(b: Builder, x: Tensor, scale: float) -> Tensor:
-  return b.add('BipolarQuant', [x.name, b.constant(np.float32(scale))], x, domain=DOMAIN)
+def _bipolar(b: Builder, x: Tensor, scale: Any) -> Tensor:
+  return b.add('BipolarQuant', [x.name, b.constant(np.asarray(scale, np.float32))], x, domain=DOMAIN)
 
 
-def _quant(b: Builder, x: Tensor, *, bits: int, scale: float, zero: float, signed: bool) -> Tensor:
+def _quant(b: Builder, x: Tensor, *, bits: int, scale: Any, zero: float, signed: bool) -> Tensor:
   """A node `Quant`: signed integers without a zero point where the codes' zero is the middle of a two's complement."""
   twos_complement = signed and bits > 1 and zero == 2 ** (bits - 1)
-  operands = [np.float32(scale), np.float32(0 if twos_complement else zero), np.float32(bits)]
+  operands = [np.asarray(scale, np.float32), np.float32(0 if twos_complement else zero), np.float32(bits)]
   names = [x.name, *map(b.constant, operands)]
   settings = {'signed': int(twos_complement), 'narrow': 0, 'rounding_mode': 'ROUND'}
   return b.add('Quant', names, x, domain=DOMAIN, **settings)

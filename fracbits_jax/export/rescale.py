@@ -46,7 +46,7 @@ class Rescaling:
 
   def __call__(self, integers: jax.Array, least: np.ndarray, most: np.ndarray) -> jax.Array:
     """The results, int32."""
-    rounded = _shifted(self.scaled(integers), self.shift)
+    rounded = shifted(self.scaled(integers), self.shift)
     return jnp.clip(rounded, least.astype(np.int64), most.astype(np.int64)).astype(jnp.int32)
 
 
@@ -78,7 +78,7 @@ def rescaling(bound: np.ndarray, scale: np.ndarray, offset: np.ndarray, reach: f
   return Rescaling(zero=zero.astype(np.int64), multiplier=multiplier, offset=addend, shift=shift, error=error)
 
 
-def _shifted(integers: jax.Array, shift: np.ndarray) -> jax.Array:
+def shifted(integers: jax.Array, shift: np.ndarray | int) -> jax.Array:
   """integers / 2^shift, rounded half to even, int64."""
   whole = integers >> shift
   twice, one = (integers - (whole << shift)) * 2, np.left_shift(np.int64(1), shift)
@@ -193,7 +193,7 @@ def summed(
   if padded:
     least, most = np.minimum(least, 0), np.maximum(most, 0)
   shift = np.maximum(np.frexp(np.maximum(np.abs(least), np.abs(most)))[1] - 31, 0).max()
-  integers = _shifted(add(x.integers.astype(jnp.int64)), shift).astype(jnp.int32)
+  integers = shifted(add(x.integers.astype(jnp.int64)), shift).astype(jnp.int32)
   error = error + np.abs(x.scale) * (2.0 ** (shift - 1) if shift else 0.0)
   least, most = np.floor(np.ldexp(least, -shift)), np.ceil(np.ldexp(most, -shift))
   return changed(x, integers=integers, least=least, most=most, scale=np.ldexp(x.scale, shift), error=error)

@@ -1,6 +1,6 @@
 """Shapes and dtypes of convolutions, products, windows and gathers, by the rules of `jax.lax`; see `shapes`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fracbits_jax.export.shape_values import (
@@ -100,6 +100,34 @@ def gather(p: Mapping, x: Value, at: Value) -> Value:
   require(len(window) == len(offsets), 'axes do not fit')
   of_window, of_indices = iter(window), iter(at.shape[:-1])
   return Value(tuple(next(of_window) if i in offsets else next(of_indices) for i in range(out_rank)), x.dtype)
+
+
+def scatter(allowed: Sequence[str]) -> Callable[[Mapping, Value, Value, Value], Value]:
+  """The rule for values that are put into an array at places that another one has."""
+
+  def rule(p: Mapping, x: Value, at: Value, updates: Value) -> Value:
+    rank, numbers = len(x.shape), p['dimension_numbers']
+    require(x.dtype == updates.dtype, 'dtypes differ')
+    require(at.dtype in INTEGERS and bool(at.shape), 'there are no indices')
+    require(p.get('mode') in (None, *MODES[:3]), 'there is no such mode')
+    window = axes_of(numbers['update_window_dims'], len(updates.shape))
+    inserted, batching = axes_of(numbers['inserted_window_dims'], rank), axes_of(numbers['operand_batching_dims'], rank)
+    batching_at = axes_of(numbers['scatter_indices_batching_dims'], len(at.shape) - 1)
+    places = axes_of(numbers['scatter_dims_to_operand_dims'], rank)
+    for axes in (window, inserted, batching):
+      require(tuple(sorted(axes)) == axes, 'axes are not sorted')
+    require(not set(batching) & {*inserted, *places}, 'axes do not fit')
+    require(len(places) == at.shape[-1] and len(batching) == len(batching_at), 'indices do not fit')
+    require([x.shape[i] for i in batching] == [at.shape[i] for i in batching_at], 'shapes differ')
+    kept = [x.shape[i] for i in range(rank) if i not in inserted and i not in batching]
+    require(len(window) == len(kept), 'axes do not fit')
+    require(len(updates.shape) == len(at.shape) - 1 + len(window), 'ranks differ')
+    require(all(updates.shape[i] <= side for i, side in zip(window, kept, strict=True)), 'a window is too large')
+    rest = [side for i, side in enumerate(updates.shape) if i not in window]
+    require(rest == list(at.shape[:-1]), 'shapes differ')
+    return Value(x.shape, among(x.dtype, allowed))
+
+  return rule
 
 
 def reduce_window(p: Mapping, x: Value) -> Value:

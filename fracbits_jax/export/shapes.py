@@ -25,7 +25,7 @@ from fracbits_jax.export.shape_values import (
   integers,
   require,
 )
-from fracbits_jax.export.shape_windows import conv, dot_general, gather, reduce_window
+from fracbits_jax.export.shape_windows import conv, dot_general, gather, reduce_window, scatter
 
 
 def _elementwise(count: int, allowed: Sequence[str], gives: str | None = None) -> Callable[..., Value]:
@@ -94,6 +94,11 @@ def _convert(p: Mapping, x: Value) -> Value:
   return Value(x.shape, among(p['new_dtype'], DTYPES))
 
 
+def _dim_as_value(p: Mapping) -> Value:
+  integers(p['shape'], 1, 0)
+  return Value((), 'int32')
+
+
 def _expand_dims(p: Mapping, x: Value) -> Value:
   rank = len(x.shape) + len(p['dimensions'])
   new = axes_of(p['dimensions'], min(rank, MAX_RANK))
@@ -156,6 +161,33 @@ def _rev(p: Mapping, x: Value) -> Value:
   return x
 
 
+def _cumulative(p: Mapping, x: Value) -> Value:
+  axes_of((p['axis'],), len(x.shape))
+  require(type(p['reverse']) is bool, 'the direction is neither true nor false')
+  return Value(x.shape, among(x.dtype, NUMBERS))
+
+
+def _round(p: Mapping, x: Value) -> Value:
+  require(integers((p['rounding_method'],), least=0) <= (1,), 'there is no such rounding')
+  return Value(x.shape, among(x.dtype, FLOATS))
+
+
+def _sort(p: Mapping, *xs: Value) -> Value:
+  require(bool(xs) and all(x.shape == xs[0].shape for x in xs), 'shapes differ')
+  axes_of((p['dimension'],), len(xs[0].shape))
+  keys, index = integers((p['num_keys'], p['index']), least=0)
+  require(1 <= keys <= len(xs) and index < len(xs), 'there are fewer arrays')
+  return Value(xs[0].shape, among(xs[index].dtype, DTYPES))
+
+
+def _top_k(p: Mapping, x: Value) -> Value:
+  (axis,) = axes_of((p.get('axis', len(x.shape) - 1),), len(x.shape))
+  k, index = integers((p['k'], p['index']), least=0)
+  require(k <= x.shape[axis] and index < 2, 'there are fewer values')
+  shape = (*x.shape[:axis], k, *x.shape[axis + 1 :])
+  return Value(shape, 'int32' if index else among(x.dtype, NUMBERS))
+
+
 def _slice(p: Mapping, x: Value) -> Value:
   rank = len(x.shape)
   starts, limits = integers(p['start_indices'], rank, 0), integers(p['limit_indices'], rank, 0)
@@ -176,7 +208,8 @@ def _transpose(p: Mapping, x: Value) -> Value:
   return Value(tuple(x.shape[axis] for axis in axes), x.dtype)
 
 
-_OF_FLOATS = 'ceil cos erf erf_inv exp exp2 expm1 floor log log1p logistic rsqrt sin sqrt tan tanh'
+_OF_FLOATS = 'ceil cos erf erf_inv erfc exp exp2 expm1 floor log log1p logistic rsqrt sin sqrt tan tanh'
+_OF_FLOATS += ' acos acosh asin asinh atan atanh cosh sinh'
 
 # Each takes the parameters of an operation and then its inputs, as those of `ops.OPS` do.
 RULES: dict[str, Callable[..., Value]] = {
@@ -189,13 +222,15 @@ RULES: dict[str, Callable[..., Value]] = {
   **{op: _elementwise(2, BITS) for op in ('and', 'or', 'xor')},
   'is_finite': _elementwise(1, FLOATS, 'bool'),
   'affine': _affine,
-  'argmax': _argmax,
+  **{f'arg{name}': _argmax for name in ('max', 'min')},
   'broadcast_in_dim': _broadcast_in_dim,
   'clamp': _clamp,
   'concatenate': _concatenate,
   'constant': lambda p, x: x,
   'conv_general_dilated': conv,
   'convert_element_type': _convert,
+  **{f'cum{name}': _cumulative for name in ('max', 'min', 'prod', 'sum')},
+  'dim_as_value': _dim_as_value,
   'dot_general': dot_general,
   'expand_dims': _expand_dims,
   'gather': gather,
@@ -213,9 +248,14 @@ RULES: dict[str, Callable[..., Value]] = {
   'reduce_window_sum': reduce_window,
   'reshape': _reshape,
   'rev': _rev,
+  'round': _round,
+  'scatter': scatter(DTYPES),
+  **{f'scatter_{name}': scatter(NUMBERS) for name in ('add', 'max', 'min', 'mul')},
   'select_n': _select,
   'slice': _slice,
+  'sort': _sort,
   'squeeze': _squeeze,
+  'top_k': _top_k,
   'transpose': _transpose,
 }
 

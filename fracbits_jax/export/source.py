@@ -1,6 +1,7 @@
 """What is exported: a network with integer bit-widths, from a finished run or one's own."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fracbits_jax import cost, policy
-from fracbits_jax.export.graph import Graph, capture
-from fracbits_jax.layers.examples import example_of
+from fracbits_jax.export.calls import Call, call_of
+from fracbits_jax.export.capture import capture, check_integers
+from fracbits_jax.export.graph import Graph
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,23 +23,36 @@ class Source:
 
   Attributes:
     name: what the exported file calls it.
-    graph: the network as a graph.
-    model: the network itself: a linen module, or what `nnx_adapter.functional` makes of an NNX one.
+    model: the network itself: a linen module, what `quantize_model` made, what `nnx_adapter.functional` makes of an NNX
+      model, or a function of variables and inputs.
     variables: its variables.
-    call: arguments of its call beside the input.
-    input: shape and dtype of an input, the leading axis counting examples.
-    layers: its layer table.
+    call: what it is called with.
+    counted: the network as `cost.trace` takes it.
+    batch_axes: as for `cost.trace`.
     input_range: least and largest input where inputs are integers, such as (0, 255) for images; `None` for real ones.
+    given: its graph, where that is another one than `capture` makes of it.
   """
 
   name: str
-  graph: Graph
   model: Any
   variables: Mapping[str, Any]
-  call: Mapping[str, Any]
-  input: jax.ShapeDtypeStruct
-  layers: tuple[cost.Layer, ...]
+  call: Call
+  counted: Any
+  batch_axes: Any = 0
   input_range: tuple[int, int] | None = None
+  given: Graph | None = None
+
+  @functools.cached_property
+  def graph(self) -> Graph:
+    """The network as a graph; raises `ValueError` for an operation that no graph has."""
+    return capture(self.model, self.variables, (), call=self.call) if self.given is None else self.given
+
+  @functools.cached_property
+  def layers(self) -> tuple[cost.Layer, ...]:
+    """Its layer table."""
+    zeros = lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
+    kwargs = jax.tree.map(zeros, dict(self.call.kwargs))
+    return cost.trace(self.counted, self.call.args, batch_axes=self.batch_axes, **kwargs)
 
   @property
   def size_mb(self) -> float:
@@ -58,39 +73,42 @@ def source_of(
   *,
   name: str = 'network',
   input_range: tuple[int, int] | None = None,
+  batch_axes: Any = 0,
   **kwargs: Any,
 ) -> Source:
   """A network of one's own, as something to export.
 
   Args:
-    model: a quantized network, linen or NNX.
+    model: a quantized network: linen, NNX, a function that `quantize_model` has quantized. For `stablehlo` any function
+      of variables and inputs will do.
     variables: its variables, with integer bit-widths; `None` for an NNX model, which has them.
-    inputs: what it is called with, as for `cost.trace`.
+    inputs: what it is called with, as for `cost.trace`: an array, a tree such as a dictionary, or a tuple of several.
     name: of the network.
     input_range: as of a `Source`.
-    **kwargs: for the call, such as `train=False`.
+    batch_axes: the axis that counts the examples, as for `cost.trace`.
+    **kwargs: for the call, such as `train=False`; those that are arrays are inputs of the exported network.
 
   Raises:
-    ValueError: one sentence: fractional bits, several inputs, or what `graph.capture` cannot export.
+    ValueError: fractional bits, or variables that are missing.
   """
-  examples = example_of(inputs)
-  if len(examples) != 1:
-    raise ValueError(f'{type(model).__name__} takes {len(examples)} inputs: export a network that takes one')
-  layers = cost.trace(model, examples[0], **kwargs)
-  if not isinstance(model, nn.Module):
-    from fracbits_jax.layers import nnx_adapter  # which loads flax.nnx
+  counted = model
+  if not isinstance(model, nn.Module) and not hasattr(model, 'apply'):
+    from flax import nnx
 
-    model, variables = nnx_adapter.functional(model)
+    if isinstance(model, nnx.Module):
+      from fracbits_jax.program import nnx_adapter
+
+      model, variables = nnx_adapter.functional(model)
   if variables is None:
     raise ValueError(f'{type(model).__name__} has no variables of its own: give them')
+  check_integers(variables.get('bits', {}) if isinstance(variables, Mapping) else {})
   return Source(
     name=name,
-    graph=capture(model, variables, examples[0], **kwargs),
     model=model,
     variables=variables,
-    call=kwargs,
-    input=examples[0],
-    layers=layers,
+    call=call_of(counted, inputs, kwargs, batch_axes),
+    counted=counted,
+    batch_axes=batch_axes,
     input_range=input_range,
   )
 

@@ -1,6 +1,8 @@
 """Runs a program with something else done at its sites: the loops, branches and calls around them are built anew."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +17,24 @@ from fracbits_jax.program.walk import CALLS, Path, inner_program, manual_axes
 Variables = Mapping[str, Mapping[str, Any]]
 Taps = dict[Path, Any]
 _NOT_YET = object()  # a value that is known only where a loop runs
+
+_unrolled = contextvars.ContextVar('_unrolled', default=0)
+
+
+@contextlib.contextmanager
+def unrolled_loops(most: int) -> Iterator[None]:
+  """While this context is open, loops of up to `most` passes run one behind the other, each known by its number."""
+  token = _unrolled.set(most)
+  try:
+    yield
+  finally:
+    _unrolled.reset(token)
+
+
+def _named(equation: Any) -> contextlib.AbstractContextManager[Any]:
+  """Keeps the modules around an equation where loops are unrolled, for those who read what comes out."""
+  modules = str(equation.source_info.name_stack) if _unrolled.get() else ''
+  return jax.named_scope(modules) if modules else contextlib.nullcontext()
 
 
 class Interpreter:
@@ -43,10 +63,17 @@ class Interpreter:
     self._sites, self._name_of, self._at_site, self._keeps, self._prepare = found, name_of, at_site, keeps, prepare
     self._ready: dict[Path, Any] = {}
     self._within = {path[:i] for path in found for i in range(len(path))}
+    self._passes: dict[Path, int] = {}
     self._looped: dict[Path, set[str]] = {}
     for site in found.values():
       for loop in site.stored.loops:
         self._looped.setdefault(loop.path, set()).add(name_of(site))
+
+  def index(self, site: Site) -> tuple[int, ...] | None:
+    """Which passes of its own loops a site is in, where they are unrolled; `None` where they are not."""
+    loops = [loop.path for loop in site.stored.loops]
+    known = _unrolled.get() and all(path in self._passes for path in loops)
+    return tuple(self._passes[path] for path in loops) if known else None
 
   def run(
     self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], variables: Variables, path: Path = ()
@@ -57,17 +84,18 @@ class Interpreter:
     taps: Taps = {}
     for position, equation in enumerate(jaxpr.eqns):
       here, operands = (*path, position), [get(atom) for atom in equation.invars]
-      if here in self._sites:
-        site = self._sites[here]
-        name = self._name_of(site)
-        results, kept = self._at_site(site, equation, operands, variables.get(name, {}), self._ready.get(here))
-        if kept is not None:
-          taps[here] = kept
-      elif here in self._within:
-        results, inner = self._inside(equation, operands, variables, here)
-        taps |= inner
-      else:
-        results = bind(equation, operands)
+      with _named(equation):
+        if here in self._sites:
+          site = self._sites[here]
+          name = self._name_of(site)
+          results, kept = self._at_site(site, equation, operands, variables.get(name, {}), self._ready.get(here))
+          if kept is not None:
+            taps[here] = kept
+        elif here in self._within:
+          results, inner = self._inside(equation, operands, variables, here)
+          taps |= inner
+        else:
+          results = bind(equation, operands)
       known.update(zip(equation.outvars, results, strict=True))
     return [get(atom) for atom in jaxpr.outvars], taps
 
@@ -104,6 +132,8 @@ class Interpreter:
     consts, carry, xs = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
     looped = self._looped.get(path, set())
     apart = {name: dict(variables[name]) for name in sorted(looped) if name in variables}
+    if 0 < params['length'] <= _unrolled.get():
+      return self._unrolled_scan(params, consts, carry, (xs, apart), variables, path), {}
     self._prepare_weights(closed, [*consts, *[_NOT_YET] * (len(operands) - n_consts)], variables, path, path)
 
     def body(carry: Any, rows: Any) -> tuple[Any, Any]:
@@ -116,6 +146,20 @@ class Interpreter:
       body, carry, (xs, apart), params['length'], reverse=params['reverse'], unroll=params['unroll']
     )
     return [*carry, *ys], taps
+
+  def _unrolled_scan(
+    self, params: Mapping[str, Any], consts: list[Any], carry: list[Any], xs: Any, variables: Variables, path: Path
+  ) -> list[Any]:
+    closed, n_carry, length = params['jaxpr'], params['num_carry'], params['length']
+    rows: dict[int, list[Any]] = {}
+    for i in reversed(range(length)) if params['reverse'] else range(length):
+      self._passes[path] = i
+      of_pass, apart = jax.tree.map(lambda x, i=i: lax.index_in_dim(jnp.asarray(x), i, keepdims=False), xs)
+      inputs = [*consts, *carry, *of_pass]
+      results, _ = self.run(closed.jaxpr, closed.consts, inputs, {**variables, **apart}, path)
+      carry, rows[i] = results[:n_carry], results[n_carry:]
+    del self._passes[path]
+    return [*carry, *(jnp.stack(column) for column in zip(*(rows[i] for i in range(length)), strict=True))]
 
   def _while(
     self, params: Mapping[str, Any], operands: list[Any], variables: Variables, path: Path

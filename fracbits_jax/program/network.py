@@ -42,6 +42,9 @@ class Network:
   configs: Mapping[str, QuantConfig | None]
   program: Program
   left_by_rule: frozenset[str] = frozenset()
+  _runs: dict[Program, Any] = dataclasses.field(
+    default_factory=dict, init=False, repr=False
+  )  # compiled, for eager calls
 
   @property
   def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -93,16 +96,17 @@ class Network:
     return jax.tree.unflatten(program.tree, run(arrays, variables))
 
   def _compiled(self, program: Program) -> Any:
-    known = self.__dict__.setdefault('_kept', {})
-    if program not in known:
-      known[program] = jax.jit(functools.partial(self._run, program))
-    return known[program]
+    if program not in self._runs:
+      self._runs[program] = jax.jit(functools.partial(self._run, program))
+    return self._runs[program]
 
   def _run(self, program: Program, arrays: list[Any], variables: Mapping[str, Mapping[str, Any]]) -> list[Any]:
     def prepare(site: Site, value: Any, of_weight: Mapping[str, Any]) -> Any:
       name = self.name_of(program, site)
       quant = self.configs.get(name)
-      return None if quant is None else operands.quantized_weight(self.weights[name], site, quant, of_weight, value)
+      if quant is None:
+        return None
+      return operands.quantized_weight(self.weights[name], site, quant, of_weight, value, interpreter.index(site))
 
     def at_site(
       site: Site, equation: Any, values: list[Any], of_weight: Mapping[str, Any], ready: Any
@@ -111,11 +115,13 @@ class Network:
       quant = self.configs.get(name)
       if quant is None:
         return bind(equation, values), None
-      weight, values = self.weights[name], list(values)
+      weight, values, index = self.weights[name], list(values), interpreter.index(site)
       if site.input is not None:
-        values[site.input] = operands.quantized_input(weight, site, quant, of_weight, values[site.input])
+        values[site.input] = operands.quantized_input(weight, site, quant, of_weight, values[site.input], index)
       value = values[site.weight]
-      values[site.weight] = operands.quantized_weight(weight, site, quant, of_weight, value) if ready is None else ready
+      if ready is None:
+        ready = operands.quantized_weight(weight, site, quant, of_weight, value, index)
+      values[site.weight] = ready
       results = _multiply(equation, values)
       return [checkpoint_name(y, OUTPUTS) for y in results] if site.input is not None else results, None
 

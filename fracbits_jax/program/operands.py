@@ -66,16 +66,33 @@ def draw_noise(weight: Weight, quant: QuantConfig, key: jax.Array) -> dict[str, 
   }
 
 
-def quantized_input(weight: Weight, site: Site, quant: QuantConfig, variables: Variables, x: jax.Array) -> jax.Array:
-  """The inputs of a site as its configuration quantizes them."""
+def quantized_input(
+  weight: Weight,
+  site: Site,
+  quant: QuantConfig,
+  variables: Variables,
+  x: jax.Array,
+  index: tuple[int, ...] | None = None,
+) -> jax.Array:
+  """The inputs of a site as its configuration quantizes them; `index` as of `quantized_weight`."""
   if quant.weight_only or site.input is None:
     return x
   layer = Layer(quant, tuple(weight.name.split('/')))
-  return _of_activation(layer, site, quant, variables, x, 'input', 'alpha', site.input_stacked)
+  return _of_activation(layer, weight, quant, variables, x, 'input', 'alpha', site.input_stacked, index)
 
 
-def quantized_weight(weight: Weight, site: Site, quant: QuantConfig, variables: Variables, w: jax.Array) -> jax.Array:
-  """The weight of a site, or its second activation, as its configuration quantizes it."""
+def quantized_weight(
+  weight: Weight,
+  site: Site,
+  quant: QuantConfig,
+  variables: Variables,
+  w: jax.Array,
+  index: tuple[int, ...] | None = None,
+) -> jax.Array:
+  """The weight of a site, or its second activation, as its configuration quantizes it.
+
+  With an `index`, that of the passes of unrolled loops, each kernel of a stack is quantized by itself, under its name.
+  """
   layer = Layer(quant, tuple(weight.name.split('/')))
   if weight.is_product:
     if quant.weight_only:
@@ -87,35 +104,69 @@ def quantized_weight(weight: Weight, site: Site, quant: QuantConfig, variables: 
       input_choices=tuple(b for b in quant.allowed_kernel_bits if b) or None,
     )
     layer = Layer(second, (*weight.name.split('/'), 'second'))
-    return _of_activation(layer, site, second, variables, w, 'kernel', 'kernel_alpha', site.stacked)
+    return _of_activation(layer, weight, second, variables, w, 'kernel', 'kernel_alpha', site.stacked, index)
   axes = channels_of(weight, site)
   assert axes is not None  # or it would be another weight
 
-  def one(w: jax.Array, variables: Variables) -> jax.Array:
+  def one(w: jax.Array, variables: Variables, layer: Layer = layer) -> jax.Array:
     bits, how = _bits(quant, variables, 'kernel', quant.kernel_bits, quant.allowed_kernel_bits)
     if quant.prunes:
       how['kept'] = bits > 0
     alpha = variables.get('kernel_alpha')
     return over_channels(lambda flat: apply_quantizer(layer, 'kernel', flat, bits, alpha, **how), w, axes)
 
+  if index is not None:
+    return _one_by_one(one, layer, weight, w, variables, site.stacked, index)
   return _over_stack(one, w, variables, site.stacked)
 
 
 def _of_activation(
   layer: Layer,
-  site: Site,
+  weight: Weight,
   quant: QuantConfig,
   variables: Variables,
   x: jax.Array,
   which: str,
   clip: str,
   stacked: tuple[int, ...],
+  index: tuple[int, ...] | None,
 ) -> jax.Array:
-  def one(x: jax.Array, variables: Variables) -> jax.Array:
+  def one(x: jax.Array, variables: Variables, layer: Layer = layer) -> jax.Array:
     bits, how = _bits(quant, variables, which, quant.input_bits, quant.allowed_input_bits)
     return apply_quantizer(layer, 'input', x, bits, variables[clip], **how)
 
+  if index is not None:
+    return _one_by_one(one, layer, weight, x, variables, stacked, index)
   return _over_stack(one, x, variables, stacked)
+
+
+def _one_by_one(
+  function: Callable[[jax.Array, Variables, Layer], jax.Array],
+  layer: Layer,
+  weight: Weight,
+  x: jax.Array,
+  variables: Variables,
+  axes: tuple[int, ...],
+  index: tuple[int, ...],
+) -> jax.Array:
+  """`_over_stack` without `jax.vmap`, each entry with the name that it has in the stack."""
+  if not axes:
+    suffix = layer.path[len(weight.name.split('/')) :]
+    return function(x, variables, Layer(layer.quant, (*weight.at(index).split('/'), *suffix)))
+  axis, rest = axes[0], tuple(other - (other > axes[0]) for other in axes[1:])
+  parts = [
+    _one_by_one(
+      function,
+      layer,
+      weight,
+      jax.lax.index_in_dim(x, i, axis, keepdims=False),
+      {name: value[i] for name, value in variables.items()},
+      rest,
+      (*index, i),
+    )
+    for i in range(x.shape[axis])
+  ]
+  return jnp.stack(parts, axis)
 
 
 def _bits(

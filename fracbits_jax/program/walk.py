@@ -166,7 +166,7 @@ class _Walk:
     results = []
     for index in range(len(shapes)):
       joined = stored.joined(op, settings, operands, index) if operands else Stored(key=stored.digest(op, settings))
-      if joined is not None and op == 'broadcast_in_dim' and math.prod(shapes[0]) > equation.invars[0].aval.size > 1:
+      if joined is not None and op == 'broadcast_in_dim' and _repeats(equation):
         joined = dataclasses.replace(joined, repeated=True)
       if joined is not None and path in self.maybe:
         joined = dataclasses.replace(joined, products=joined.products | {path})
@@ -303,6 +303,14 @@ class _Walk:
       self.maybe[path] = site
     else:
       self.sites[path] = site
+
+
+def _repeats(equation: Any) -> bool:
+  """Whether a `broadcast_in_dim` repeats an array of more than one entry; sizes may be unknown numbers of examples."""
+  old, new = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+  sizes = dict(zip(equation.params['broadcast_dimensions'], old, strict=True))
+  grown = any(size != 1 and sizes.get(axis, 1) == 1 for axis, size in enumerate(new))
+  return grown and any(size != 1 for size in old)
 
 
 def _weight_in(one: Stored | None, batch: Sequence[int]) -> Stored | None:

@@ -76,13 +76,16 @@ def as_bits(bits: Any, learned: bool = True) -> jax.Array:
   bits = jnp.asarray(bits, jnp.float32)
   if learned:
     return bits
-  fits = (jnp.round(bits) == bits) & (bits >= 0) & (bits <= MAX_BITS)
-  if not isinstance(bits, jax.core.Tracer) and not fits.all():
+  if isinstance(bits, jax.core.Tracer):
+    return jnp.where((jnp.round(bits) == bits) & (bits >= 0) & (bits <= MAX_BITS), bits, jnp.nan)
+  known = np.asarray(bits)  # also within a program that is traced
+  fits = (np.round(known) == known) & (known >= 0) & (known <= MAX_BITS)
+  if not fits.all():
     raise ValueError(
-      f'bits={float(bits[~fits][0]):g} is not an integer from 0 to {MAX_BITS}, as fixed bits have to be: discretize '
+      f'bits={float(known[~fits][0]):g} is not an integer from 0 to {MAX_BITS}, as fixed bits have to be: discretize '
       'them first, or let them be learned'
     )
-  return jnp.where(fits, bits, jnp.nan)
+  return bits
 
 
 def consecutive(choices: tuple[int, ...]) -> bool:

@@ -70,16 +70,23 @@ def test_fractional_bits_are_refused():
 def test_pruned_channels_are_refused():
   layer = QuantDense(3, quant=QuantConfig(granularity='kernel', choices=range(3)))
   variables = layer.init(jax.random.key(0), jnp.ones((1, 4)))
+  source = source_of(layer, variables, jnp.ones((1, 4)))
   with pytest.raises(ValueError, match=r'can be pruned: take them away with compact\.compact'):
-    source_of(layer, variables, jnp.ones((1, 4)))
+    _ = source.graph
 
 
 def test_what_cannot_be_exported_is_named():
-  class Sorts(nn.Module):
+  class Shifts(nn.Module):
     @nn.compact
     def __call__(self, x):
-      return QuantDense(3, quant=QuantConfig())(jnp.sort(x, axis=-1))
+      return QuantDense(3, quant=QuantConfig(), name='dense')(jnp.cbrt(x))
 
-  model = Sorts()
-  with pytest.raises(ValueError, match="operation 'sort' that cannot be exported"):
-    source_of(model, model.init(jax.random.key(0), jnp.ones((1, 4))), jnp.ones((1, 4)))
+  class Outer(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return Shifts(name='shifts')(x)
+
+  model = Outer()
+  source = source_of(model, model.init(jax.random.key(0), jnp.ones((1, 4))), jnp.ones((1, 4)))
+  with pytest.raises(ValueError, match=r"operation 'cbrt' in Outer/shifts cannot .* export with --format stablehlo"):
+    _ = source.graph

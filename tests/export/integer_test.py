@@ -12,7 +12,7 @@ from export_nets import IMAGES
 
 from benchmarks.robustness import integer as study
 from fracbits_jax import models
-from fracbits_jax.export import comparison, graph, integer, packed, rescale, values
+from fracbits_jax.export import capture, comparison, graph, integer, packed, rescale, values
 from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.grid import Grid
 from fracbits_jax.layers import QuantConfig
@@ -79,7 +79,7 @@ def test_a_transformer_multiplies_integers_between_its_float_operations():
   in_float = integer.float_operations(source.graph, integer_inputs=False)
   assert {name.rsplit('_', 1)[0] for name in in_float} >= {'exp', 'rsqrt', 'tanh'}
   products = [node for node in source.graph.nodes if node.op in ('conv_general_dilated', 'dot_general')]
-  assert sum(node.output in in_float for node in products) == 2  # within attention, of two activations
+  assert sum(node.output in in_float for node in products) == 1  # of attention and values; that of scores has no bias
 
 
 def test_rounding_is_half_to_even_and_clipped():
@@ -127,7 +127,7 @@ def test_any_scale_and_offset_gives_the_exact_code(bits, signed):
 
 def _compared(seed, blocks, exponent=12.0, **how):
   net = study.Net(blocks, **how)
-  captured = graph.capture(net, study.random_variables(net, seed, exponent), study.images(seed))
+  captured = capture.capture(net, study.random_variables(net, seed, exponent), study.images(seed))
   return study.compared(study.with_clips(captured, study.images(seed), seed), study.images(seed), compiled=False)
 
 
