@@ -50,6 +50,8 @@ def names() -> tuple[str, ...]:
 def create(name: str, num_classes: int = 1000, quant: QuantConfig | None = None, **kwargs) -> nn.Module:
   """Returns a network that maps images `[N, H, W, C]`, 0..255 in float, to logits `[N, num_classes]`.
 
+  The images of `ds_cnn` are features over time; `autoencoder` maps vectors to `num_classes` outputs.
+
   Args:
     name: one of `names()`.
     num_classes: outputs of the classifier.

@@ -12,7 +12,7 @@ _BLOCKS = 4
 class DSCNN(Network, kw_only=True):
   """DS-CNN for keywords, without the reference's dropout; arguments as in `models.create`.
 
-  Its images are features `[N, time, frequency, 1]`, 49 x 10 in the benchmark, as integers of 8 bits: with 128 for
+  Images are features `[N, time, frequency, 1]`, 49 x 10 in the benchmark, as integers of 8 bits: with 128 for
   `image_mean` they stand for -128..127. Its stem always has a stride of 2.
   """
 

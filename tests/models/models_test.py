@@ -9,9 +9,9 @@ from flax import traverse_util
 from fracbits_jax import cost, models
 from fracbits_jax.layers import QuantConfig, watch_layers
 
-# The networks of MLPerf Tiny (Banbury et al. 2021, arXiv 2106.07597): inputs, outputs, the parameters that Keras counts in
-# the reference models, and the multiply-accumulates of their TFLite files. The definitions are keras_model.py and
-# vww_model.py below benchmark/training of mlcommons/tiny, ResNet-8 with the 16, 32 and 64 filters of its weights there.
+# The networks of MLPerf Tiny (Banbury et al. 2021, arXiv 2106.07597): inputs, outputs, the parameters that Keras counts
+# in the reference models, and the multiply-accumulates of their TFLite files. The definitions are keras_model.py and
+# vww_model.py below benchmark/training of mlcommons/tiny, ResNet-8 with 16, 32 and 64 filters as in its weights there.
 TINY = {
   'tiny_resnet8': ((32, 32, 3), 10, 78_666, 12_501_632),
   'tiny_mobilenet': ((96, 96, 3), 2, 221_794, 7_489_664),
@@ -51,8 +51,8 @@ def test_parameters_and_multiply_accumulates_are_those_of_mlperf_tiny(name):
   shape, outputs, parameters, macs = TINY[name]
   table = cost.trace(models.create(name, num_classes=outputs), (1, *shape))
   ours = sum(map(math.prod, shapes_at(name, shape, num_classes=outputs).values()))  # as Keras, with batch statistics
-  # All layers of the reference have biases. Only the last needs one: the others have a batch norm's bias behind them, or
-  # beside them in the same sum.
+  # All layers of the reference have biases. Only the last needs one: the others have a batch norm's bias behind them,
+  # or beside them in the same sum.
   biases = sum(layer.channels for layer in table[:-1])
   assert [layer.biases > 0 for layer in table] == [False] * (len(table) - 1) + [True]
   assert ours + biases == parameters
