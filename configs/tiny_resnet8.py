@@ -3,8 +3,8 @@
 python main.py --config=configs/tiny_resnet8.py      # as at 3 bits, 0.1369 GBitOPs
 python main.py --config=configs/tiny_resnet8.py:4    # as at 4 bits, 0.2213 GBitOPs
 
-Not from the paper, and nothing is measured here. The network is that of Banbury et al. 2021 (arXiv 2106.07597), which asks
-85% of it; the training is that of `cifar10_resnet20`.
+Not from the paper, and nothing is measured here. The network is that of Banbury et al. 2021 (arXiv 2106.07597), which
+asks 85% of it; the training is that of `cifar10_resnet20`.
 """
 
 from configs import cifar10_resnet20
