@@ -6,10 +6,17 @@ from collections.abc import Callable
 from flax import linen as nn
 
 from fracbits_jax.layers import QuantConfig
+from fracbits_jax.models.autoencoder import Autoencoder
+from fracbits_jax.models.ds_cnn import DSCNN
 from fracbits_jax.models.mobilenet_v1 import MobileNetV1
 from fracbits_jax.models.mobilenet_v2 import MobileNetV2
 from fracbits_jax.models.resnet import CifarResNet, ResNet
 from fracbits_jax.models.vit import VisionTransformer
+
+
+def _tiny_mobilenet(width: float = 1.0, **kwargs) -> nn.Module:
+  return MobileNetV1(width=0.25 * width, **kwargs)
+
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
   'mobilenet_v1': MobileNetV1,
@@ -27,6 +34,11 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
   'vit_small': functools.partial(VisionTransformer, dim=384, depth=12),
   'vit_tiny': functools.partial(VisionTransformer, dim=192, depth=12),
   'vit_mini': functools.partial(VisionTransformer, dim=64, depth=4, head_dim=16),
+  # MLPerf Tiny (Banbury et al. 2021, arXiv 2106.07597).
+  'tiny_resnet8': functools.partial(CifarResNet, blocks=1, projections=True),
+  'tiny_mobilenet': _tiny_mobilenet,
+  'ds_cnn': DSCNN,
+  'autoencoder': Autoencoder,
 }
 
 
@@ -37,6 +49,8 @@ def names() -> tuple[str, ...]:
 
 def create(name: str, num_classes: int = 1000, quant: QuantConfig | None = None, **kwargs) -> nn.Module:
   """Returns a network that maps images `[N, H, W, C]`, 0..255 in float, to logits `[N, num_classes]`.
+
+  The images of `ds_cnn` are features over time; `autoencoder` maps vectors to `num_classes` outputs.
 
   Args:
     name: one of `names()`.

@@ -48,19 +48,19 @@ class Parts:
     self,
     quant: QuantConfig | None,
     features: int,
-    size: int,
+    size: int | tuple[int, int],
     stride: int,
     groups: int,
     name: str,
     source: str | None = None,
-    padding: int | None = None,
+    padding: str | None = None,
   ) -> QuantConv:
-    padding = size // 2 if padding is None else padding
+    kernel_size = (size, size) if isinstance(size, int) else size
     return QuantConv(
       self.kept.get(name, features),
-      (size, size),
+      kernel_size,
       strides=stride,
-      padding=((padding, padding),) * 2,
+      padding=tuple((n // 2, n // 2) for n in kernel_size) if padding is None else padding,
       feature_group_count=groups,
       use_bias=False,
       dtype=self.dtype,
@@ -77,13 +77,20 @@ class Parts:
   def _with(self, **changes) -> QuantConfig | None:
     return None if self.quant is None else dataclasses.replace(self.quant, **changes)
 
-  def stem(self, features: int, size: int, stride: int, *, name: str) -> QuantConv:
-    """The first convolution: an 8-bit kernel on images, which are 8-bit integers already."""
-    return self._conv(self._on_images(), features, size, stride, 1, name)
+  def stem(
+    self, features: int, size: int | tuple[int, int], stride: int, *, padding: str | None = None, name: str
+  ) -> QuantConv:
+    """The first convolution: an 8-bit kernel on images, which are 8-bit integers already; `padding` as in `nn.Conv`."""
+    return self._conv(self._on_images(), features, size, stride, 1, name, padding=padding)
+
+  def dense_stem(self, features: int, *, name: str) -> QuantDense:
+    """The first layer on vectors `[N, F]`, which are 8-bit integers already; batch norm follows it."""
+    quant = self._on_images()
+    return QuantDense(features, use_bias=False, dtype=self.dtype, kernel_init=_conv_init, quant=quant, name=name)
 
   def patches(self, features: int, size: int, *, name: str) -> QuantConv:
     """The first layer of a transformer: a stem for patches that do not overlap."""
-    return self._conv(self._on_images(), features, size, size, 1, name, padding=0)
+    return self._conv(self._on_images(), features, size, size, 1, name, padding='VALID')
 
   def _on_images(self) -> QuantConfig | None:
     return self._with(kernel_bits=EDGE_BITS, input_bits=EDGE_BITS, weight_only=True, sat=False)
@@ -114,19 +121,35 @@ class Parts:
       source: the prunable layer that makes its input channels.
       name: of the layer.
     """
-    quant = None
-    if self.quant is not None:
-      quant = dataclasses.replace(self.quant, signed_input=signed, sat=bare and self.quant.sat)
-      if quant.prunes and not prunable:
-        quant = dataclasses.replace(quant, choices=quant.allowed_kernel_bits[1:])
-    return self._conv(quant, features, size, stride, groups, name, source)
+    return self._conv(self._inner(signed, bare, prunable), features, size, stride, groups, name, source)
 
-  def dense(self, features: int, *, name: str) -> QuantDense:
-    """A dense layer with a bias, on inputs that can be negative; no norm follows, so SAT rescales its kernel."""
-    quant = self._with(signed_input=True)
-    if quant is not None and quant.prunes:
-      quant = dataclasses.replace(quant, choices=quant.allowed_kernel_bits[1:])
-    return QuantDense(features, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), quant=quant, name=name)
+  def _inner(self, signed: bool, bare: bool, prunable: bool) -> QuantConfig | None:
+    """How a layer between the first and the last is quantized."""
+    if self.quant is None:
+      return None
+    quant = dataclasses.replace(self.quant, signed_input=signed, sat=bare and self.quant.sat)
+    return quant if prunable or not quant.prunes else dataclasses.replace(quant, choices=quant.allowed_kernel_bits[1:])
+
+  def dense(
+    self,
+    features: int,
+    *,
+    signed: bool = True,
+    bare: bool = True,
+    prunable: bool = False,
+    source: str | None = None,
+    name: str,
+  ) -> QuantDense:
+    """A dense layer; arguments as for `conv`, and a bare one has a bias."""
+    return QuantDense(
+      self.kept.get(name, features),
+      use_bias=bare,
+      dtype=self.dtype,
+      kernel_init=nn.initializers.xavier_uniform(),
+      quant=self._inner(signed, bare, prunable),
+      source=self._pruned(source),
+      name=name,
+    )
 
   def classifier(
     self, num_classes: int, *, signed: bool = False, source: str | None = None, name: str = 'classifier'
@@ -171,7 +194,7 @@ max_pool = functools.partial(pool.max_pool, size=3, stride=2, padding=1)
 
 
 def centred(images: jax.Array, mean: tuple[float, ...]) -> jax.Array:
-  """Images `[N, H, W, C]` less the `mean` of each colour channel, in 0..255; an empty one leaves them as they are.
+  """Images `[N, ..., C]` less the `mean` of each colour channel, in 0..255; an empty one leaves them as they are.
 
   The zeros with which the first convolution pads are the mean colour then, as in networks whose images come normalised.
   They count as 8-bit inputs as before: a constant can be moved behind the convolution.
@@ -186,7 +209,7 @@ def centred(images: jax.Array, mean: tuple[float, ...]) -> jax.Array:
     raise ValueError(
       f'image_mean={mean} does not fit images of {channels} channel(s): give a number from 0 to 255 for each, or none'
     )
-  return images - jnp.asarray(mean, images.dtype)[None, None, None]
+  return images - jnp.expand_dims(jnp.asarray(mean, images.dtype), range(images.ndim - 1))
 
 
 def global_pool(x: jax.Array) -> jax.Array:

@@ -90,9 +90,12 @@ class CifarResNet(Network, kw_only=True):
 
   Attributes:
     blocks: residual blocks in each of the three stages.
+    projections: shortcuts to more channels are 1x1 convolutions without batch norm, as in the ResNet-8 of MLPerf Tiny
+      (Banbury et al. 2021, arXiv 2106.07597).
   """
 
   blocks: int
+  projections: bool = False
   num_classes: int = 10
   small_images: bool = True
 
@@ -115,6 +118,9 @@ class CifarResNet(Network, kw_only=True):
     y = nn.relu(parts.norm(source=inner, name=f'{name}_norm1')(y))
     y = parts.conv(channels, 3, source=inner, name=f'{name}_conv2')(y)
     y = parts.norm(name=f'{name}_norm2')(y)
+    if self.projections and x.shape != y.shape:
+      # No bias: that of the norm beside it is added to the same sum.
+      return nn.relu(parts.conv(channels, 1, stride, bare=True, name=f'{name}_shortcut')(x) + y)
     for axis in (1, 2):
       x = lax.slice_in_dim(x, 0, None, stride, axis)
     added = channels - x.shape[-1]

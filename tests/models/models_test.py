@@ -9,10 +9,24 @@ from flax import traverse_util
 from fracbits_jax import cost, models
 from fracbits_jax.layers import QuantConfig, watch_layers
 
+# The networks of MLPerf Tiny (Banbury et al. 2021, arXiv 2106.07597): inputs, outputs, the parameters that Keras counts
+# in the reference models, and the multiply-accumulates of their TFLite files. The definitions are keras_model.py and
+# vww_model.py below benchmark/training of mlcommons/tiny, ResNet-8 with 16, 32 and 64 filters as in its weights there.
+TINY = {
+  'tiny_resnet8': ((32, 32, 3), 10, 78_666, 12_501_632),
+  'tiny_mobilenet': ((96, 96, 3), 2, 221_794, 7_489_664),
+  'ds_cnn': ((49, 10, 1), 12, 24_908, 2_656_768),
+  'autoencoder': ((640,), 640, 269_992, 264_192),
+}
+
 
 def shapes(name, size=224, **kwargs):
+  return shapes_at(name, (size, size, 3), **kwargs)
+
+
+def shapes_at(name, shape, **kwargs):
   model = models.create(name, **kwargs)
-  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
   return {k: v.shape for k, v in traverse_util.flatten_dict(variables, sep='/').items()}
 
@@ -32,6 +46,34 @@ def test_parameter_counts(name, parameters):
   assert sum(math.prod(v) for k, v in shapes(name).items() if k.startswith('params/')) == parameters
 
 
+@pytest.mark.parametrize('name', TINY)
+def test_parameters_and_multiply_accumulates_are_those_of_mlperf_tiny(name):
+  shape, outputs, parameters, macs = TINY[name]
+  table = cost.trace(models.create(name, num_classes=outputs), (1, *shape))
+  ours = sum(map(math.prod, shapes_at(name, shape, num_classes=outputs).values()))  # as Keras, with batch statistics
+  # All layers of the reference have biases. Only the last needs one: the others have a batch norm's bias behind them,
+  # or beside them in the same sum.
+  biases = sum(layer.channels for layer in table[:-1])
+  assert [layer.biases > 0 for layer in table] == [False] * (len(table) - 1) + [True]
+  assert ours + biases == parameters
+  assert sum(layer.macs for layer in table) == macs
+
+
+def test_shapes_of_the_keyword_network_are_the_reference_s():
+  """'SAME' of a 10 x 4 kernel at stride 2: 49 x 10 to 25 x 5, which stays."""
+  outputs = {}
+  model = models.create('ds_cnn', num_classes=12)
+  with watch_layers(lambda module, x, y: outputs.update({module.name: y.shape})):
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 49, 10, 1)))
+  assert {shape for name, shape in outputs.items() if name != 'classifier'} == {(1, 25, 5, 64)}
+
+
+def test_the_mobilenet_of_mlperf_tiny_is_a_quarter_as_wide():
+  for width in (1.0, 0.5):
+    tiny = models.create('tiny_mobilenet', num_classes=2, width=width)
+    assert tiny == models.create('mobilenet_v1', num_classes=2, width=width / 4)
+
+
 @pytest.mark.parametrize('name', models.names())
 def test_float_and_quantized_networks_share_their_parameters(name):
   plain = shapes(name, size=32, num_classes=10, small_images=True)
@@ -41,8 +83,9 @@ def test_float_and_quantized_networks_share_their_parameters(name):
   assert all(quantized[k] == v for k, v in plain.items())
   assert all(k.startswith('bits/') or k.endswith('/alpha') for k in added)
   assert not any(k.startswith('bits/stem') for k in added)
-  assert 'bits/classifier/input' in added
-  assert 'bits/classifier/kernel' not in added
+  last = 'output' if name == 'autoencoder' else 'classifier'
+  assert f'bits/{last}/input' in added
+  assert f'bits/{last}/kernel' not in added
 
 
 @pytest.mark.parametrize('name', models.names())
@@ -54,7 +97,7 @@ def test_images_become_logits(name):
 
 
 def test_depths_of_the_networks_for_small_images():
-  for name, depth in (('resnet8', 8), ('resnet20', 20), ('resnet56', 56), ('resnet110', 110)):
+  for name, depth in (('resnet8', 8), ('tiny_resnet8', 8 + 2), ('resnet20', 20), ('resnet56', 56), ('resnet110', 110)):
     assert len(cost.trace(models.create(name, num_classes=10), (1, 32, 32, 3))) == depth
 
 
@@ -69,8 +112,14 @@ def test_signed_inputs_stand_behind_linear_bottlenecks():
 def test_sat_rescales_only_what_no_batch_norm_follows():
   from fracbits_jax.layers.calibrate import quant_configs
 
-  for name, expected in (('mobilenet_v1', {'classifier'}), ('preact_resnet18', None)):
-    configs = quant_configs(models.create(name, quant=QuantConfig(sat=True)), (224, 224, 3))
+  tiny = {'stage2_block1_shortcut', 'stage3_block1_shortcut', 'classifier'}
+  for name, expected in (
+    ('mobilenet_v1', {'classifier'}),
+    ('preact_resnet18', None),
+    ('tiny_resnet8', tiny),
+    ('autoencoder', {'output'}),
+  ):
+    configs = quant_configs(models.create(name, quant=QuantConfig(sat=True)), (64, 64, 3))
     scaled = {layer for layer, quant in configs.items() if quant.sat}
     if expected is None:
       expected = {'classifier', *(k for k in configs if k.endswith(('_conv2', '_shortcut')))}
@@ -93,7 +142,8 @@ def test_every_network_subtracts_the_mean_of_the_images(name):
   for model, expected in ((plain, images), (centred, images - np.float32([1, 2, 3])[None, None, None])):
     with watch_layers(stop), pytest.raises(Seen) as caught:
       model.init(jax.random.key(0), images)
-    np.testing.assert_array_equal(caught.value.args[0], expected)
+    found = caught.value.args[0]  # the autoencoder's are vectors
+    np.testing.assert_array_equal(found, expected.reshape(found.shape))
 
 
 @pytest.mark.parametrize('mean', [(1.0,), (1.0, 2.0, 300.0), (1.0, 2.0, float('nan')), ('red', 'green', 'blue')])

@@ -31,6 +31,7 @@ DATA = {
   'cifar100': (100, 32, 3),
   'digits': (10, 32, 1),
   'glyphs': (62, 32, 3),
+  'folder': (2, 96, 3),  # that of visual wake words
 }
 # A command in a header and its budget, as in `python main.py --config=configs/a.py:4    # as at 4 bits, 5.35 GBitOPs`.
 COMMAND = re.compile(
@@ -78,6 +79,13 @@ def test_there_are_recipes():
 def test_equivalent_bits_cost_what_the_paper_allows(name, argument, target, suffix):
   assert {row.per_channel for row in traced(name + suffix) if row.kernel_bits is None} == {suffix == '_kernel'}
   np.testing.assert_allclose(uniform_cost(name + suffix, argument), target, rtol=0.005)
+
+
+@pytest.mark.parametrize('name', ['tiny_resnet8', 'tiny_mobilenet'])
+def test_the_size_beside_the_bitops_is_half_of_that_of_8_bits(name):
+  table = traced(name)
+  half = cost.model_size(cost.uniform_bits(table, 8), table) / 2
+  np.testing.assert_allclose(module(name).get_config().budget.also.size, half, rtol=1e-6)
 
 
 @pytest.mark.parametrize('name', TARGETS)
