@@ -124,7 +124,7 @@ def _inputs():
     Bert: (words, mask, rng.integers(0, 2, (3, PLACES)).astype(np.int32)),
     Gpt2: (words, mask),
     Vit: (rng.standard_normal((3, 8, 8, 3)).astype(np.float32),),
-    Lstm: (states,),
+    Lstm: (states[:, :3],),
     Scanned: (states,),
     Experts: (states,),
   }
