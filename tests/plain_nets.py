@@ -12,6 +12,7 @@ from fracbits_jax.export.source import source_of
 from fracbits_jax.layers import wrap
 
 WORDS, PLACES, WIDTH, HEADS = 23, 6, 8, 2
+EXAMPLES = 2  # as many as a file is tried with before it is written, so that nothing is compiled twice
 
 
 def _attention(q, k, v, mask=None):
@@ -116,15 +117,15 @@ class Experts(nn.Module):
 
 def _inputs():
   rng = np.random.default_rng(0)
-  words = rng.integers(0, WORDS, (3, PLACES)).astype(np.int32)
-  mask = np.ones((3, PLACES), np.int32)
-  mask[0, :2] = mask[1, 4:] = 0
-  states = rng.standard_normal((3, PLACES, WIDTH)).astype(np.float32)
+  words = rng.integers(0, WORDS, (EXAMPLES, PLACES)).astype(np.int32)
+  mask = np.ones((EXAMPLES, PLACES), np.int32)
+  mask[0, :2] = mask[1, 5:] = 0
+  states = rng.standard_normal((EXAMPLES, PLACES, WIDTH)).astype(np.float32)
   return {
-    Bert: (words, mask, rng.integers(0, 2, (3, PLACES)).astype(np.int32)),
+    Bert: (words, mask, rng.integers(0, 2, (EXAMPLES, PLACES)).astype(np.int32)),
     Gpt2: (words, mask),
-    Vit: (rng.standard_normal((3, 8, 8, 3)).astype(np.float32),),
-    Lstm: (states,),
+    Vit: (rng.standard_normal((EXAMPLES, 8, 8, 3)).astype(np.float32),),
+    Lstm: (states[:, :3],),
     Scanned: (states,),
     Experts: (states,),
   }

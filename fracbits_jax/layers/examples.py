@@ -13,9 +13,10 @@ def example_of(inputs: Any) -> tuple[Any, ...]:
 
   Args:
     inputs: a shape, of float32 images `[N, H, W, C]` or one of `[H, W, C]`; an array or `jax.ShapeDtypeStruct`, or a
-      tree of them such as a dictionary; or a tuple of these for a network that takes several.
+      tree of them such as a dictionary; or a tuple of these for a network that takes several, an empty one where all
+      of them are keyword arguments.
   """
-  if type(inputs) in (tuple, list) and all(isinstance(size, int | np.integer) for size in inputs):
+  if type(inputs) in (tuple, list) and len(inputs) and all(isinstance(size, int | np.integer) for size in inputs):
     shape = (1, *inputs) if len(inputs) == 3 else tuple(inputs)
     return (jax.ShapeDtypeStruct(shape, jnp.float32),)
   shape_of = lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) if is_array(x) else x
