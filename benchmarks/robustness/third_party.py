@@ -1,0 +1,204 @@
+"""Networks from packages that others wrote, quantized as they are: what is found, counted, learned and exported.
+
+    pip install -e '.[test,third_party]' && pip install --no-deps diffusers==0.35.2
+    python benchmarks/robustness/third_party.py --results=third_party.jsonl
+    python benchmarks/robustness/third_party.py --only=bert,gpt2
+    python benchmarks/robustness/third_party.py --results=third_party.jsonl --report
+
+Every network has a tiny size and random parameters. For each: the parameters that `quantize_model` takes for weights,
+and its multiply-accumulates, beside a count of their own over the jaxpr (`benchmarks/shared/count.py`); the distance of
+its outputs from the float ones with 8 and with 16 bits everywhere; how many bit-widths have a derivative that is finite
+and not zero; what share of a budget of 4 bits is used by a policy, for BitOPs and for size; the time to quantize; and
+the formats that it is exported in with the answers of the network.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault(
+  'XLA_FLAGS', '--xla_backend_optimization_level=0'
+)  # each program is compiled and runs a few times
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.robustness import foreign_networks
+from benchmarks.shared import count, foreign
+from fracbits_jax import cost, policy
+from fracbits_jax.cost import coverage
+from fracbits_jax.layers import wrap
+
+FORMATS = ('packed', 'stablehlo', 'qonnx', 'onnx')
+
+
+def measure(name: str, formats: Sequence[str]) -> dict[str, Any]:
+  """Everything that is asked of a network, as a row of the results."""
+  network = foreign_networks.build(name)
+  function, params, inputs = network.in_float()
+  counted = count.count(function, params, inputs)
+  expected = foreign.flat(jax.jit(function)(params, inputs))
+  begin = time.perf_counter()
+  quantized = network.quantized()
+  seconds = time.perf_counter() - begin
+  found = quantized.network
+  covered = coverage.measure(found, quantized.program())
+  table = quantized.table()
+  weights = {path for weight in found.weights.values() for path in weight.params}
+  wanted = counted.weights | counted.tables
+  answers = foreign.answers(quantized, expected)
+  rng = np.random.default_rng(0)
+  drawn = cost.fill_bits(table, lambda layer, which, shape, choices: rng.uniform(2, 6, shape))
+  budgets = {}
+  for metric in ('bitops', 'size'):
+    chosen = policy.discretize(drawn, table, cost.budget(metric, table, equivalent_bits=4))
+    budgets[metric] = float(chosen.cost / chosen.target)
+  return {
+    'network': name,
+    'what': foreign_networks.describe(name),
+    'weights': sum(len(weight.names()) for weight in found.weights.values() if not weight.is_product),
+    'names': [weight.name for weight in found.weights.values() if not weight.is_product],
+    'parameters': [len(weights & wanted), len(wanted)],
+    'missed': sorted(wanted - weights),
+    'beyond': sorted(weights - wanted - counted.merged),
+    'macs': [covered.macs, counted.macs],
+    'float': {path: size for path, size in covered.left.items() if len(params[path].shape) > 1},
+    'notes': list(covered.notes),
+    'errors': {f'{width:g}': error for width, error in answers.errors.items()},
+    'bits': len(answers.gradients),
+    'silent': answers.silent,
+    'budgets': budgets,
+    'seconds': seconds,
+    'formats': {kind: _exported(kind, quantized) for kind in formats},
+  }
+
+
+def _exported(kind: str, quantized: foreign.Quantized) -> str:
+  """`equal`, or why a network is not exported in a format, or how its answers differ."""
+  try:
+    return _checked(kind, quantized)
+  except Exception as error:  # whatever is raised is what is looked for
+    return f'{type(error).__name__}: {error}'.split('\n')[0][:300]
+
+
+def _checked(kind: str, quantized: foreign.Quantized) -> str:
+  from fracbits_jax.export import packed, stablehlo
+  from fracbits_jax.export.graph import evaluate
+  from fracbits_jax.export.source import source_of
+
+  network = quantized.foreign
+  at_8 = jax.tree.map(lambda b: jnp.full_like(b, 8), quantized.bits)
+  if quantized.variables is None:
+    net, variables = quantized.net, None
+    from fracbits_jax.program import nnx_adapter
+
+    nnx_adapter.set_bits(net, at_8, fixed=True)
+  else:
+    net, variables = wrap.with_fixed_bits(quantized.net), {**quantized.variables, 'bits': at_8}
+  source = source_of(net, variables, network.inputs, **network.call)
+  (x,) = network.inputs
+  expected = foreign.flat(jax.jit(quantized.run())(quantized.state(), at_8))
+  if kind == 'onnx':
+    from benchmarks.robustness import onnx_networks
+
+    return _worst(list(onnx_networks.onnx_verdicts(source, np.asarray(x))))
+  if kind == 'qonnx':
+    from benchmarks.robustness import onnx_networks
+
+    return _worst(list(onnx_networks.qonnx_verdicts(source, np.asarray(x))))
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / 'network'
+    if kind == 'packed':
+      packed.write(source, path)
+      found = evaluate(packed.read(path).graph, x)[0]
+    else:
+      stablehlo.write(source, path)
+      found = jax.export.deserialize(bytearray(path.read_bytes())).call(x)
+  error = float(jnp.linalg.norm(foreign.flat(found) - expected) / jnp.linalg.norm(expected))
+  return 'equal' if error < 1e-5 else f'the outputs differ by {error:.2g} of their norm'
+
+
+def _worst(verdicts: Sequence[tuple[str, str]]) -> str:
+  return next((f'{how}: {verdict}' for how, verdict in verdicts if not verdict.startswith('equal')), verdicts[0][1])
+
+
+def is_fine(row: dict[str, Any]) -> bool:
+  """Whether everything but the formats is as it should be."""
+  if 'error' in row:
+    return False
+  (found, wanted), (macs, counted) = row['parameters'], row['macs']
+  return (
+    found == wanted
+    and not row['beyond']
+    and macs == counted
+    and not row['silent']
+    and row['errors']['16'] < 1e-3
+    and all(share <= 1 for share in row['budgets'].values())
+  )
+
+
+def line(row: dict[str, Any]) -> str:
+  """A row of the table in the documentation."""
+  if 'error' in row:
+    return f'| {row["network"]} | {row["error"]} |'
+  (found, wanted), (macs, counted) = row['parameters'], row['macs']
+  errors, budgets, formats = row['errors'], row['budgets'], row['formats']
+  exported = ', '.join(kind for kind, verdict in formats.items() if verdict.startswith('equal')) or '-'
+  cells = (
+    row['network'], row['what'], f'{found}/{wanted}', f'{macs:,}' if macs == counted else f'{macs:,} of {counted:,}',
+    f'{errors["8"]:.1%}', f'{errors["16"]:.1e}', f'{row["bits"] - len(row["silent"])}/{row["bits"]}',
+    f'{budgets["bitops"]:.3f}', f'{budgets["size"]:.3f}', f'{row["seconds"]:.1f}', exported,
+  )  # fmt: skip
+  return f'| {" | ".join(cells)} |'
+
+
+HEAD = """\
+| network | what it is | weights found | multiply-accumulates | error, 8 bits | 16 bits | bits with gradient | \
+BitOPs/target | size/target | s to quantize | exported, equal |
+|---|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def main() -> int:
+  """Prints a row for each network as it goes; 1 where something is wrong."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--only', default=','.join(foreign_networks.NAMES), help='names, joined by commas')
+  parser.add_argument('--formats', default=','.join(FORMATS), help='formats to export, joined by commas, or none')
+  parser.add_argument('--results', type=pathlib.Path, help='a file of JSON lines, to which rows are added')
+  parser.add_argument('--report', action='store_true', help='print the table of the results, and measure nothing')
+  args = parser.parse_args()
+  if args.report:
+    rows = {row['network']: row for row in map(json.loads, args.results.read_text().splitlines())}
+    print(HEAD, *(line(rows[name]) for name in foreign_networks.NAMES if name in rows), sep='\n')
+    return int(not all(map(is_fine, rows.values())))
+  fine = True
+  print(HEAD)
+  for name in args.only.split(','):
+    try:
+      row = measure(name, [kind for kind in args.formats.split(',') if kind in FORMATS])
+    except Exception as error:
+      traceback.print_exc()
+      row = {'network': name, 'error': f'{type(error).__name__}: {error}'.split('\n')[0]}
+    print(line(row), flush=True)
+    for problem in ('missed', 'beyond', 'silent', 'notes'):
+      if row.get(problem):
+        print(f'  {problem}: {", ".join(row[problem])}')
+    fine = is_fine(row) and fine
+    if args.results is not None:
+      with args.results.open('a') as file:
+        file.write(json.dumps(row) + '\n')
+    jax.clear_caches()
+  return int(not fine)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
