@@ -76,7 +76,8 @@ def measure(name: str, formats: Sequence[str]) -> dict[str, Any]:
     'notes': list(covered.notes),
     'errors': {f'{width:g}': error for width, error in answers.errors.items()},
     'bits': len(answers.gradients),
-    'silent': answers.silent,
+    'silent': sorted({*answers.silent} - {*network.silent}),
+    'frozen': sorted({*answers.silent} & {*network.silent}),
     'budgets': budgets,
     'seconds': seconds,
     'formats': {kind: _exported(kind, quantized) for kind in formats},
@@ -156,10 +157,15 @@ def line(row: dict[str, Any]) -> str:
   exported = ', '.join(kind for kind, verdict in formats.items() if verdict.startswith('equal')) or '-'
   cells = (
     row['network'], row['what'], f'{found}/{wanted}', f'{macs:,}' if macs == counted else f'{macs:,} of {counted:,}',
-    f'{errors["8"]:.1%}', f'{errors["16"]:.1e}', f'{row["bits"] - len(row["silent"])}/{row["bits"]}',
+    f'{errors["8"]:.1%}', f'{errors["16"]:.1e}', _learned(row),
     f'{budgets["bitops"]:.3f}', f'{budgets["size"]:.3f}', f'{row["seconds"]:.1f}', exported,
   )  # fmt: skip
   return f'| {" | ".join(cells)} |'
+
+
+def _learned(row: dict[str, Any]) -> str:
+  live = row['bits'] - len(row['silent']) - len(row['frozen'])
+  return f'{live}/{row["bits"]}' + (f', {len(row["frozen"])} stopped by the network' if row['frozen'] else '')
 
 
 HEAD = """\

@@ -32,7 +32,7 @@ class Foreign:
     apply: further ones, that linen's `apply` alone has.
     rngs: of the call, where it draws.
     batch_axes: as of `cost.trace`.
-    learned: which of its parameters count as such, in NNX.
+    silent: bit-widths whose derivative is zero by what the network says, such as a branch that is not taken.
   """
 
   model: Any
@@ -42,6 +42,7 @@ class Foreign:
   apply: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rngs: Any = None
   batch_axes: Any = 0
+  silent: tuple[str, ...] = ()
 
   @property
   def with_rngs(self) -> dict[str, Any]:
