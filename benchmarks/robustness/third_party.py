@@ -36,8 +36,8 @@ import numpy as np
 from benchmarks.robustness import foreign_networks
 from benchmarks.shared import count, foreign
 from fracbits_jax import cost, policy
-from fracbits_jax.cost import coverage
 from fracbits_jax.layers import wrap
+from fracbits_jax.program import coverage
 
 FORMATS = ('packed', 'stablehlo', 'qonnx', 'onnx')
 
