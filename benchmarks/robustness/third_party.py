@@ -17,10 +17,8 @@ import json
 import os
 import pathlib
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -30,19 +28,15 @@ os.environ.setdefault(
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.robustness import foreign_networks
+from benchmarks.robustness import foreign_exports, foreign_networks
 from benchmarks.shared import count, foreign
 from fracbits_jax import cost, policy
-from fracbits_jax.layers import wrap
 from fracbits_jax.program import coverage
 
-FORMATS = ('packed', 'stablehlo', 'qonnx', 'onnx')
 
-
-def measure(name: str, formats: Sequence[str]) -> dict[str, Any]:
+def measure(name: str, formats: tuple[str, ...]) -> dict[str, Any]:
   """Everything that is asked of a network, as a row of the results."""
   network = foreign_networks.build(name)
   function, params, inputs = network.in_float()
@@ -80,57 +74,8 @@ def measure(name: str, formats: Sequence[str]) -> dict[str, Any]:
     'frozen': sorted({*answers.silent} & {*network.silent}),
     'budgets': budgets,
     'seconds': seconds,
-    'formats': {kind: _exported(kind, quantized) for kind in formats},
+    'formats': foreign_exports.verdicts(quantized, formats),
   }
-
-
-def _exported(kind: str, quantized: foreign.Quantized) -> str:
-  """`equal`, or why a network is not exported in a format, or how its answers differ."""
-  try:
-    return _checked(kind, quantized)
-  except Exception as error:  # whatever is raised is what is looked for
-    return f'{type(error).__name__}: {error}'.split('\n')[0][:300]
-
-
-def _checked(kind: str, quantized: foreign.Quantized) -> str:
-  from fracbits_jax.export import packed, stablehlo
-  from fracbits_jax.export.graph import evaluate
-  from fracbits_jax.export.source import source_of
-
-  network = quantized.foreign
-  at_8 = jax.tree.map(lambda b: jnp.full_like(b, 8), quantized.bits)
-  if quantized.variables is None:
-    net, variables = quantized.net, None
-    from fracbits_jax.program import nnx_adapter
-
-    nnx_adapter.set_bits(net, at_8, fixed=True)
-  else:
-    net, variables = wrap.with_fixed_bits(quantized.net), {**quantized.variables, 'bits': at_8}
-  source = source_of(net, variables, network.inputs, **network.call)
-  (x,) = network.inputs
-  expected = foreign.flat(jax.jit(quantized.run())(quantized.state(), at_8))
-  if kind == 'onnx':
-    from benchmarks.robustness import onnx_networks
-
-    return _worst(list(onnx_networks.onnx_verdicts(source, np.asarray(x))))
-  if kind == 'qonnx':
-    from benchmarks.robustness import onnx_networks
-
-    return _worst(list(onnx_networks.qonnx_verdicts(source, np.asarray(x))))
-  with tempfile.TemporaryDirectory() as folder:
-    path = pathlib.Path(folder) / 'network'
-    if kind == 'packed':
-      packed.write(source, path)
-      found = evaluate(packed.read(path).graph, x)[0]
-    else:
-      stablehlo.write(source, path)
-      found = jax.export.deserialize(bytearray(path.read_bytes())).call(x)
-  error = float(jnp.linalg.norm(foreign.flat(found) - expected) / jnp.linalg.norm(expected))
-  return 'equal' if error < 1e-5 else f'the outputs differ by {error:.2g} of their norm'
-
-
-def _worst(verdicts: Sequence[tuple[str, str]]) -> str:
-  return next((f'{how}: {verdict}' for how, verdict in verdicts if not verdict.startswith('equal')), verdicts[0][1])
 
 
 def is_fine(row: dict[str, Any]) -> bool:
@@ -178,7 +123,9 @@ def main() -> int:
   """Prints a row for each network as it goes; 1 where something is wrong."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--only', default=','.join(foreign_networks.NAMES), help='names, joined by commas')
-  parser.add_argument('--formats', default=','.join(FORMATS), help='formats to export, joined by commas, or none')
+  parser.add_argument(
+    '--formats', default=','.join(foreign_exports.FORMATS), help='formats to export, joined by commas, or none'
+  )
   parser.add_argument('--results', type=pathlib.Path, help='a file of JSON lines, to which rows are added')
   parser.add_argument('--report', action='store_true', help='print the table of the results, and measure nothing')
   args = parser.parse_args()
@@ -190,7 +137,7 @@ def main() -> int:
   print(HEAD)
   for name in args.only.split(','):
     try:
-      row = measure(name, [kind for kind in args.formats.split(',') if kind in FORMATS])
+      row = measure(name, tuple(kind for kind in args.formats.split(',') if kind in foreign_exports.FORMATS))
     except Exception as error:
       traceback.print_exc()
       row = {'network': name, 'error': f'{type(error).__name__}: {error}'.split('\n')[0]}

@@ -50,12 +50,14 @@ def t5() -> Foreign:
   config = transformers.T5Config(
     vocab_size=60, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, relative_attention_num_buckets=8,
   )  # fmt: skip
-  model = transformers.FlaxT5ForConditionalGeneration(config, input_shape=(1, 8), _do_init=False)
+  # The arguments that jnp.clip had when transformers wrote its T5.
+  clip = mock.patch.object(jnp, 'clip', lambda x, a_max: jnp.minimum(x, a_max))
+  with clip:
+    model = transformers.FlaxT5ForConditionalGeneration(config, input_shape=(1, 8), _do_init=False)
 
   def function(params: Any, tokens: Any, decoded: Any) -> Any:
     masks = jnp.ones_like(tokens), jnp.ones_like(decoded)
-    # The arguments that jnp.clip had when transformers wrote its T5.
-    with mock.patch.object(jnp, 'clip', lambda x, a_max: jnp.minimum(x, a_max)):
+    with clip:
       return model.module.apply({'params': params}, tokens, masks[0], decoded, masks[1], return_dict=False)[0]
 
   return Foreign(function, (TOKENS, TOKENS[:, :7]), _variables(model))
