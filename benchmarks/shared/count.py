@@ -152,7 +152,11 @@ def _macs(equation: Any) -> int:
   """Multiply-accumulates of one equation: of a matrix product or a convolution."""
   op, params = equation.primitive.name, equation.params
   if op == 'dot_general':
-    (contracted, _), _ = params['dimension_numbers']
+    (contracted, _), batch = params['dimension_numbers']
+    if not contracted and any(
+      len(axes) == len(var.aval.shape) for axes, var in zip(batch, equation.invars, strict=True)
+    ):
+      return 0  # one operand scales the entries of the other, as `*` does
     left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     return math.prod(out) * math.prod(left[axis] for axis in contracted)
   if op == 'ragged_dot_general':
