@@ -1,6 +1,6 @@
 """Networks from packages that others wrote, quantized as they are: what is found, counted, learned and exported.
 
-    pip install -e '.[test,third_party]' && pip install --no-deps diffusers==0.35.2
+    pip install -e '.[third_party]'
     python benchmarks/robustness/third_party.py --results=third_party.jsonl
     python benchmarks/robustness/third_party.py --only=bert,gpt2
     python benchmarks/robustness/third_party.py --results=third_party.jsonl --report
