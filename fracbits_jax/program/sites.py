@@ -72,9 +72,11 @@ class Site:
 
 
 def of_dot(equation: Any, weight: int, stacks: bool = True) -> dict[str, Any] | None:
-  """What a `dot_general` says of the site that it is; `None` where the operand only scales the other one's entries."""
+  """What a `dot_general` says of the site that it is; `None` where one operand only scales the other one's entries."""
   (contracted, batch), other = equation.params['dimension_numbers'], 1 - weight
   shape = equation.invars[weight].aval.shape
+  if not contracted[weight] and len(equation.invars[other].aval.shape) == len(batch[other]):
+    return None
   free = [axis for axis in range(len(shape)) if axis not in (*contracted[weight], *batch[weight])]
   if not free and not contracted[weight]:
     return None
