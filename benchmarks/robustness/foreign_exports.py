@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import onnx
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
@@ -70,8 +71,8 @@ def _verdict(kind: str, source: Source, network: foreign.Foreign, expected: jax.
   examples = source.graph.count(x)
   file = onnx_format.built(source) if kind == 'onnx' else qonnx_format.built(source, examples)
   run = lambda content: _run(kind, content, file.orders, x)
-  answers = onnx_check.results_of(source.graph, x)
-  if onnx_check.all_close(run(file.content), answers):
+  answers = [np.asarray(y) for y in jax.tree.leaves(evaluate(source.graph, x)[0])]
+  if all(map(onnx_check.close, run(file.content), answers)):
     return 'equal'
   found = run(file.with_codes())
   codes = dict(zip(file.places, found[len(answers) :], strict=True))
@@ -82,7 +83,7 @@ def _run(kind: str, content: bytes, orders: Any, x: Any) -> list[Any]:
   if kind == 'onnx':
     return onnx_check.run(content, orders=orders, inputs=x, entries=(onnx_format.EXACT_ON_X64,))
   model = ModelWrapper(onnx.load_from_string(content))
-  found = execute_onnx(model, onnx_check.as_read(orders, x))
+  found = execute_onnx(model, {name: np.transpose(x[name], order) for name, order in orders.items()})
   return [found[output.name] for output in model.graph.output]
 
 

@@ -34,6 +34,7 @@ class Count:
     merged: parameters that meet other parameters alone in a product.
     macs: multiply-accumulates of all matrix products and convolutions of which one operand depends on the inputs.
     merged_macs: of those between parameters.
+    constant_macs: of those with a constant, such as the identity by which patches of an image are taken.
   """
 
   weights: set[str] = dataclasses.field(default_factory=set)
@@ -41,6 +42,7 @@ class Count:
   merged: set[str] = dataclasses.field(default_factory=set)
   macs: int = 0
   merged_macs: int = 0
+  constant_macs: int = 0
 
 
 def count(function: Callable[[Mapping[str, Any]], Any], params: Mapping[str, Any], inputs: Any) -> Count:
@@ -88,7 +90,9 @@ def _equation(equation: Any, operands: list[Origin], times: int, found: Count) -
     return _run(_open(inner[0]), operands[-len(_open(inner[0]).invars) :], times, found)
   macs = _macs(equation) * times
   if macs:
-    if any(one.inputs for one in operands):
+    if any(not one.inputs and not one.params for one in operands):
+      found.constant_macs += macs
+    elif any(one.inputs for one in operands):
       found.macs += macs
       for one in operands:
         if not one.inputs:
@@ -128,17 +132,8 @@ def _scan(params: Mapping[str, Any], operands: list[Origin], times: int, found: 
 
 
 def _cond(params: Mapping[str, Any], operands: list[Origin], times: int, found: Count) -> list[Origin]:
-  """The branches of a conditional; the dearest one counts."""
-  branches = [Count() for _ in params['branches']]
-  results = [
-    _run(_open(jaxpr), operands[1:], times, into) for jaxpr, into in zip(params['branches'], branches, strict=True)
-  ]
-  found.macs += max(branch.macs for branch in branches)
-  found.merged_macs += max(branch.merged_macs for branch in branches)
-  for branch in branches:
-    found.weights |= branch.weights
-    found.tables |= branch.tables
-    found.merged |= branch.merged
+  """Every branch of a conditional counts, as each is a layer of its own."""
+  results = [_run(_open(jaxpr), operands[1:], times, found) for jaxpr in params['branches']]
   joined = []
   for values in zip(*results, strict=True):
     whole = operands[0]

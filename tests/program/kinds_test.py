@@ -11,8 +11,9 @@ from flax import linen as nn
 from flax import nnx
 from jax import lax
 
-from benchmarks.shared import foreign
+from benchmarks.shared import count, foreign
 from benchmarks.shared.foreign import Foreign, linen
+from fracbits_jax.program import coverage
 
 X = jax.random.normal(jax.random.key(0), (4, 8))
 SEQUENCE = jax.random.normal(jax.random.key(1), (2, 5, 8))
@@ -180,6 +181,20 @@ class _Mixture(nn.Module):
 def mixture():
   experts = {f'{name}/{i}': 5 * 48 for name in ('wi', 'wo') for i in range(3)}
   return linen(_Mixture(), SEQUENCE), {'router': 5 * 24, **experts}
+
+
+class _Gated(nn.Module):
+  """Scales by an einsum, which multiplies and adds nothing up; one within is a product of activations."""
+
+  @nn.compact
+  def __call__(self, x):
+    gate, y = nn.sigmoid(nn.Dense(1, name='gate')(x))[..., 0], nn.Dense(6, name='y')(x)
+    y = jnp.einsum('nt,ntd->ntd', gate, y) + jnp.einsum('ntd,nt->ntd', y, gate)
+    return jnp.einsum('ntd,nsd->nts', y, y)
+
+
+def gated():
+  return linen(_Gated(), SEQUENCE), {'gate': 5 * 8, 'y': 5 * 48}
 
 
 class _LowRank(nn.Module):
@@ -353,6 +368,7 @@ KINDS = {
   'tied by apply': lambda: tied('apply'),
   'Conv1D of GPT-2': gpt2_conv1d,
   'a mixture of experts': mixture,
+  'scaled by an einsum': gated,
   'LoRA': lora,
   'merged LoRA': merged_lora,
   'nnx.LoRALinear': nnx_lora,
@@ -375,7 +391,12 @@ def test_every_kind_is_found_counted_near_and_learned(kind):
   network, macs = KINDS[kind]()
   function, params, inputs = network.in_float()
   expected = foreign.flat(jax.jit(function)(params, inputs))
+  counted = count.count(function, params, inputs)
   quantized = network.quantized()
+  weights = {path for weight in quantized.network.weights.values() for path in weight.params}
+  assert weights - counted.merged == (counted.weights | counted.tables) - counted.merged
+  if kind != 'decoding':  # whose cache the table makes as long as its call
+    assert coverage.measure(quantized.network, quantized.program()).macs == counted.macs
   table = quantized.table()
   assert {layer.name: layer.macs for layer in table if layer.kind not in ('product', 'embedding')} == macs
   answers = foreign.answers(quantized, expected, (16, 3.5))
