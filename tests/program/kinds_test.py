@@ -148,6 +148,14 @@ def tied(how):
   return linen(_Tied(how), TOKENS), {'Embed_0': 5 * 160, 'Dense_0': 5 * 64}
 
 
+def mapped_look_up():
+  """A row for one token, mapped: what JAX makes of it has an index for the columns as well."""
+  params = foreign.random_like({'embedding': jnp.zeros((20, 8)), 'w': jnp.zeros((8, 3))})
+  row = lambda params, token: params['embedding'][token] @ params['w']
+  function = lambda params, tokens: jax.vmap(jax.vmap(row, (None, 0)), (None, 0))(params, tokens)
+  return Foreign(function, (TOKENS,), {'params': params}), {'w': 5 * 24}
+
+
 class _Conv1D(nn.Module):
   """The layer of GPT-2 in transformers: its kernel has the outputs in front."""
 
@@ -366,6 +374,7 @@ KINDS = {
   'tied by attend': lambda: tied('attend'),
   'tied by a product': lambda: tied('transposed'),
   'tied by apply': lambda: tied('apply'),
+  'a look-up that is mapped': mapped_look_up,
   'Conv1D of GPT-2': gpt2_conv1d,
   'a mixture of experts': mixture,
   'scaled by an einsum': gated,
