@@ -29,7 +29,7 @@ def dinov2() -> Foreign:
 
 
 def dinov2_swiglu() -> Foreign:
-  """The same with gated layers, and queries and keys that are normalized."""
+  """DINOv2 with gated layers, and queries and keys that are normalized."""
   return Foreign(_dinov2(depth=1, reg_tokens=0, ffn_layer='swiglu', qk_norm=True), (IMAGES,))
 
 
