@@ -28,12 +28,19 @@ _EXACT = 128  # candidates of which levels are the largest value
 
 
 def sample(x: jax.Array) -> jax.Array:
-  """4096 values of an array, with repetitions; the same positions for the same shape. Of nothing it is 0 throughout."""
+  """4096 values of an array; the same positions for the same shape. Of nothing it is 0 throughout.
+
+  Of a smaller array they are all of its values, as often as one another, so that its largest is among them.
+  """
   if not x.size:
     return jnp.zeros(_SAMPLES, x.dtype)
-  # At random, since evenly spaced positions would all lie in the same few channels.
-  positions = np.random.default_rng(0).integers(x.size, size=_SAMPLES)
-  return x.reshape(-1)[positions]
+  return x.reshape(-1)[_positions(x.size)]
+
+
+def _positions(size: int) -> np.ndarray:
+  """Where the values of a sample lie: at random, since evenly spaced ones would all lie in the same few channels."""
+  rng = np.random.default_rng(0)
+  return rng.integers(size, size=_SAMPLES) if size > _SAMPLES else np.resize(rng.permutation(size), _SAMPLES)
 
 
 def sample_inputs(
@@ -207,12 +214,8 @@ def _of_layer(what: str, x: np.ndarray, bits: Any, **how: Any) -> jax.Array:
 
 def resized(kernel: np.ndarray) -> np.ndarray:
   """4096 entries of an array, all of them as often as one another where there are fewer; zeros where there are none."""
-  flat, rng = kernel.reshape(-1), np.random.default_rng(0)
-  if not flat.size:
-    return np.zeros(_SAMPLES, np.float32)
-  if flat.size > _SAMPLES:
-    return flat[rng.integers(flat.size, size=_SAMPLES)]
-  return np.resize(flat[rng.permutation(flat.size)], _SAMPLES)
+  flat = kernel.reshape(-1)
+  return flat[_positions(flat.size)] if flat.size else np.zeros(_SAMPLES, np.float32)
 
 
 def quant_configs(model: nn.Module, inputs: Any, **kwargs: Any) -> dict[str, Any]:

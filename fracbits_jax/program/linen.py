@@ -87,7 +87,8 @@ class QuantizedModel:
 
   def program_of(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Network, Program]:
     """The network, and its program for a call with arguments of these shapes."""
-    variables, rngs = _shapes(self.model, args, kwargs)
+    kwargs = dict(kwargs)
+    variables, rngs = _shapes(self.model, args, kwargs, kwargs.pop('rngs', None))
     params, others, kwargs = _arguments(variables, rngs, _changing(variables, kwargs))
     return self.network, self.network.tracer.trace(params, others, args, kwargs)[0]
 
@@ -151,7 +152,8 @@ def _shapes(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], rngs: Any 
   """The shapes of the variables that a call makes, and random streams for it."""
   rngs = _some(rngs)
   to_init = {name: value for name, value in kwargs.items() if name not in _OF_APPLY}
-  return jax.eval_shape(lambda: model.init(rngs, *_made(args), **_made(to_init))), rngs
+  streams = {'params': jax.random.key(0), **rngs} if isinstance(rngs, Mapping) else rngs
+  return jax.eval_shape(lambda: model.init(streams, *_made(args), **_made(to_init))), rngs
 
 
 def _made(shapes: Any) -> Any:

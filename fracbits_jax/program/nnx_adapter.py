@@ -4,6 +4,7 @@ The model's class is exchanged for one that extends it and runs its call as a qu
 `nnx.grad`, optimizers and checkpoints see the model that they know, with ranges and `Bits` beside its parameters.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -20,7 +21,7 @@ from fracbits_jax.program.rules import DEFAULT, EDGE_BITS, Rules
 from fracbits_jax.program.trace import Program, Tracer
 from fracbits_jax.quantize import bitwidths
 
-_RANGES, _BITS = ('alpha', 'kernel_alpha'), ('kernel', 'input')
+_OF_WEIGHT = ('alpha', 'kernel_alpha', 'bits_kernel', 'bits_input')
 
 
 class Bits(nnx.Variable):
@@ -55,14 +56,30 @@ def _quantized_class(model: type[nnx.Module]) -> type[Quantized]:
 
 
 def _parts(model: nnx.Module) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-  """What a model is but for its values, its parameters, and its other variables, each by its path."""
-  graph, state = nnx.split(model)
+  """What a model was written as but for its values, its parameters, and its other variables, each by its path."""
+  with _as_written(model):
+    graph, state = nnx.split(model)
   params: dict[str, Any] = {}
   others: dict[str, Any] = {}
   for path, variable in nnx.to_flat_state(state):
-    is_parameter = isinstance(variable, nnx.Param) and not isinstance(variable, Range)
-    (params if is_parameter else others)['/'.join(map(str, path))] = variable[...]
+    (params if isinstance(variable, nnx.Param) else others)['/'.join(map(str, path))] = variable[...]
   return graph, params, others
+
+
+@contextlib.contextmanager
+def _as_written(model: nnx.Module) -> Iterator[None]:
+  """The model without ranges and bit-widths, which a transform would map as it maps the module that they lie in."""
+  taken = []
+  for name in model.quantized.quantized() if 'quantized' in vars(model) else ():
+    module, prefix = _place(model, name)
+    for which in _OF_WEIGHT:
+      if isinstance(getattr(module, prefix + which, None), Range | Bits):
+        taken.append((vars(module), prefix + which, vars(module).pop(prefix + which)))
+  try:
+    yield
+  finally:
+    for attributes, key, variable in taken:
+      attributes[key] = variable
 
 
 def _state(values: Mapping[str, Any]) -> nnx.State:
@@ -140,7 +157,7 @@ def _variables(model: Quantized) -> Iterator[tuple[str, str, nnx.Variable]]:
   """The ranges and bit-widths of a model: the name of the weight, what they are, and the variable."""
   for name in model.quantized.quantized():
     module, prefix = _place(model, name)
-    for which in (*_RANGES, *(f'bits_{which}' for which in _BITS)):
+    for which in _OF_WEIGHT:
       variable = getattr(module, prefix + which, None)
       if isinstance(variable, Range | Bits):
         yield name, which, variable
@@ -234,7 +251,7 @@ class Functional:
 
   def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
     """What the model gives with the variables of `functional`; it is not changed."""
-    return nnx.merge(self.graph, variables['state'])(*args, **kwargs)
+    return nnx.merge(self.graph, variables['state'], copy=True)(*args, **kwargs)
 
 
 def functional(model: nnx.Module) -> tuple[Functional, dict[str, Any]]:

@@ -72,9 +72,11 @@ class Site:
 
 
 def of_dot(equation: Any, weight: int, stacks: bool = True) -> dict[str, Any] | None:
-  """What a `dot_general` says of the site that it is; `None` where the operand only scales the other one's entries."""
+  """What a `dot_general` says of the site that it is; `None` where one operand only scales the other one's entries."""
   (contracted, batch), other = equation.params['dimension_numbers'], 1 - weight
   shape = equation.invars[weight].aval.shape
+  if not contracted[weight] and len(equation.invars[other].aval.shape) == len(batch[other]):
+    return None
   free = [axis for axis in range(len(shape)) if axis not in (*contracted[weight], *batch[weight])]
   if not free and not contracted[weight]:
     return None
@@ -119,10 +121,12 @@ def of_convolution(equation: Any) -> dict[str, Any]:
 
 
 def of_gather(equation: Any) -> dict[str, Any]:
-  """The same for a `gather` from a table of rows."""
+  """The same for a `gather` from a table of rows; an axis that is taken whole has no rows, though it has an index."""
   shape, numbers = equation.invars[0].aval.shape, equation.params['dimension_numbers']
-  rows = tuple(sorted({*numbers.start_index_map, *getattr(numbers, 'operand_batching_dims', ())}))
-  return dict(kind='embedding', shape=shape, channels=rows)
+  sizes, indexed = equation.params['slice_sizes'], sorted(numbers.start_index_map)
+  rows = [axis for axis in indexed if sizes[axis] != shape[axis]] or indexed[:1]
+  rows = sorted({*rows, *getattr(numbers, 'operand_batching_dims', ())})
+  return dict(kind='embedding', shape=shape, channels=tuple(rows))
 
 
 def of_dynamic_slice(equation: Any) -> dict[str, Any]:

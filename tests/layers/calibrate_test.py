@@ -165,3 +165,10 @@ def test_the_range_of_a_kernel_is_the_best_for_its_bits():
   config = QuantConfig(scheme='lsq', granularity='kernel', choices=range(1, 9))
   found = calibrate.kernel_ranges(params, bits, {'layer': config})['layer']['kernel_alpha']
   np.testing.assert_allclose(lsq.kernel(kernel, 2, found), kernel, atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [1, 7, 3000, 4096])
+def test_a_sample_of_few_values_has_all_of_them(size):
+  values = np.random.default_rng(1).normal(size=size).astype(np.float32)
+  np.testing.assert_array_equal(np.unique(calibrate.sample(values)), np.unique(values))
+  np.testing.assert_array_equal(calibrate.sample(values), calibrate.resized(values))
