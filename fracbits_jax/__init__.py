@@ -6,7 +6,7 @@ named here need JAX and Flax only.
 
 import importlib
 
-__version__ = '0.2.0'
+__version__ = '0.3.0'
 
 _SUBMODULES = ('cost', 'layers', 'models', 'policy', 'quantize')
 _FUNCTIONS = {'from_float': 'program', 'quantize_model': 'program'}

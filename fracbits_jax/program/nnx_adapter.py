@@ -70,7 +70,8 @@ def _parts(model: nnx.Module) -> tuple[Any, dict[str, Any], dict[str, Any]]:
 def _as_written(model: nnx.Module) -> Iterator[None]:
   """The model without ranges and bit-widths, which a transform would map as it maps the module that they lie in."""
   taken = []
-  for name in model.quantized.quantized() if 'quantized' in vars(model) else ():
+  known: Network | None = vars(model).get('quantized')
+  for name in known.quantized() if known is not None else ():
     module, prefix = _place(model, name)
     for which in _OF_WEIGHT:
       if isinstance(getattr(module, prefix + which, None), Range | Bits):
