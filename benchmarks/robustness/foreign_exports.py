@@ -83,7 +83,7 @@ def _run(kind: str, content: bytes, orders: Any, x: Any) -> list[Any]:
   if kind == 'onnx':
     return onnx_check.run(content, orders=orders, inputs=x, entries=(onnx_format.EXACT_ON_X64,))
   model = ModelWrapper(onnx.load_from_string(content))
-  found = execute_onnx(model, {name: np.transpose(x[name], order) for name, order in orders.items()})
+  found = execute_onnx(model, {name: np.transpose(np.asarray(x[name]), order) for name, order in orders.items()})
   return [found[output.name] for output in model.graph.output]
 
 
