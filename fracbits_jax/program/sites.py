@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fracbits_jax.program.stored import Stored
+from fracbits_jax.program.stored import Stored, Value
 
 # More kernels than these along a batch axis of one product are not layers but the channels of one, and so are those
 # along several such axes, as in a convolution with a kernel for each place.
@@ -146,3 +146,43 @@ def macs_of(found: Sequence[Site], depth: int = 0) -> int:
       inside.setdefault(at, {}).setdefault(branch, []).append(site)
   dearest = [max(macs_of(branch, depth + 1) for branch in branches.values()) for branches in inside.values()]
   return sum(here) + sum(dearest)
+
+
+def found_at(equation: Any, operands: Sequence[Value]) -> dict[str, Any] | None:
+  """The fields of the site that an equation is, by what is known of its operands; `None` where it is none."""
+  op = equation.primitive.name
+  if op == 'dot_general':
+    return _product(equation, operands)
+  known = [value.stored for value in operands]
+  if op == 'conv_general_dilated' and (known[1] is None or known[1].params):
+    found = of_convolution(equation)
+    return {**found, 'kind': 'product' if known[1] is None else found['kind'], 'weight': 1, 'input': 0}
+  if op == 'ragged_dot_general' and known[1] is not None and known[1].params:
+    return {**of_ragged_dot(equation), 'weight': 1, 'input': 0}
+  if op in ('gather', 'dynamic_slice') and known[0] is not None and known[0].params:
+    at_known_place = op == 'dynamic_slice' and all(one is not None for one in known[1:])
+    if len(equation.invars[0].aval.shape) > 1 and not at_known_place:
+      found = of_gather(equation) if op == 'gather' else of_dynamic_slice(equation)
+      return {**found, 'weight': 0, 'input': None}
+  return None
+
+
+def _product(equation: Any, operands: Sequence[Value]) -> dict[str, Any] | None:
+  batch = equation.params['dimension_numbers'][1]
+  left, right = (_weight_in(value.stored, batch[i]) for i, value in enumerate(operands))
+  weights = [i for i, one in enumerate((left, right)) if one is not None and one.params]
+  if len(weights) == 2 and left is not None and right is not None:
+    # The input is what was computed, not what is a parameter as it is.
+    weights = [0 if left.layout is not None and right.layout is None else 1]
+  if weights:
+    found = of_dot(equation, weights[0])
+    return found and {**found, 'weight': weights[0], 'input': 1 - weights[0]}
+  if left is None and right is None:
+    found = of_dot(equation, 1, stacks=False)
+    return found and {**found, 'kind': 'product', 'weight': 1, 'input': 0}
+  return None
+
+
+def _weight_in(one: Stored | None, batch: Sequence[int]) -> Stored | None:
+  """What is stored as a weight; learned queries that a batched product takes to its keys are activations."""
+  return None if one is not None and batch and (one.products or one.repeated) else one

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import os.path
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -160,3 +161,27 @@ def axes_with(layout: tuple, atoms: tuple[Atom, ...]) -> tuple[int, ...] | None:
     if axis not in axes:
       axes.append(axis)
   return tuple(axes) if atoms_of(layout, axes) == atoms else None
+
+
+def common_module(values: Sequence[Value]) -> str:
+  """The path of the module that holds all parameters that a loop takes apart."""
+  modules = [path.rpartition('/')[0] for value in values if value.stored for path in value.stored.params]
+  return os.path.commonpath(modules) if modules and all(modules) else ''
+
+
+def row_of(value: Value, loop: Loop) -> Value:
+  """A stored value's part in one pass of a loop over it."""
+  one = value.stored
+  if one is None:
+    return value
+  layout = one.layout and one.layout[1:]
+  row = dataclasses.replace(one, layout=layout, key=digest('row', one.key), loops=(*one.loops, loop))
+  return Value(row if one.params else dataclasses.replace(row, loops=one.loops), value.positive)
+
+
+def behind(value: Value, loop: Loop) -> Value:
+  """What the passes of a loop give, behind it: its parts are one array again."""
+  if value.stored is None:
+    return value
+  outer = tuple(one for one in value.stored.loops if one != loop)
+  return Value(dataclasses.replace(value.stored, loops=outer), value.positive)

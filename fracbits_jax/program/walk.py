@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os.path
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -135,7 +134,9 @@ class _Walk:
         for i, b in enumerate(params['branches'])
       ]
       return [self._either(op, operands[:1], values) for values in zip(*branches, strict=True)]
-    self._look(equation, operands, path, around, scope)
+    found = sites.found_at(equation, operands)
+    if found is not None and self.recording:
+      self._add(operands, found, path, around, scope)
     return self._results(equation, operands, path)
 
   def _either(self, op: str, chosen_by: list[Value], values: Sequence[Value]) -> Value:
@@ -201,8 +202,8 @@ class _Walk:
   ) -> list[Value]:
     closed, n_consts, n_carry = params['jaxpr'], params['num_consts'], params['num_carry']
     consts, before, xs = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
-    loop = Loop(path, params['length'], _common_module(xs))
-    rows = [_row_of(x, loop) for x in xs]
+    loop = Loop(path, params['length'], stored.common_module(xs))
+    rows = [stored.row_of(x, loop) for x in xs]
     inside = (*around, _Around(path, params['length']))
     run = lambda carry: self.run(closed.jaxpr, closed.consts, [*consts, *carry, *rows], path, inside, scope)
     carry = self._carried(lambda carry: run(carry)[:n_carry], before)
@@ -211,7 +212,7 @@ class _Walk:
       Value(value.stored and stored.joined('stack', path, [value]), value.positive) for value in results[n_carry:]
     ]
     carried = [self._either('carry', [], pair) for pair in zip(before, results[:n_carry], strict=True)]
-    return [*carried, *(_behind(value, loop) for value in stacked)]
+    return [*carried, *(stored.behind(value, loop) for value in stacked)]
 
   def _while(
     self, params: Mapping[str, Any], operands: list[Value], path: Path, around: tuple[_Around, ...], scope: str
@@ -227,53 +228,10 @@ class _Walk:
 
   # Sites.
 
-  def _look(self, equation: Any, operands: list[Value], path: Path, around: tuple[_Around, ...], scope: str) -> None:
-    op = equation.primitive.name
-    if op == 'dot_general':
-      self._look_at_product(equation, operands, path, around, scope)
-    elif op == 'conv_general_dilated' and (operands[1].stored is None or operands[1].stored.params):
-      found = sites.of_convolution(equation)
-      kind = found['kind'] if operands[1].stored is not None else 'product'
-      self._add(equation, operands, path, around, scope, 1, 0, {**found, 'kind': kind})
-    elif op == 'ragged_dot_general' and operands[1].stored is not None and operands[1].stored.params:
-      self._add(equation, operands, path, around, scope, 1, 0, sites.of_ragged_dot(equation))
-    elif op in ('gather', 'dynamic_slice') and operands[0].stored is not None and operands[0].stored.params:
-      constant = all(value.stored is not None for value in operands[1:])
-      if len(equation.invars[0].aval.shape) > 1 and not (constant and op == 'dynamic_slice'):
-        found = sites.of_gather(equation) if op == 'gather' else sites.of_dynamic_slice(equation)
-        self._add(equation, operands, path, around, scope, 0, None, found)
-
-  def _look_at_product(
-    self, equation: Any, operands: list[Value], path: Path, around: tuple[_Around, ...], scope: str
-  ) -> None:
-    batch = equation.params['dimension_numbers'][1]
-    left, right = (_weight_in(value.stored, batch[i]) for i, value in enumerate(operands))
-    weights = [i for i, one in enumerate((left, right)) if one is not None and one.params]
-    if len(weights) == 2 and left is not None and right is not None:
-      # The input is what was computed, not what is a parameter as it is.
-      weights = [0 if left.layout is not None and right.layout is None else 1]
-    if weights:
-      found = sites.of_dot(equation, weights[0])
-      if found is not None:
-        self._add(equation, operands, path, around, scope, weights[0], 1 - weights[0], found)
-    elif left is None and right is None:
-      found = sites.of_dot(equation, 1, stacks=False)
-      if found is not None:
-        self._add(equation, operands, path, around, scope, 1, 0, {**found, 'kind': 'product'})
-
   def _add(
-    self,
-    equation: Any,
-    operands: list[Value],
-    path: Path,
-    around: tuple[_Around, ...],
-    scope: str,
-    weight: int,
-    other: int | None,
-    found: dict[str, Any],
+    self, operands: list[Value], found: dict[str, Any], path: Path, around: tuple[_Around, ...], scope: str
   ) -> None:
-    if not self.recording:
-      return
+    weight, other = found['weight'], found['input']
     of_weight = None if found['kind'] == 'product' else operands[weight].stored
     if of_weight is not None:
       self.used |= of_weight.products
@@ -287,8 +245,6 @@ class _Walk:
     inputs = [value.stored for i, value in enumerate(operands) if i != weight]
     site = Site(
       path=path,
-      weight=weight,
-      input=other,
       stored=of_weight or Stored(),
       times=times,
       signed=other is not None and not operands[other].positive,
@@ -296,7 +252,7 @@ class _Walk:
       batched=any(one is None or one.repeated for one in inputs),
       branches=tuple((one.path, one.branch) for one in around if one.branch is not None),
       scans=tuple(one.path for one in around if one.branch is None and one.length is not None),
-      scope=scope.removeprefix(self.root).strip('/'),
+      scope=scope if scope.partition('/')[0] != self.root else scope.partition('/')[2],
       **found,
     )
     if site.stored.params and all(one is not None for one in inputs):
@@ -313,11 +269,6 @@ def _repeats(equation: Any) -> bool:
   return grown and any(size != 1 for size in old)
 
 
-def _weight_in(one: Stored | None, batch: Sequence[int]) -> Stored | None:
-  """What is stored as a weight; learned queries that a batched product takes to its keys are activations."""
-  return None if one is not None and batch and (one.products or one.repeated) else one
-
-
 def _in_stack(site: Site, loops: Mapping[Path, Loop]) -> Site:
   """A product of two activations in a loop over layers is a product of each of them."""
   own = tuple(loops[path] for path in site.scans if path in loops)
@@ -325,30 +276,6 @@ def _in_stack(site: Site, loops: Mapping[Path, Loop]) -> Site:
     return site
   times = site.times // max(math.prod(loop.length for loop in own), 1)
   return dataclasses.replace(site, stored=Stored(loops=own), times=times)
-
-
-def _common_module(values: Sequence[Value]) -> str:
-  """The path of the module that holds all parameters that a loop takes apart."""
-  modules = [path.rpartition('/')[0] for value in values if value.stored for path in value.stored.params]
-  return os.path.commonpath(modules) if modules and all(modules) else ''
-
-
-def _row_of(value: Value, loop: Loop) -> Value:
-  """A stored value's part in one pass of a loop over it."""
-  one = value.stored
-  if one is None:
-    return value
-  layout = one.layout and one.layout[1:]
-  row = dataclasses.replace(one, layout=layout, key=stored.digest('row', one.key), loops=(*one.loops, loop))
-  return Value(row if one.params else dataclasses.replace(row, loops=one.loops), value.positive)
-
-
-def _behind(value: Value, loop: Loop) -> Value:
-  """What the passes of a loop give, behind it: its parts are one array again."""
-  if value.stored is None:
-    return value
-  outer = tuple(one for one in value.stored.loops if one != loop)
-  return Value(dataclasses.replace(value.stored, loops=outer), value.positive)
 
 
 def _within(scope: str, stack: str) -> str:
