@@ -117,16 +117,16 @@ def test_weights_take_their_bits_in_the_file(tmp_path):
 
 
 def test_convolutions_are_not_transposed(tmp_path):
-  for name in ('mobilenet_v2', 'resnet8'):
-    with fewer_blocks.mobilenets():
+  with fewer_blocks.mobilenets():  # the networks are captured where they are written
+    for name in ('mobilenet_v2', 'resnet8'):
       source = export_nets.shipped(name, width=0.25, small_images=True)
-    for module, kwargs in ((onnx_format, {'check': False}), (qonnx_format, {'batch_size': 1})):
-      module.write(source, tmp_path / 'net.onnx', **kwargs)
-      found = onnx.load(tmp_path / 'net.onnx').graph
-      ops = [node.op_type for node in found.node]
-      assert 'Transpose' not in ops, name
-      assert ops.count('GlobalAveragePool') == 1
-      assert [d.dim_value for d in found.input[0].type.tensor_type.shape.dim][1:] == [3, 12, 12]
+      for module, kwargs in ((onnx_format, {'check': False}), (qonnx_format, {'batch_size': 1})):
+        module.write(source, tmp_path / 'net.onnx', **kwargs)
+        found = onnx.load(tmp_path / 'net.onnx').graph
+        ops = [node.op_type for node in found.node]
+        assert 'Transpose' not in ops, name
+        assert ops.count('GlobalAveragePool') == 1
+        assert [d.dim_value for d in found.input[0].type.tensor_type.shape.dim][1:] == [3, 12, 12]
 
 
 def test_a_transformer_gives_its_logits(tmp_path):
