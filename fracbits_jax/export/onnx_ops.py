@@ -156,6 +156,7 @@ def _reduce(op: str) -> Callable[[Builder, Node], Tensor]:
 def _arg(op: str) -> Callable[[Builder, Node], Tensor]:
   def convert(b: Builder, node: Node) -> Tensor:
     x = b.in_order(b.value(node.inputs[0]))
+    x = cast_to(b, x, 'int32') if x.dtype == 'bool' else x  # of truth values ONNX has no largest
     found = dataclasses.replace(output_of(node), dtype='int64')
     found = b.add(op, [x.name], found, axis=node.params['axes'][0], keepdims=0)
     return b.add('Cast', [found.name], output_of(node), to=DTYPES[node.dtype])
