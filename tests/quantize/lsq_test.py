@@ -97,8 +97,26 @@ def test_bad_arguments_are_refused():
   w = jnp.ones((3, 4))
   with pytest.raises(ValueError, match='do not fit a kernel'):
     lsq.kernel(w, jnp.ones(3), 1.0)
+  with pytest.raises(ValueError, match=r'ranges of shape \(3,\) do not fit a kernel'):
+    lsq.kernel(w, 3, jnp.ones(3))
   with pytest.raises(ValueError, match='alpha of shape'):
-    lsq.kernel(w, 3, jnp.ones(4))
+    lsq.activation(w, 3, jnp.ones(4))
   with pytest.raises(ValueError, match='choices'):
     lsq.activation(w, 3.0, 1.0, choices=(4, 2))
   assert 'lsq' not in quantize.SCHEMES  # those are grids on the unit interval
+
+
+def test_ranges_of_channels_are_those_of_kernels_by_themselves():
+  """Values, and the gradients of weights, bits and ranges, with a range for each output channel."""
+  w = jax.random.normal(jax.random.key(0), (5, 3))
+  alpha, g = jnp.array([0.5, 1.0, 2.5]), jax.random.normal(jax.random.key(1), (5, 3))
+  for bits in (jnp.array([2.5, 3.0, 1.25]), jnp.float32(2.75)):
+    value, pull = jax.vjp(lambda *arguments: lsq.kernel(*arguments), w, bits, alpha)
+    of_w, of_bits, of_alpha = pull(g)
+    each = [jax.vjp(lsq.kernel, w[:, i : i + 1], jnp.broadcast_to(bits, 3)[i], alpha[i]) for i in range(3)]
+    np.testing.assert_allclose(value, jnp.concatenate([found for found, _ in each], 1), rtol=1e-6)
+    parts = [pull(g[:, i : i + 1]) for i, (_, pull) in enumerate(each)]
+    np.testing.assert_allclose(of_w, jnp.concatenate([part[0] for part in parts], 1), rtol=1e-6)
+    expected = jnp.stack([part[1] for part in parts])
+    np.testing.assert_allclose(of_bits, expected if bits.shape else expected.sum(), rtol=1e-5)
+    np.testing.assert_allclose(of_alpha, jnp.stack([part[2] for part in parts]), rtol=1e-5)
