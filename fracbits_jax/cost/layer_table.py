@@ -124,10 +124,14 @@ def row(
     kind=kind,
     biases=0 if bias is None else bias.size,
   )
+  return Layer(**fields, **bit_fields(quant))
+
+
+def bit_fields(quant: QuantConfig | None) -> dict[str, Any]:
+  """The fields of a row that say how its layer is quantized; `None` for one that stays float."""
   if quant is None:
-    return Layer(**fields, kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS)
-  return Layer(
-    **fields,
+    return dict(kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS)
+  return dict(
     kernel_bits=quant.kernel_bits,
     input_bits=quant.counted_input_bits,
     per_channel=quant.granularity == 'kernel',

@@ -3,10 +3,8 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from fracbits_jax.cost.layer_table import Layer, per_example
-from fracbits_jax.layers import FLOAT_BITS, QuantConfig
+from fracbits_jax.cost.layer_table import Layer, bit_fields, per_example
 from fracbits_jax.program.network import Network
 from fracbits_jax.program.plan import Weight
 from fracbits_jax.program.sites import Site, macs_of
@@ -39,23 +37,10 @@ def rows(network: Network, program: Program, examples: int) -> tuple[Layer, ...]
       biases=_biases(network.shapes, weight, taken),
       stack=weight.stack,
       path=name,
-      **_bits(weight, quant),
+      **bit_fields(None if quant is not None and weight.is_product and quant.weight_only else quant),
     )
     found += [dataclasses.replace(row, name=weight.at(index), index=index) for index in weight.indices()]
   return tuple(found)
-
-
-def _bits(weight: Weight, quant: QuantConfig | None) -> dict[str, Any]:
-  """The fields of a row that say how it is quantized."""
-  if quant is None or (weight.is_product and quant.weight_only):
-    return dict(kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS)
-  return dict(
-    kernel_bits=quant.kernel_bits,
-    input_bits=quant.counted_input_bits,
-    per_channel=quant.granularity == 'kernel',
-    choices=quant.allowed_kernel_bits,
-    input_choices=quant.allowed_input_bits,
-  )
 
 
 def _macs(sites: Sequence[Site], examples: int) -> int | float:

@@ -3,13 +3,15 @@
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import linen as nn
 
 from fracbits_jax.layers.examples import example_of, is_array
+from fracbits_jax.program.trace import path_of
 
+_Traced = TypeVar('_Traced')
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -71,11 +73,26 @@ def call_of(model: Any, inputs: Any, kwargs: Mapping[str, Any], batch_axes: Any 
   return Call(args, kwargs, _named([(part, path) for part, path, _, _ in found]), batched)
 
 
-def fixed_examples(call: Call, error: Exception) -> str:
-  """What is said of a network that takes a fixed number of examples."""
-  count = next(x.shape[0] for x, many in zip(call.arrays(), call.batched, strict=True) if many)
-  why = str(error).strip().partition('\n')[0]
-  return f'takes {count} examples at once, as the network cannot be traced for any number of them ({why[:200]})'
+def for_any_number(call: Call, trace: Callable[[Any], _Traced]) -> tuple[_Traced, str]:
+  """What is traced for any number of examples, or for those of the call where the network allows no other.
+
+  Args:
+    call: of the network.
+    trace: traces it for a number of examples, which is a symbol, or `None` for that of the call.
+
+  Returns:
+    That, and a sentence where the number is fixed, else ''.
+  """
+  if not any(call.batched):
+    return trace(None), ''
+  (number,) = jax.export.symbolic_shape('n')
+  try:
+    return trace(number), ''
+  except Exception as error:  # whatever the network's own code does with a number that is none
+    traced = trace(None)
+    count = next(x.shape[0] for x, many in zip(call.arrays(), call.batched, strict=True) if many)
+    why = str(error).strip().partition('\n')[0][:200]
+    return traced, f'takes {count} examples at once, as the network cannot be traced for any number of them ({why})'
 
 
 def named_results(results: Any) -> tuple[str, ...]:
@@ -94,8 +111,7 @@ def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
   """The arrays of a tree by path."""
   for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
     if is_array(leaf) or isinstance(leaf, jax.core.ShapedArray):
-      parts = [getattr(key, 'key', getattr(key, 'name', getattr(key, 'idx', key))) for key in keys]
-      yield '/'.join(map(str, parts)), leaf
+      yield path_of(keys), leaf
 
 
 def _named(places: Sequence[tuple[str, str]]) -> tuple[str, ...]:

@@ -16,13 +16,13 @@ from jax.extend import core
 
 from fracbits_jax import layers
 from fracbits_jax.export import lowering, ops
-from fracbits_jax.export.calls import Call, call_of, fixed_examples, named_results
+from fracbits_jax.export.calls import Call, call_of, for_any_number, named_results
 from fracbits_jax.export.graph import Graph, Input, Node, without_dead_nodes
 from fracbits_jax.export.grid import Kernel, input_grid, kernel_codes
 from fracbits_jax.fast import conv
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.program import interpreter
-from fracbits_jax.program.walk import CALLS, inner_program
+from fracbits_jax.program.walk import CALLS, inner_program, modules_around
 
 MOST_PASSES = 256  # of a loop, which is unrolled
 _SAME = {'name', 'stop_gradient', 'copy', 'copy_p', 'optimization_barrier', 'sharding_constraint', 'device_put'}
@@ -69,14 +69,8 @@ def capture(
   """
   check_integers(variables.get('bits', {}))
   call = call_of(model, inputs, kwargs, batch_axes) if call is None else call
-  if not any(call.batched):
-    return _captured(model, variables, call, None)
-  (number,) = jax.export.symbolic_shape('n')
-  try:
-    return _captured(model, variables, call, number)
-  except Exception as error:  # whatever the network's own code does with a number that is none
-    graph = _captured(model, variables, call, None)
-    return dataclasses.replace(graph, note=fixed_examples(call, error))
+  graph, note = for_any_number(call, lambda number: _captured(model, variables, call, number))
+  return dataclasses.replace(graph, note=note)
 
 
 def _captured(model: Any, variables: Mapping[str, Any], call: Call, number: Any) -> Graph:
@@ -161,7 +155,7 @@ class _Reader:
 
   def _equation(self, equation: Any, values: list[Any], place: str) -> list[Any]:
     op, params = equation.primitive.name, equation.params
-    place = _within(place, str(equation.source_info.name_stack))
+    place = modules_around(place, str(equation.source_info.name_stack))
     if op in CALLS and op not in _OUTER:
       return self.read(*inner_program(equation), values, place)
     if op in ('quantize', 'kernel'):
@@ -268,15 +262,6 @@ def _array(x: Any) -> Any:
 
 def _digest(array: np.ndarray) -> tuple:
   return array.shape, array.dtype.str, hashlib.sha1(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _within(place: str, stack: str) -> str:
-  """The modules around an equation: what JAX keeps of names, without those of transforms and functions."""
-  parts = place.split('/') if place else []
-  for part in stack.split('/'):
-    if part.isidentifier() and part not in parts[-1:]:
-      parts.append(part)
-  return '/'.join(parts)
 
 
 def _size(size: Any) -> int:

@@ -19,7 +19,7 @@ from fracbits_jax.system import extras
 with extras.needed():
   import flatbuffers  # noqa: F401  what jax.export serializes with, imported here so that a missing one is said at once
 
-from fracbits_jax.export.calls import fixed_examples, named_results
+from fracbits_jax.export.calls import for_any_number, named_results
 from fracbits_jax.export.capture import applied
 from fracbits_jax.export.source import Source
 from fracbits_jax.layers.examples import is_array
@@ -35,21 +35,10 @@ def write(source: Source, path: str | os.PathLike) -> str:
   array, such as a flag, is left out, and one within a dictionary or a tuple is `None`. It gives what the network gives;
   trees of other classes than dictionaries, tuples and lists as a dictionary of arrays by name.
   """
-  call, note = source.call, ''
-  try:
-    if not any(call.batched):
-      exported = _exported(source, None)
-    else:
-      (number,) = export.symbolic_shape('n')
-      exported = _exported(source, number)
-  except Exception as error:  # whatever the network's own code does with a number that is none
-    if not any(call.batched):
-      raise
-    exported = _exported(source, None)
-    note = fixed_examples(call, error)
+  exported, note = for_any_number(source.call, lambda number: _exported(source, number))
   write_whole(path, exported.serialize())
   size = pathlib.Path(path).stat().st_size
-  many = '' if note or not any(call.batched) else ' and any number of examples'
+  many = '' if note or not any(source.call.batched) else ' and any number of examples'
   return f'{path}: {size:,} bytes, for {", ".join(PLATFORMS)}{many}' + (f'\n{path} {note}' if note else '')
 
 

@@ -25,6 +25,7 @@ from fracbits_jax.quantize.unit import SMALLEST
 _SAMPLES = 4096  # values of a layer's inputs, of each batch
 _CANDIDATES = 100  # up to the largest value, and as many beyond it
 _EXACT = 128  # candidates of which levels are the largest value
+_NOT_FINITE = 'there are values that are not finite: no clip quantizes them; mend the network or its inputs'
 
 
 def sample(x: jax.Array) -> jax.Array:
@@ -104,7 +105,7 @@ def best_clip(
   """
   x = jnp.asarray(x)
   if not isinstance(x, jax.core.Tracer) and not jnp.isfinite(x).all():
-    raise ValueError('there are values that are not finite: no clip quantizes them; mend the network or its inputs')
+    raise ValueError(_NOT_FINITE)
   how = dict(signed=signed, choices=choices, scheme=scheme, criterion=check_calibration(criterion))
   return _best_clip(x, jnp.float32(bits), **how) if x.size else jnp.float32(1)
 
@@ -146,9 +147,7 @@ def best_clips(
 def checked(x: np.ndarray, what: str) -> np.ndarray:
   """The sample; raises `ValueError`, with what it is of, where a value is not finite."""
   if not np.isfinite(x).all():
-    raise ValueError(
-      f'{what}: there are values that are not finite: no clip quantizes them; mend the network or its inputs'
-    )
+    raise ValueError(f'{what}: {_NOT_FINITE}')
   return x
 
 

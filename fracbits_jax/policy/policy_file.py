@@ -92,7 +92,7 @@ def _parse_entry(row: Mapping) -> dict[str, Any]:
     'name': name,
     'kernel': tuple(_bit('kernel', b) for b in kernel) if isinstance(kernel, list) else _bit('kernel', kernel),
     'input': _bit('input', row.get('input')),
-    'macs': _count(row, 'macs'),
+    'macs': _number(row, 'macs', most=_MAX_COUNT) if isinstance(row.get('macs'), float) else _count(row, 'macs'),
     'weights': _count(row, 'weights'),
     'cost_share': _number(row, 'cost_share', most=1),
     'learned': tuple(learned),

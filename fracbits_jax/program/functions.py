@@ -9,14 +9,15 @@ import jax.numpy as jnp
 
 from fracbits_jax.layers.examples import arguments_of, example_of, is_array
 from fracbits_jax.layers.quant_config import QuantConfig
-from fracbits_jax.program import calibration, collections, coverage, network
+from fracbits_jax.program import calibration, collections, network
 from fracbits_jax.program.network import Network
+from fracbits_jax.program.quantized import QuantizedNetwork
 from fracbits_jax.program.rules import Rules
 from fracbits_jax.program.trace import Program, Tracer
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class QuantizedFunction:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class QuantizedFunction(QuantizedNetwork):
   """A quantized function: a pair of `init` and `apply`.
 
   Its variables are `params` and `bits`. Where the function's parameters are nested dictionaries, `params` are these,
@@ -24,26 +25,16 @@ class QuantizedFunction:
 
   Attributes:
     function: `function(params, *inputs, **kwargs)`.
-    network: its weights and how they are quantized.
     example: shapes of what it is called with: parameters, inputs, keywords.
     is_nested: whether the parameters are nested dictionaries.
   """
 
   function: Callable[..., Any]
-  network: Network
   example: tuple[Any, tuple, Mapping[str, Any]]
   is_nested: bool
 
   def __iter__(self) -> Iterator[Callable[..., Any]]:
     return iter((self.init, self.apply))
-
-  @property
-  def configs(self) -> dict[str, QuantConfig]:
-    """How each weight is quantized, by its name; those that stay float are absent."""
-    return {name: quant for name, (_, quant) in self.network.quantized().items()}
-
-  def __str__(self) -> str:
-    return str(coverage.measure(self.network, self.network.program))
 
   def init(self, params: Any) -> dict[str, Any]:
     """Variables with these parameters, ranges that are not calibrated, and bit-widths where they start."""
@@ -85,18 +76,6 @@ class QuantizedFunction:
     """The network, and its program for a call with arguments of these shapes."""
     return self.network, self.network.tracer.trace(self.example[0], {}, args, kwargs)[0]
 
-  def clone(self, configs: Mapping[str, QuantConfig | None]) -> 'QuantizedFunction':
-    """The function with other configurations; weights that are not named stay float."""
-    return dataclasses.replace(self, network=self.network.with_configs(configs))
-
-  def without_quantization(self) -> 'QuantizedFunction':
-    """The float function, with the call and the variables of this one."""
-    return self.clone({})
-
-  def with_fixed_bits(self) -> 'QuantizedFunction':
-    """The function whose collection `bits` holds integers, fixed after a search; see `wrap.with_fixed_bits`."""
-    return self.clone({name: dataclasses.replace(quant, learned=False) for name, quant in self.configs.items()})
-
 
 def quantize_model(
   function: Callable[..., Any],
@@ -118,7 +97,7 @@ def quantize_model(
   example = (jax.tree.map(shape_of, params), example_of(inputs), kwargs)
   tracer = Tracer(lambda params, others, args, kwargs: function(params, *args, **kwargs))
   found = network.quantize(tracer, example[0], {}, example[1], kwargs, rules, default, edge_bits)
-  return QuantizedFunction(function, found, example, _is_nested(params))
+  return QuantizedFunction(function=function, network=found, example=example, is_nested=_is_nested(params))
 
 
 def _is_nested(tree: Any) -> bool:

@@ -10,33 +10,24 @@ from flax import linen as nn
 
 from fracbits_jax.layers.examples import arguments_of, example_of
 from fracbits_jax.layers.quant_config import QuantConfig
-from fracbits_jax.program import calibration, collections, coverage, network
+from fracbits_jax.program import calibration, collections, network
 from fracbits_jax.program.network import Network
+from fracbits_jax.program.quantized import QuantizedNetwork
 from fracbits_jax.program.rules import Rules
 from fracbits_jax.program.trace import Program, Tracer
 
 _OF_APPLY = ('mutable', 'capture_intermediates')  # arguments that `init` does not take
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class QuantizedModel:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class QuantizedModel(QuantizedNetwork):
   """A quantized linen network: `init` and `apply` with the arguments of linen's own.
 
   Attributes:
     model: the network as it was written.
-    network: its weights and how they are quantized.
   """
 
   model: nn.Module
-  network: Network
-
-  @property
-  def configs(self) -> dict[str, QuantConfig]:
-    """How each weight is quantized, by its name; those that stay float are absent."""
-    return {name: quant for name, (_, quant) in self.network.quantized().items()}
-
-  def __str__(self) -> str:
-    return str(coverage.measure(self.network, self.network.program))
 
   def init(self, rngs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """The variables of the float network with random parameters, its ranges and its bit-widths.
@@ -92,18 +83,6 @@ class QuantizedModel:
     params, others, kwargs = _arguments(variables, rngs, _changing(variables, kwargs))
     return self.network, self.network.tracer.trace(params, others, args, kwargs)[0]
 
-  def clone(self, configs: Mapping[str, QuantConfig | None]) -> 'QuantizedModel':
-    """The network with other configurations; weights that are not named stay float."""
-    return dataclasses.replace(self, network=self.network.with_configs(configs))
-
-  def without_quantization(self) -> 'QuantizedModel':
-    """The float network, with the call and the parameters of this one."""
-    return self.clone({})
-
-  def with_fixed_bits(self) -> 'QuantizedModel':
-    """The network whose collection `bits` holds integers, fixed after a search; see `wrap.with_fixed_bits`."""
-    return self.clone({name: dataclasses.replace(quant, learned=False) for name, quant in self.configs.items()})
-
 
 def _arguments(
   variables: Mapping[str, Any], rngs: Any, kwargs: dict[str, Any]
@@ -145,7 +124,7 @@ def quantize_model(
   found = network.quantize(
     Tracer(_function(model), type(model).__name__), params, others, args, kwargs, rules, default, edge_bits
   )
-  return QuantizedModel(model, found)
+  return QuantizedModel(model=model, network=found)
 
 
 def _shapes(model: nn.Module, args: tuple, kwargs: Mapping[str, Any], rngs: Any = None) -> tuple[Any, Any]:

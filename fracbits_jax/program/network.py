@@ -42,9 +42,8 @@ class Network:
   configs: Mapping[str, QuantConfig | None]
   program: Program
   left_by_rule: frozenset[str] = frozenset()
-  _runs: dict[Program, Any] = dataclasses.field(
-    default_factory=dict, init=False, repr=False
-  )  # compiled, for eager calls
+  # Compiled programs, for calls outside of one.
+  _runs: dict[Program, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
   @property
   def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -71,15 +70,14 @@ class Network:
       ValueError: a weight that was not used in the call that the network was quantized for.
     """
     key = program.keys[site.path]
-    if key not in self.names:
-      what = ', '.join(sorted(site.stored.params)) or f'{site.scope or "a"} product'
-      if site.kind == 'product':
-        return f'{site.scope}/product'.strip('/') + ' of another call'
-      raise ValueError(
-        f'{what} is used in this call in a way in which the call that quantize_model saw does not use it: give '
-        'quantize_model the arguments of this call as well, or call the network as it was called there'
-      )
-    return self.names[key]
+    if key in self.names:
+      return self.names[key]
+    if site.kind == 'product':
+      return f'{site.scope}/product'.strip('/') + ' of another call'  # which stays float
+    raise ValueError(
+      f'{", ".join(sorted(site.stored.params))} is used in another way than in the call that quantize_model saw: give '
+      'it the arguments of this call, such as its method, or call the network as it was called there'
+    )
 
   def run(self, params: Any, others: Any, args: Any, kwargs: Any, variables: Mapping[str, Mapping[str, Any]]) -> Any:
     """What the function gives with quantized weights and inputs.

@@ -111,7 +111,7 @@ class _Walk:
     self, equation: Any, operands: list[Value], path: Path, around: tuple[_Around, ...], scope: str
   ) -> list[Value]:
     op, params = equation.primitive.name, equation.params
-    scope = _within(scope, str(equation.source_info.name_stack))
+    scope = modules_around(scope, str(equation.source_info.name_stack))
     if op in CALLS:
       jaxpr, consts = inner_program(equation)
       before = len(self.sites)
@@ -278,7 +278,7 @@ def _in_stack(site: Site, loops: Mapping[Path, Loop]) -> Site:
   return dataclasses.replace(site, stored=Stored(loops=own), times=times)
 
 
-def _within(scope: str, stack: str) -> str:
+def modules_around(scope: str, stack: str) -> str:
   """The modules around an equation: what JAX keeps of names, without those of methods, transforms and einsums."""
   parts = scope.split('/') if scope else []
   for part in (part.partition('.')[0] for part in stack.split('/')):

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import re
@@ -366,3 +367,11 @@ def test_kernel_wise_discretization_is_never_worse_than_the_single_offset(metric
     ours = policy.discretize(bits, layers, limit).cost
     assert paper <= ours <= limit.target
     assert ours >= 0.999 * limit.target
+
+
+def test_a_policy_of_examples_that_share_a_layer_is_read_again(tmp_path):
+  """Multiply-accumulates for one of three examples are no integer."""
+  shared = (dataclasses.replace(TABLE[0], macs=256 / 3), *TABLE[1:])
+  found = policy.discretize(cost.uniform_bits(shared, 3.4), shared, cost.budget('bitops', shared, equivalent_bits=3))
+  found.save(tmp_path / 'policy.json')
+  assert policy.load(tmp_path / 'policy.json', shared) == found
