@@ -19,7 +19,7 @@ gc.set_threshold(50_000, 20, 50)  # tracing makes many objects, and each collect
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # Of two workers that take file by file, one would work alone on a long file that is taken last.
-LONGEST = ('resume_test.py', 'notebook_test.py', 'hosts_test.py', 'wheel_test.py', 'wrap_test.py', 'run_test.py')
+LONGEST = ('resume_test.py', 'notebook_test.py', 'hosts_test.py', 'wheel_test.py', 'run_test.py', 'stacks_test.py')
 
 
 def pytest_configure(config):
