@@ -83,6 +83,33 @@ def _updated(x: jax.Array, update: jax.Array, starts: Sequence[int], axis: int =
   return lax.concatenate([part for part in parts if part.shape[axis] != 0], axis)
 
 
+def _gather(equation: Any, values: Sequence[Any], most_passes: int) -> _Function | None:
+  """A look-up that is mapped, such as `jax.vmap(lambda i: table[i])`, without places of axes that it takes whole."""
+  p, numbers, shape = equation.params, equation.params['dimension_numbers'], equation.invars[0].aval.shape
+  sizes, places = p['slice_sizes'], numbers.start_index_map
+  limited = (lax.GatherScatterMode.CLIP, lax.GatherScatterMode.PROMISE_IN_BOUNDS)
+  if p['mode'] not in limited or numbers.operand_batching_dims:
+    return None
+  whole = {axis for axis in places if sizes[axis] == shape[axis]}
+  thin = {axis for axis in places if sizes[axis] == 1 and axis not in (*whole, *numbers.collapsed_slice_dims)}
+  kept = [i for i, axis in enumerate(places) if axis not in whole]
+  if not kept or not (whole or thin):
+    return None
+  slices = [axis for axis in range(len(shape)) if axis not in numbers.collapsed_slice_dims]
+  gone = [to for to, axis in zip(numbers.offset_dims, slices, strict=True) if axis in thin]
+  fewer = lax.GatherDimensionNumbers(
+    offset_dims=tuple(to - sum(g < to for g in gone) for to in numbers.offset_dims if to not in gone),
+    collapsed_slice_dims=tuple(sorted({*numbers.collapsed_slice_dims, *thin})),
+    start_index_map=tuple(places[i] for i in kept),
+  )
+
+  def gathered(x: jax.Array, at: jax.Array) -> jax.Array:
+    at = lax.concatenate([lax.slice_in_dim(at, i, i + 1, axis=at.ndim - 1) for i in kept], at.ndim - 1)
+    return lax.expand_dims(lax.gather(x, at, fewer, sizes, mode=p['mode']), gone)
+
+  return gathered
+
+
 def _scatter(equation: Any, values: Sequence[Any], most_passes: int) -> _Function | None:
   """One window at a known place, such as `x.at[:, 0].set(y)`."""
   numbers, shape = equation.params['dimension_numbers'], equation.invars[0].aval.shape
@@ -144,6 +171,7 @@ _RULES: dict[str, Callable[[Any, Sequence[Any], int], _Function | None]] = {
   'cond': _cond,
   'dynamic_slice': _dynamic_slice,
   'dynamic_update_slice': _dynamic_update_slice,
+  'gather': _gather,
   'scan': _scan,
   'scatter': _scatter,
   'split': _split,

@@ -179,6 +179,7 @@ FUNCTIONS = {
   'sums so far': lambda x: jnp.cumsum(x, 1) + lax.cumsum(x, 2, reverse=True) + jnp.argmin(x, 2)[..., None],
   'pieces': lambda x: jnp.stack(jnp.split(x, 2, -1), 1)[:, 1] + jnp.tile(x[..., :1], (1, 1, 2)),
   'picked': lambda x: x[jnp.arange(x.shape[0]), jnp.argmax(x[..., 0], 1)] + x[:, np.array([2, 0])][:, 1],
+  'looked up': lambda x: jax.vmap(lambda row: jnp.arange(12.0).reshape(3, 4)[jnp.argmax(row) % 3] + row)(x[:, 1]),
   'set': lambda x: jnp.asarray(x).at[:, 1:, 2].set(7.0).at[jnp.arange(x.shape[0]), jnp.argmax(x[:, 0], 1) % 3].set(1.0),
   'windows': lambda x: lax.dynamic_update_slice(x, lax.dynamic_slice_in_dim(x, 1, 2, 1), (0, 9, 0)),
   'loop': lambda x: lax.scan(lambda c, row: (c * 0.5 + row, c), x[:, 0], x.swapaxes(0, 1))[1].swapaxes(0, 1),
