@@ -13,8 +13,8 @@ from qonnx.core.onnx_exec import execute_onnx
 
 from benchmarks.shared import foreign
 from fracbits_jax.export import onnx_check, onnx_format, packed, qonnx_format, stablehlo
-from fracbits_jax.export.graph import evaluate
 from fracbits_jax.export.source import Source, source_of
+from fracbits_jax.graph.graph import evaluate
 from fracbits_jax.layers import wrap
 from fracbits_jax.layers.examples import is_array
 from fracbits_jax.program import nnx_adapter

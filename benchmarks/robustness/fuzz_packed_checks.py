@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from benchmarks.robustness.fuzz_packed import files
-from fracbits_jax.export import graph, ops, packed
+from fracbits_jax.export import packed
+from fracbits_jax.graph import graph, ops
 
 
 def own_bytes(found: packed.Packed) -> int:

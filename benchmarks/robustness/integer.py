@@ -27,10 +27,10 @@ import numpy as np  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
 from fracbits_jax.export import comparison, integer, rescale  # noqa: E402
-from fracbits_jax.export.capture import capture  # noqa: E402
-from fracbits_jax.export.graph import Graph, Node  # noqa: E402
-from fracbits_jax.export.grid import Grid  # noqa: E402
 from fracbits_jax.fast import platforms  # noqa: E402
+from fracbits_jax.graph.capture import capture  # noqa: E402
+from fracbits_jax.graph.graph import Graph, Node  # noqa: E402
+from fracbits_jax.graph.grid import Grid  # noqa: E402
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense, quantized_class  # noqa: E402
 
 SHAPE = (2, 8, 8, 3)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from fracbits_jax.export import ops
 from fracbits_jax.export.source import Source, source_of
+from fracbits_jax.graph import ops
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense, quantized_class
 
 SCHEMES = ('original', 'modified', 'lsq')

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax.export import ops
-from fracbits_jax.export.graph import Graph, Node, evaluate
-from fracbits_jax.export.grid import Grid
 from fracbits_jax.export.integer import inference
+from fracbits_jax.graph import ops
+from fracbits_jax.graph.graph import Graph, Node, evaluate
+from fracbits_jax.graph.grid import Grid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax.export.graph import Graph, Node
+from fracbits_jax.graph.graph import Graph, Node
 
 _DTYPES = ('dtype', 'new_dtype', 'preferred_element_type')  # parameters that are one
 

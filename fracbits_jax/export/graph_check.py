@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from fracbits_jax.export import ops, shape_values, shapes
-from fracbits_jax.export.graph import Graph, Node
+from fracbits_jax.export import shape_values, shapes
+from fracbits_jax.graph import ops
+from fracbits_jax.graph.graph import Graph, Node
 from fracbits_jax.system.strict_json import shown
 
 # Elements of all values of a network for one image, by the bytes of the file and elements of an image, and beside them.

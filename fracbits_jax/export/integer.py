@@ -28,10 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
-from fracbits_jax.export import lookups, ops, rescale
-from fracbits_jax.export.fold import as_affine
-from fracbits_jax.export.graph import Graph, Input, Node
-from fracbits_jax.export.grid import Grid
+from fracbits_jax.export import lookups, rescale
 from fracbits_jax.export.needed import EVERYTHING, Interval, needed, of_operands
 from fracbits_jax.export.pools import pooled
 from fracbits_jax.export.products import multiply_accumulate, product_of_codes
@@ -47,6 +44,10 @@ from fracbits_jax.export.values import (
   sized,
   value,
 )
+from fracbits_jax.graph import ops
+from fracbits_jax.graph.fold import as_affine
+from fracbits_jax.graph.graph import Graph, Input, Node
+from fracbits_jax.graph.grid import Grid
 
 _LAYOUT = ('reshape', 'transpose', 'squeeze', 'expand_dims', 'slice', 'rev', 'broadcast_in_dim')
 _LOGIT_ERROR = 2.0**-20  # of the largest real number there can be where it is used as one

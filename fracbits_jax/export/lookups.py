@@ -5,9 +5,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax.export import ops, rescale
-from fracbits_jax.export.graph import Node
+from fracbits_jax.export import rescale
 from fracbits_jax.export.values import Value, value
+from fracbits_jax.graph import ops
+from fracbits_jax.graph.graph import Node
 
 _DIGITS = 30  # of a row's multiplier behind the point, beside those of the fixed-point numbers
 

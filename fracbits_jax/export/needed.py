@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fracbits_jax.export.fold import as_affine
-from fracbits_jax.export.graph import Graph, Node
-from fracbits_jax.export.grid import Grid
 from fracbits_jax.export.values import shared
+from fracbits_jax.graph.fold import as_affine
+from fracbits_jax.graph.graph import Graph, Node
+from fracbits_jax.graph.grid import Grid
 
 Interval = tuple[Any, Any]  # two arrays that broadcast against a tensor, float64
 

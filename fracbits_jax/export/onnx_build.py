@@ -18,8 +18,8 @@ with extras.needed():
   import onnx
   from onnx import TensorProto, helper, numpy_helper
 
-from fracbits_jax.export.graph import Graph, Input, Node
 from fracbits_jax.export.source import Source
+from fracbits_jax.graph.graph import Graph, Input, Node
 from fracbits_jax.system.files import write_whole
 
 DTYPES = {

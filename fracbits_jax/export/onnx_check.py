@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax.export import ops
-from fracbits_jax.export.graph import Graph, Node, evaluate
 from fracbits_jax.export.onnx_build import Builder, Tensor
+from fracbits_jax.graph import ops
+from fracbits_jax.graph.graph import Graph, Node, evaluate
 from fracbits_jax.layers.examples import arguments_of
 from fracbits_jax.system import extras
 

@@ -17,12 +17,12 @@ with extras.needed():
 
 from fracbits_jax.export import bitpack, onnx_check, onnx_graph, onnx_ops
 from fracbits_jax.export.floats import in_float32
-from fracbits_jax.export.fold import fold_affine
-from fracbits_jax.export.graph import Graph, Node
-from fracbits_jax.export.grid import Grid, Kernel
 from fracbits_jax.export.onnx_build import DTYPES, Builder, Tensor
 from fracbits_jax.export.qonnx_format import by_bits, scale_of
 from fracbits_jax.export.source import Source
+from fracbits_jax.graph.fold import fold_affine
+from fracbits_jax.graph.graph import Graph, Node
+from fracbits_jax.graph.grid import Grid, Kernel
 from fracbits_jax.system.files import write_whole
 
 WIDTHS = (2, 4, 8)

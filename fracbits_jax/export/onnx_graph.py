@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from fracbits_jax.export import ops
-from fracbits_jax.export.graph import Graph, Node
-from fracbits_jax.export.grid import Grid, Kernel
+from fracbits_jax.graph import ops
+from fracbits_jax.graph.graph import Graph, Node
+from fracbits_jax.graph.grid import Grid, Kernel
 
 MOVES = {'broadcast_in_dim', 'concatenate', 'expand_dims', 'reshape', 'rev', 'slice', 'squeeze', 'transpose'}
 _IMAGES = Grid(bits=8, alpha=255.0, signed=False, scheme='original')

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fracbits_jax.export.graph import Node
 from fracbits_jax.export.onnx_build import END, Builder, Tensor, output_of, refused
 from fracbits_jax.export.onnx_layout import cast_to
+from fracbits_jax.graph.graph import Node
 
 
 def _sorted_by(b: Builder, node: Node, keys: Tensor, axis: int, count: int, *, largest: bool) -> tuple[Tensor, Tensor]:

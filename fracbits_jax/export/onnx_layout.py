@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fracbits_jax.export.graph import Node
 from fracbits_jax.export.onnx_build import DTYPES, END, Builder, Tensor, output_of, refused
 from fracbits_jax.export.onnx_windows import mirrored
+from fracbits_jax.graph.graph import Node
 
 
 def same_order(b: Builder, node: Node) -> tuple[list[str], Tensor]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from fracbits_jax.export.graph import Graph, Node
 from fracbits_jax.export.onnx_build import DTYPES, Builder, Tensor, output_of, refused
 from fracbits_jax.export.onnx_indexing import gather, scatter, sort, top_k
 from fracbits_jax.export.onnx_layout import (
@@ -25,6 +24,7 @@ from fracbits_jax.export.onnx_layout import (
   transpose,
 )
 from fracbits_jax.export.onnx_windows import conv, global_average_pool, kernel_order, mean_behind, pool
+from fracbits_jax.graph.graph import Graph, Node
 
 
 def _elementwise(op: str) -> Callable[[Builder, Node], Tensor]:

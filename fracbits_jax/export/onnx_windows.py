@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from fracbits_jax.export.graph import Graph, Node
 from fracbits_jax.export.onnx_build import END, Builder, Tensor, output_of, refused
 from fracbits_jax.export.onnx_graph import is_transposed
+from fracbits_jax.graph.graph import Graph, Node
 
 
 def conv(b: Builder, node: Node) -> Tensor:

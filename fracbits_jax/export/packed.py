@@ -24,12 +24,12 @@ import jax
 import numpy as np
 
 from fracbits_jax.export import packed_arrays, packed_header, packed_reader
-from fracbits_jax.export.fold import fold_affine
-from fracbits_jax.export.graph import Graph, Input, Node
-from fracbits_jax.export.grid import Kernel
 from fracbits_jax.export.packed_header import MAGIC, VERSION
 from fracbits_jax.export.packed_reader import Packed
 from fracbits_jax.export.source import Source, policy_of
+from fracbits_jax.graph.fold import fold_affine
+from fracbits_jax.graph.graph import Graph, Input, Node
+from fracbits_jax.graph.grid import Kernel
 from fracbits_jax.system.files import write_whole
 
 __all__ = ('MAGIC', 'VERSION', 'Packed', 'read', 'write')

@@ -9,7 +9,7 @@ import numpy as np
 
 from fracbits_jax.export import bitpack, shape_values
 from fracbits_jax.export import packed_fields as fields
-from fracbits_jax.export.grid import Kernel
+from fracbits_jax.graph.grid import Kernel
 from fracbits_jax.layers.quant_config import SCHEMES
 
 # How many elements are read, by the bytes of the body, and beside them: those of 0 bits take none.

@@ -13,8 +13,8 @@ import numpy as np
 
 from fracbits_jax.export import graph_check, packed_arrays, shape_values, shapes
 from fracbits_jax.export import packed_fields as fields
-from fracbits_jax.export.graph import Graph, Input, Node
-from fracbits_jax.export.grid import Grid
+from fracbits_jax.graph.graph import Graph, Input, Node
+from fracbits_jax.graph.grid import Grid
 from fracbits_jax.layers.quant_config import SCHEMES
 from fracbits_jax.system.strict_json import shown
 

@@ -8,9 +8,9 @@ import numpy as np
 from jax import lax
 
 from fracbits_jax.export import rescale
-from fracbits_jax.export.graph import Node
 from fracbits_jax.export.needed import Interval, terms
 from fracbits_jax.export.values import Value, changed, positive, value
+from fracbits_jax.graph.graph import Node
 
 
 def pooled(node: Node, x: Value, shape: Sequence[int], ends: Interval) -> Value | None:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax.export import ops, rescale
-from fracbits_jax.export.graph import Node
+from fracbits_jax.export import rescale
 from fracbits_jax.export.values import Value, value
+from fracbits_jax.graph import ops
+from fracbits_jax.graph.graph import Node
 
 _ACCUMULATOR = 2.0**31  # what 32 bits hold
 

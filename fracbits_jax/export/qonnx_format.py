@@ -15,12 +15,12 @@ import numpy as np
 
 from fracbits_jax.export import onnx_ops
 from fracbits_jax.export.floats import in_float32
-from fracbits_jax.export.fold import fold_affine
-from fracbits_jax.export.graph import Node
-from fracbits_jax.export.grid import Grid, Kernel
 from fracbits_jax.export.onnx_build import Builder, Tensor
 from fracbits_jax.export.onnx_check import Written, written
 from fracbits_jax.export.source import Source
+from fracbits_jax.graph.fold import fold_affine
+from fracbits_jax.graph.graph import Node
+from fracbits_jax.graph.grid import Grid, Kernel
 from fracbits_jax.system.files import write_whole
 
 DOMAIN = 'qonnx.custom_op.general'

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax.export.grid import Grid
 from fracbits_jax.export.needed import Interval
 from fracbits_jax.export.values import Value, changed, limited, shared, value
+from fracbits_jax.graph.grid import Grid
 
 # Of a step of a grid. A value further than this from the middle between two codes has its code for certain; at 8 bits,
 # float32 itself knows values to 2^-16 of a step.

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fracbits_jax import cost, policy
-from fracbits_jax.export.calls import Call, call_of
-from fracbits_jax.export.capture import capture, check_integers
-from fracbits_jax.export.graph import Graph
+from fracbits_jax.graph.calls import Call, call_of
+from fracbits_jax.graph.capture import capture, check_integers
+from fracbits_jax.graph.graph import Graph
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

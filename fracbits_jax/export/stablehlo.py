@@ -19,9 +19,9 @@ from fracbits_jax.system import extras
 with extras.needed():
   import flatbuffers  # noqa: F401  what jax.export serializes with, imported here so that a missing one is said at once
 
-from fracbits_jax.export.calls import for_any_number, named_results
-from fracbits_jax.export.capture import applied
 from fracbits_jax.export.source import Source
+from fracbits_jax.graph.calls import for_any_number, named_results
+from fracbits_jax.graph.capture import applied
 from fracbits_jax.layers.examples import is_array
 from fracbits_jax.system.files import write_whole
 

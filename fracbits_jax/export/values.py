@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax.export.grid import Grid, Kernel
+from fracbits_jax.graph.grid import Grid, Kernel
 
 _BY_CHANNEL = ('least', 'most', 'scale', 'offset', 'low', 'high', 'error')
 

@@ -12,9 +12,10 @@ from export_nets import IMAGES
 
 from benchmarks.robustness import integer as study
 from fracbits_jax import models
-from fracbits_jax.export import capture, comparison, graph, integer, packed, rescale, values
-from fracbits_jax.export.fold import fold_affine
-from fracbits_jax.export.grid import Grid
+from fracbits_jax.export import comparison, integer, packed, rescale, values
+from fracbits_jax.graph import capture, graph
+from fracbits_jax.graph.fold import fold_affine
+from fracbits_jax.graph.grid import Grid
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.models.resnet import ResNet
 

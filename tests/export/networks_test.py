@@ -14,8 +14,9 @@ from plain_nets import INPUTS
 
 from benchmarks.robustness import onnx_networks
 from fracbits_jax import from_float, quantize_model
-from fracbits_jax.export import floats, graph, integer, onnx_check, onnx_format, packed, qonnx_format, stablehlo
+from fracbits_jax.export import floats, integer, onnx_check, onnx_format, packed, qonnx_format, stablehlo
 from fracbits_jax.export.source import source_of
+from fracbits_jax.graph import graph
 from fracbits_jax.layers import QuantConfig
 
 FINE = {'equal', 'equal but for ties'}

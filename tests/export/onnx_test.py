@@ -19,9 +19,10 @@ from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 
 from benchmarks.robustness import random_networks
-from fracbits_jax.export import capture, graph, onnx_check, onnx_format, onnx_ops, qonnx_format
+from fracbits_jax.export import onnx_check, onnx_format, onnx_ops, qonnx_format
 from fracbits_jax.export.onnx_build import Builder
 from fracbits_jax.export.source import source_of
+from fracbits_jax.graph import capture, graph
 from fracbits_jax.layers import QuantConfig, QuantDense, quantized_class
 
 CHANNELS_FIRST = IMAGES.transpose(0, 3, 1, 2)

@@ -3,7 +3,8 @@ import numpy as np
 import packed_nets
 import pytest
 
-from fracbits_jax.export import graph, ops, packed
+from fracbits_jax.export import packed
+from fracbits_jax.graph import graph, ops
 
 # `affine` is what packing makes; the others are given by no function of `jax.numpy` for an unknown number of images.
 _MADE_OTHERWISE = {'constant', 'expand_dims'}

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fracbits_jax.commands import export as command
-from fracbits_jax.export import bitpack, graph, packed
+from fracbits_jax.export import bitpack, packed
+from fracbits_jax.graph import graph
 
 
 @given(data=st.data())

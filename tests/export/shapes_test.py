@@ -5,8 +5,9 @@ import jax
 import pytest
 import shape_cases
 
-from fracbits_jax.export import ops, shapes
+from fracbits_jax.export import shapes
 from fracbits_jax.export.shape_values import Value
+from fracbits_jax.graph import ops
 
 # Where the rules are stricter than JAX: an operation that JAX takes for another, or what no capture gives.
 _MOST_REFUSED = 0.05

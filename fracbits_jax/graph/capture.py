@@ -15,11 +15,11 @@ import numpy as np
 from jax.extend import core
 
 from fracbits_jax import layers
-from fracbits_jax.export import lowering, ops
-from fracbits_jax.export.calls import Call, call_of, for_any_number, named_results
-from fracbits_jax.export.graph import Graph, Input, Node, without_dead_nodes
-from fracbits_jax.export.grid import Kernel, input_grid, kernel_codes
 from fracbits_jax.fast import conv
+from fracbits_jax.graph import lowering, ops
+from fracbits_jax.graph.calls import Call, call_of, for_any_number, named_results
+from fracbits_jax.graph.graph import Graph, Input, Node, without_dead_nodes
+from fracbits_jax.graph.grid import Kernel, input_grid, kernel_codes
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.program import interpreter
 from fracbits_jax.program.walk import CALLS, inner_program, modules_around

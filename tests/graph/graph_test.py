@@ -8,9 +8,9 @@ import pytest
 from export_nets import IMAGES
 from flax import linen as nn
 
-from fracbits_jax.export import graph
-from fracbits_jax.export.fold import fold_affine
 from fracbits_jax.export.source import source_of
+from fracbits_jax.graph import graph
+from fracbits_jax.graph.fold import fold_affine
 from fracbits_jax.layers import QuantConfig, QuantDense
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax.export import ops
+from fracbits_jax.graph import ops
 from fracbits_jax.layers.examples import arguments_of
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fracbits_jax.export.graph import Graph, Node
+from fracbits_jax.graph.graph import Graph, Node
 
 _Affine = tuple[str, np.ndarray | np.float64, np.ndarray | np.float64]  # x, scale and offset, float64
 
