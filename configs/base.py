@@ -59,6 +59,7 @@ def get_config() -> ConfigDict:
   config.data.dataset = 'imagenet2012'  # any image classification set of TFDS; 'folder' for class folders in data_dir
   config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's own default
   config.data.image_size = config_dict.placeholder(int)  # None: the data set's own
+  config.data.random_crops = config_dict.placeholder(bool)  # False: whole images, shifted; None: as the set has it
   config.data.exif_orientation = False  # True: turn images as their EXIF data say; TIFF files always are
   config.data.background = config_dict.placeholder(tuple)  # (R, G, B) behind transparency; None: what the file has
   config.data.batch_size = 256  # over all devices

@@ -1,5 +1,7 @@
 """Data sets by name: those that TFDS has prepared, and folders of classes."""
 
+import dataclasses
+
 import numpy as np
 
 from fracbits_jax.data import folder_source, prepared, sources
@@ -28,7 +30,12 @@ def check_name(name: str, data_dir: str | None = None) -> Spec:
 
 
 def load(
-  name: str, *, data_dir: str | None = None, image_size: int | None = None, reading: Reading = AS_STORED
+  name: str,
+  *,
+  data_dir: str | None = None,
+  image_size: int | None = None,
+  random_crops: bool | None = None,
+  reading: Reading = AS_STORED,
 ) -> Dataset:
   """Opens a prepared data set or a folder; an embedded one is prepared on first use.
 
@@ -40,6 +47,8 @@ def load(
     name: a name in `SPECS`, any other image classification set of TFDS, or `folder`.
     data_dir: where TFDS keeps data, `None` for its own default; the folder itself for `folder`.
     image_size: height and width for the network; `None` for the data set's own.
+    random_crops: whether training takes a random crop of random size, and evaluation the centre; otherwise images are
+      taken whole, resized to a square and shifted in training by up to an eighth. `None` for the data set's own way.
     reading: how image files are read.
 
   Raises:
@@ -59,10 +68,11 @@ def load(
     class_names, splits, version = prepared.open_prepared(name, spec, data_dir, reading)
     train, validation, test = (_decoded(split, spec) for split in splits)
     which = {'version': version}
+  size = spec.image_size if image_size is None else image_size
   return Dataset(
     name=name,
-    spec=spec,
-    image_size=spec.image_size if image_size is None else image_size,
+    spec=spec if random_crops is None else _with_crops(spec, random_crops, size),
+    image_size=size,
     class_names=class_names,
     train=train,
     validation=validation,
@@ -70,6 +80,13 @@ def load(
     contents=Contents(class_names=class_names, sizes=(len(train), len(validation), len(test)), **which),
     notes=notes,
   )
+
+
+def _with_crops(spec: Spec, random_crops: bool, size: int) -> Spec:
+  """A spec with its training images cropped at random, or whole and shifted."""
+  if random_crops == spec.resized_crop:
+    return spec
+  return dataclasses.replace(spec, resized_crop=random_crops, shift=0 if random_crops else size // 8)
 
 
 def _decoded(source: sources.StoredExamples, spec: Spec) -> sources.Examples:

@@ -19,6 +19,7 @@ more than 2^-10 of a step of a layer's codes, the network is refused. The codes 
 exact arithmetic, unless that is within 2^-10 of a step of the middle between two codes.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ import numpy as np
 from flax.core import FrozenDict
 
 from fracbits_jax.export import lookups, rescale
+from fracbits_jax.export.arithmetic import Recorded
 from fracbits_jax.export.needed import EVERYTHING, Interval, needed, of_operands
 from fracbits_jax.export.pools import pooled
 from fracbits_jax.export.products import multiply_accumulate, product_of_codes
@@ -83,6 +85,45 @@ def inference(
       return jax.tree.map(np.asarray, compiled(arrays, dict(given)))
 
   return run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recording:
+  """What integer inference does with one example, for a program in another language.
+
+  Attributes:
+    integers: of the values of the graph, by name.
+    codes: of the quantizers, by name.
+    outputs: of the network: integers, each 2^digits times the real number.
+    digits: of each output.
+  """
+
+  integers: dict[str, Recorded]
+  codes: dict[str, Any]
+  outputs: dict[str, Recorded]
+  digits: dict[str, int]
+
+
+def record(graph: Graph) -> Recording:
+  """Records integer inference of images from 0 to 255; raises `ValueError` for what has no meaning in integers."""
+  for x in graph.inputs:
+    if not _is_image(x):
+      raise ValueError(f'the input {x.name} has the type {x.dtype}: a program of integers takes integers from 0 to 255')
+  inputs = {
+    x.name: Recorded(op='input', operands=(), params={'name': x.name}, shape=sized(x.shape, 1)) for x in graph.inputs
+  }
+  first = _Pass(graph, True, 1)
+  first(inputs, {})
+  stops = needed(graph, first.intervals, first.shapes, ())
+  second = _Pass(graph, True, 1, first.intervals, stops)
+  values, codes = second(inputs, {})
+  outputs, digits = {}, {}
+  for name in graph.outputs:
+    second.check_error(values[name], name)
+    places = rescale.digits(values[name].largest().max())
+    outputs[name], digits[name] = rescale.fixed(values[name], places).integers, int(places)
+  integers = {name: x.integers for name, x in values.items() if isinstance(x, Value)}
+  return Recording(integers=integers, codes=codes, outputs=outputs, digits=digits)
 
 
 def float_operations(graph: Graph, *, integer_inputs: bool = True) -> tuple[str, ...]:
@@ -143,7 +184,11 @@ class _Pass:
     """All values, and the codes of the quantizers."""
     values: dict[str, Any] = {}
     for x in self.graph.inputs:
-      values[x.name] = jnp.asarray(inputs[x.name])
+      values[x.name] = inputs[x.name]
+      if isinstance(values[x.name], Recorded):
+        values[x.name] = value(values[x.name], 0.0, 255.0, 1.0)
+        continue
+      values[x.name] = jnp.asarray(values[x.name])
       if self.integer_inputs and _is_image(x):
         values[x.name] = value(values[x.name].astype(jnp.int32), 0.0, 255.0, 1.0)
       elif _is_real(x.dtype):
@@ -156,7 +201,8 @@ class _Pass:
       elif node.op == 'quantize':
         grid: Grid = node.params['grid']
         codes[node.output] = self._codes(operands[0], node)
-        found = of_codes(jnp.asarray(given.get(node.output, codes[node.output]), jnp.int32), grid)
+        computed = codes[node.output]
+        found = of_codes(jnp.asarray(given[node.output], jnp.int32) if node.output in given else computed, grid)
       else:
         found = self._computed(node, operands)
       values[node.output] = found
@@ -166,12 +212,16 @@ class _Pass:
 
   def real(self, x: Any, name: str) -> Any:
     """Real numbers; raises `ValueError` where they are too coarse."""
+    self.check_error(x, name)
+    return _real(x)
+
+  def check_error(self, x: Any, name: str) -> None:
+    """Raises `ValueError` where real numbers are too coarse."""
     if self.stops is not None and isinstance(x, Value) and x.error.max() > _LOGIT_ERROR * x.largest().max():
       raise ValueError(
         f'{name} is known to {x.error.max() / x.largest().max():.2g} of its largest value, and {_LOGIT_ERROR:.2g} is '
         'needed: quantize the inputs of the layers before it, so that they multiply codes'
       )
-    return _real(x)
 
   def _codes(self, x: Any, node: Node) -> jax.Array:
     grid: Grid = node.params['grid']
@@ -184,6 +234,12 @@ class _Pass:
     found = self._in_integers(node, operands)
     if found is not None:
       return found
+    if any(isinstance(x, Value) and isinstance(x.integers, Recorded) for x in operands):
+      where = f' in {node.place}' if node.place else ''
+      raise ValueError(
+        f'{node.output} ({node.op}{where}) has no meaning in integers: export the network as onnx or stablehlo, or '
+        'leave that operation out'
+      )
     if _is_real(node.dtype) or any(isinstance(x, Value) for x in operands):
       self.in_float.append(node.output)
     names = [x if isinstance(x, str) else '' for x in node.inputs]

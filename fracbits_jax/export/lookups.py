@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax.export import rescale
+from fracbits_jax.export import arithmetic, rescale
 from fracbits_jax.export.values import Value, value
 from fracbits_jax.graph import ops
 from fracbits_jax.graph.graph import Node
@@ -33,5 +33,5 @@ def looked_up(node: Node, table: Value, indices: Any) -> Value | None:
   scaled = codes.astype(jnp.int64) * take(multipliers, of_rows)
   error = np.ldexp(table.bound.max() * 2.0**-_DIGITS / 2 + 0.5, -digits)
   least, most = (np.round(np.ldexp(limit, digits)) for limit in table.interval())
-  integers = rescale.shifted(scaled, _DIGITS).astype(jnp.int32)
+  integers = arithmetic.shifted(scaled, _DIGITS).astype(jnp.int32)
   return value(integers, least.min(), most.max(), np.ldexp(1.0, -digits), error=error)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fracbits_jax.export import rescale
+from fracbits_jax.export import arithmetic, rescale
 from fracbits_jax.export.needed import Interval, terms
 from fracbits_jax.export.values import Value, changed, positive, value
 from fracbits_jax.graph.graph import Node
@@ -28,10 +28,10 @@ def pooled(node: Node, x: Value, shape: Sequence[int], ends: Interval) -> Value 
   add = lambda array: _pool(node, array)
   if node.op.endswith('max'):
     x = positive(rescale.aligned(x, axes, ends))
-    x, offset = changed(x, integers=add(x.integers)), x.offset
+    x, offset = changed(x, integers=arithmetic.largest(node, add, x.integers)), x.offset
   else:
     padded = any(any(pad) for pad in node.params.get('padding', ()))
-    x = rescale.summed(x, axes, count, ends, add, padded=padded)
+    x = rescale.summed(node, x, axes, count, ends, add, padded=padded)
     offset = _pooled_offset(node, x.offset, shape)
   fields = {name: getattr(x, name) for name in ('least', 'most', 'scale', 'low', 'high', 'error')} | {'offset': offset}
   if not node.op.startswith('reduce_window'):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax.export import rescale
+from fracbits_jax.export import arithmetic, rescale
 from fracbits_jax.export.values import Value, value
 from fracbits_jax.graph import ops
 from fracbits_jax.graph.graph import Node
@@ -53,7 +53,7 @@ def multiply_accumulate(node: Node, first: Value, second: Value, count: int, lay
       everywhere = jnp.asarray(np.broadcast_to(x.offset, shape))
       offset = np.asarray(multiply(everywhere, jnp.asarray(kernel.integers * kernel.scale, jnp.float64), 1))
   error = x.error.max() * product.weights * np.abs(product.scale)
-  integers = multiply(x.integers, jnp.asarray(kernel.integers), count)
+  integers = arithmetic.multiplied(node, lambda a, b: multiply(a, b, count), x.integers, kernel.integers)
   return value(integers, -bound, bound, scale * product.scale, offset, error=error)
 
 
@@ -71,6 +71,8 @@ def product_of_codes(node: Node, first: Value, second: Value, shape: Sequence[in
     shape: of the first, as `graph.Node` has it.
   """
   for x in (first, second):
+    if isinstance(x.integers, arithmetic.Recorded):
+      return None
     if x.limited or x.offset.any() or x.error.any() or x.scale.size > 1:
       return None
   count = math.prod(shape[axis] for axis in node.params['dimension_numbers'][0][0])

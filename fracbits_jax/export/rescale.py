@@ -14,11 +14,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from fracbits_jax.export import arithmetic
 from fracbits_jax.export.needed import Interval
 from fracbits_jax.export.values import Value, changed, limited, shared, value
+from fracbits_jax.graph.graph import Node
 from fracbits_jax.graph.grid import Grid
 
 # Of a step of a grid. A value further than this from the middle between two codes has its code for certain; at 8 bits,
@@ -39,15 +40,6 @@ class Rescaling:
   offset: np.ndarray
   shift: np.ndarray
   error: np.ndarray
-
-  def scaled(self, integers: jax.Array) -> jax.Array:
-    """The results with `shift` binary digits behind the point, int64."""
-    return (integers.astype(jnp.int64) - self.zero) * self.multiplier + self.offset
-
-  def __call__(self, integers: jax.Array, least: np.ndarray, most: np.ndarray) -> jax.Array:
-    """The results, int32."""
-    rounded = shifted(self.scaled(integers), self.shift)
-    return jnp.clip(rounded, least.astype(np.int64), most.astype(np.int64)).astype(jnp.int32)
 
 
 def rescaling(bound: np.ndarray, scale: np.ndarray, offset: np.ndarray, reach: float) -> Rescaling:
@@ -78,13 +70,6 @@ def rescaling(bound: np.ndarray, scale: np.ndarray, offset: np.ndarray, reach: f
   return Rescaling(zero=zero.astype(np.int64), multiplier=multiplier, offset=addend, shift=shift, error=error)
 
 
-def shifted(integers: jax.Array, shift: np.ndarray | int) -> jax.Array:
-  """integers / 2^shift, rounded half to even, int64."""
-  whole = integers >> shift
-  twice, one = (integers - (whole << shift)) * 2, np.left_shift(np.int64(1), shift)
-  return whole + ((twice > one) | ((twice == one) & (whole % 2 == 1)))
-
-
 def codes(x: Value, grid: Grid, layer: str, tolerance: float = TOLERANCE) -> jax.Array:
   """The codes of a layer's inputs, int32.
 
@@ -98,9 +83,9 @@ def codes(x: Value, grid: Grid, layer: str, tolerance: float = TOLERANCE) -> jax
     ValueError: the fixed-point numbers are too coarse for the grid.
   """
   if grid.bits == 0:
-    return jnp.zeros(x.integers.shape, jnp.int32)
+    return arithmetic.constant(x.integers, 0)
   if not grid.step:
-    return jnp.full(x.integers.shape, round(grid.zero), jnp.int32)
+    return arithmetic.constant(x.integers, round(grid.zero))
   most, by_sign = 2**grid.bits - 1, grid.scheme == 'lsq' and grid.signed and grid.bits == 1
   zero = 0.0 if by_sign else grid.zero
   step = grid.step
@@ -115,9 +100,7 @@ def codes(x: Value, grid: Grid, layer: str, tolerance: float = TOLERANCE) -> jax
       'look for a batch norm with a variance near 0, or give the layer a larger clip'
     )
   least, most = code(x.low), code(x.high)
-  if by_sign:
-    return jnp.clip((rescaled.scaled(x.integers) >= 0).astype(jnp.int32), least.astype(np.int32), most.astype(np.int32))
-  return rescaled(x.integers, least, most)
+  return (arithmetic.signs if by_sign else arithmetic.rescaled)(x.integers, rescaled, least, most)
 
 
 def digits(largest: np.ndarray, most: float = _FIXED) -> np.ndarray:
@@ -132,7 +115,7 @@ def fixed(x: Value, digits: np.ndarray) -> Value:
   rescaled = rescaling(x.bound, scale, offset, float(np.maximum(np.abs(least), np.abs(most)).max()))
   exact = (scale == np.round(scale)) & (offset == np.round(offset)) & ~np.isfinite(x.low) & ~np.isfinite(x.high)
   error = x.error + np.where(exact, 0.0, np.ldexp(rescaled.error + 0.5, -digits))
-  return value(rescaled(x.integers, least, most), least, most, np.ldexp(1.0, -digits), error=error)
+  return value(arithmetic.rescaled(x.integers, rescaled, least, most), least, most, np.ldexp(1.0, -digits), error=error)
 
 
 def aligned(x: Value, axes: Sequence[int], ends: Interval) -> Value:
@@ -163,20 +146,26 @@ def added(first: Value, second: Value, ends: Sequence[Interval]) -> Value:
     first, second = (narrowed(x, *end) for x, end in zip((first, second), ends, strict=True))
     places = digits(first.largest() + second.largest())
     first, second = fixed(first, places), fixed(second, places)
-  sums = {
-    name: getattr(first, name) + getattr(second, name) for name in ('integers', 'least', 'most', 'offset', 'error')
-  }
-  return value(scale=first.scale, **sums)
+  sums = {name: getattr(first, name) + getattr(second, name) for name in ('least', 'most', 'offset', 'error')}
+  return value(arithmetic.added(first.integers, second.integers), scale=first.scale, **sums)
 
 
 def summed(
-  x: Value, axes: Sequence[int], count: int, ends: Interval, add: Callable[[jax.Array], jax.Array], *, padded: bool
+  node: Node,
+  x: Value,
+  axes: Sequence[int],
+  count: int,
+  ends: Interval,
+  add: Callable[[jax.Array], jax.Array],
+  *,
+  padded: bool,
 ) -> Value:
   """The sums of `count` numbers along the axes, but for their offsets, with the axes that `add` leaves.
 
   Integers are added in 64 bits, and the sum is rounded, half to even, to as many digits as fit into 32.
 
   Args:
+    node: the sum.
     x: what is summed.
     axes: along which.
     count: how many numbers.
@@ -193,7 +182,7 @@ def summed(
   if padded:
     least, most = np.minimum(least, 0), np.maximum(most, 0)
   shift = np.maximum(np.frexp(np.maximum(np.abs(least), np.abs(most)))[1] - 31, 0).max()
-  integers = shifted(add(x.integers.astype(jnp.int64)), shift).astype(jnp.int32)
+  integers = arithmetic.summed(node, add, x.integers, shift)
   error = error + np.abs(x.scale) * (2.0 ** (shift - 1) if shift else 0.0)
   least, most = np.floor(np.ldexp(least, -shift)), np.ceil(np.ldexp(most, -shift))
   return changed(x, integers=integers, least=least, most=most, scale=np.ldexp(x.scale, shift), error=error)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fracbits_jax.export import arithmetic
 from fracbits_jax.graph.grid import Grid, Kernel
 
 _BY_CHANNEL = ('least', 'most', 'scale', 'offset', 'low', 'high', 'error')
@@ -120,7 +121,9 @@ def of_codes(codes: jax.Array, grid: Grid) -> Value:
   """The integers that codes of a layer's inputs stand for."""
   times, largest = _doubled(grid.zero), 2**grid.bits - 1
   shift = round(times * grid.zero)
-  return value(times * codes - shift, float(-shift), float(times * largest - shift), grid.scale / times)
+  return value(
+    arithmetic.decoded(codes, times, shift), float(-shift), float(times * largest - shift), grid.scale / times
+  )
 
 
 def changed(x: Value, **fields: Any) -> Value:
@@ -150,7 +153,7 @@ def positive(x: Value) -> Value:
     return x
   sign = np.where(x.scale < 0, -1, 1).astype(np.int32)
   least, most = np.minimum(x.least * sign, x.most * sign), np.maximum(x.least * sign, x.most * sign)
-  return changed(x, integers=x.integers * sign, least=least, most=most, scale=np.abs(x.scale))
+  return changed(x, integers=arithmetic.negated(x.integers, sign), least=least, most=most, scale=np.abs(x.scale))
 
 
 def moved(x: Value, move: Callable[[Any, int], Any], shape: Sequence[int], to: Sequence[int], count: int) -> Value:
@@ -163,7 +166,7 @@ def moved(x: Value, move: Callable[[Any, int], Any], shape: Sequence[int], to: S
     to: of the result.
     count: the number of images.
   """
-  integers = move(x.integers, count)
+  integers = arithmetic.moved(lambda array: move(array, count), x.integers)
   everywhere = all(getattr(x, name).size == 1 for name in _BY_CHANNEL)
   if everywhere and not x.offset.any() and (x.low <= 0).all() and (x.high >= 0).all():
     scalars = {name: getattr(x, name).reshape(()) for name in _BY_CHANNEL}
@@ -197,7 +200,7 @@ def sized(shape: Sequence[int], count: int) -> tuple[int, ...]:
 
 def concatenated(values: Sequence[Value], shapes: Sequence[Sequence[int]], axis: int) -> Value | None:
   """The values one behind the other; `None` where they differ and the axis is that of the images."""
-  integers = jnp.concatenate([x.integers for x in values], axis)
+  integers = arithmetic.concatenated([x.integers for x in values], axis)
   found = {}
   for name in _BY_CHANNEL:
     arrays = [getattr(x, name) for x in values]

@@ -29,8 +29,9 @@ class Buffer:
   """A tensor that is stored.
 
   Attributes:
-    name: of the value of the graph that it holds.
-    kind: `input`, `codes`, `raw` (integers of 32 bits), `sums` (of 64, one for each channel) or `output`.
+    name: of the value of the graph that it holds; of `operand` and `sums` that of the node that reads it.
+    kind: `input`; `codes`; `raw`, integers of 32 bits; `operand`, those that a product reads; `sums` of 64 bits, one
+      for each channel; `output`.
     elements: how many numbers it has, for one example.
     bits: of each: a number, or the name of the layer whose input quantizer makes the codes.
     first: the number of the step that writes it.
@@ -191,7 +192,7 @@ class _Scheduler:
       elements = self._elements(value)
       buffers.append(
         Buffer(
-          name=value,
+          name=key.split()[-1],
           kind=kind,
           elements=elements,
           bits=bits,
@@ -293,7 +294,7 @@ class _Scheduler:
       self.buffers[f'sums {root}'] = (root, 'sums', _SUM_BITS, within)
       self._note(root, f'sums {root}', within)
     elif within is not None and node.op in PRODUCTS and self._stored(self.base[name])[1] == 'raw':
-      self.buffers[f'operand {root}'] = (name, 'raw', _STORED_BITS, within)
+      self.buffers[f'operand {root}'] = (name, 'operand', _STORED_BITS, within)
       self._note(root, f'operand {root}', within)
     else:
       self._read(root, name)
@@ -323,9 +324,9 @@ class _Scheduler:
     if node.op in ('reduce_window_max', 'reduce_max', *_LAYOUT):
       name = operands(node, self.known)[0]
       before = self.base[name]
-      if before == name and before in self.buffers and self.buffers[before][1] == 'codes':
-        if node.op not in ('pad', 'gather') or not self._has_two_sides(before):
-          return base, 'codes', self.buffers[before][2], base
+      moves_codes = before == name and before in self.buffers and self.buffers[before][1] == 'codes'
+      if moves_codes and (node.op not in ('pad', 'gather') or not self._has_two_sides(before)):
+        return base, 'codes', self.buffers[before][2], base
     return base, 'raw', _STORED_BITS, self.within[base]
 
   def _has_two_sides(self, name: str) -> bool:

@@ -81,7 +81,11 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   create = network(config)
   create(None)  # a wrong model is an error before the data are opened
   dataset = sets.load(
-    config.data.dataset, data_dir=config.data.data_dir, image_size=config.data.image_size, reading=reading
+    config.data.dataset,
+    data_dir=config.data.data_dir,
+    image_size=config.data.image_size,
+    random_crops=config.data.random_crops,
+    reading=reading,
   )
   checks.check_batch(config, dataset)
   create = functools.partial(create, num_classes=dataset.num_classes, image_size=dataset.image_size)

@@ -105,6 +105,7 @@ FIELDS: Mapping[str, Field] = {
   'data.dataset': _text(),
   'data.data_dir': _text(optional=True),
   'data.image_size': _integer(8, 4096, optional=True),
+  'data.random_crops': _flag(optional=True),
   'data.exif_orientation': _flag(),
   'data.background': _list(optional=True),
   'data.batch_size': _integer(1, _COUNTLESS),

@@ -24,7 +24,7 @@ _ODD = re.compile(r'[^A-Za-z0-9.]')  # in an argument, for the name of a folder
 _OF_THE_STATE = re.compile(
   r'seed|phases|policy|init_from|quant\..*'
   r'|model\.(name|width|small_images|image_mean|relu6)'
-  r'|data\.(dataset|image_size|exif_orientation|background|batch_size)'
+  r'|data\.(dataset|image_size|random_crops|exif_orientation|background|batch_size)'
 )
 
 
