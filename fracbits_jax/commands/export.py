@@ -11,6 +11,7 @@ FORMATS = {
   'packed': ('fracbits_jax.export.packed', None, '.fracbits'),
   'qonnx': ('fracbits_jax.export.qonnx_format', 'qonnx', '.qonnx.onnx'),
   'onnx': ('fracbits_jax.export.onnx_format', 'onnx', '.onnx'),
+  'c': ('fracbits_jax.export.c_format', 'c', '_c'),
   'stablehlo': ('fracbits_jax.export.stablehlo', 'stablehlo', '.stablehlo'),
 }
 

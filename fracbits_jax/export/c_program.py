@@ -6,6 +6,7 @@ integer inference records, followed back from each tensor that a step writes to 
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -107,9 +108,14 @@ class Program:
 
   steps: tuple[Run, ...]
   tensors: tuple[Tensor, ...]
+  names: tuple[str, ...]  # what each tensor holds
   arena: int
   inputs: tuple[tuple[str, int, int], ...]  # name, tensor, elements
   outputs: tuple[Output, ...]
+
+  def named_tensors(self) -> Iterator[tuple[Tensor, str]]:
+    """The tensors, each with what it holds."""
+    return zip(self.tensors, self.names, strict=True)
 
   @property
   def weight_bytes(self) -> int:
@@ -157,6 +163,7 @@ class _Builder:
     return Program(
       steps=steps,
       tensors=tuple(self.tensors),
+      names=tuple(f'{b.kind} {b.name}, {b.elements} elements' for b in self.plan.buffers),
       arena=self.arena,
       inputs=tuple((b.name, i, b.elements) for i, b in buffers if b.kind == 'input'),
       outputs=tuple(
@@ -191,6 +198,7 @@ class _Builder:
     roots = [self.recording.integers[node.output] for node in step.roots]
     first = step.roots[0]
     name = ', '.join(node.output for node in step.roots)
+    what: Any
     if all(root.op == 'multiplied' for root in roots):
       kind, what = 'products', [self._product(root, node) for root, node in zip(roots, step.roots, strict=True)]
       for root in roots:
@@ -205,7 +213,7 @@ class _Builder:
       kind, what = 'concatenation', self._concatenation(roots[0])
       walker.known(roots[0])
     else:
-      kind, what = 'elements', math.prod(roots[0].shape)
+      kind, what = 'elements', int(np.prod(roots[0].shape))
     sums = None
     for i in step.writes:
       buffer = self.plan.buffers[i]
@@ -274,7 +282,7 @@ class _Builder:
 
 
 class _Walker:
-  """Writes the program of a step; each operation has a register of its own until `program` assigns the few there are."""
+  """Writes the program of a step; an operation has a register of its own until `program` assigns the few there are."""
 
   def __init__(self, builder: _Builder, step: int):
     self.builder, self.step = builder, step

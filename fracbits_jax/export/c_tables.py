@@ -1,4 +1,4 @@
-"""The constants of a C program: kernels packed row by row, tables of rescalings, shapes of products, pools and moves."""
+"""The constants of a C program: kernels packed by rows, tables of rescalings, shapes of products, pools and moves."""
 
 import math
 from collections.abc import Mapping, Sequence

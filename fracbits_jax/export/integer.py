@@ -56,7 +56,7 @@ _LOGIT_ERROR = 2.0**-20  # of the largest real number there can be where it is u
 
 
 def inference(
-  graph: Graph, *, integer_inputs: bool = True, keep: Sequence[str] = ()
+  graph: Graph, *, integer_inputs: bool = True, keep: Sequence[str] = (), fixed_outputs: bool = False
 ) -> Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]:
   """A compiled function of inputs: what a graph gives when its layers compute with integers.
 
@@ -65,6 +65,7 @@ def inference(
     integer_inputs: whether inputs are integers from 0 to 255, such as images, which the first layer takes as they are;
       where they are real numbers, `quantize` nodes make codes of them in floating point first.
     keep: names of values to return as well: codes of `quantize` nodes, real numbers of others.
+    fixed_outputs: whether outputs are int32 instead, 2^digits times the real numbers, as `record` has them.
 
   Returns:
     `function(inputs, given={})`, which gives the output in real numbers, float32, or a tuple of several, and the values
@@ -72,7 +73,7 @@ def inference(
     the network goes on instead of those that it computes.
     Raises `ValueError` for accumulators beyond 32 bits, and inputs that are not what `integer_inputs` says.
   """
-  interpreter = Interpreter(graph, integer_inputs)
+  interpreter = Interpreter(graph, integer_inputs, fixed_outputs)
   compiled = jax.jit(lambda inputs, given: interpreter(inputs, tuple(keep), given))
 
   def run(inputs: Any, given: Mapping[str, Any] = FrozenDict()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -119,9 +120,7 @@ def record(graph: Graph) -> Recording:
   values, codes = second(inputs, {})
   outputs, digits = {}, {}
   for name in graph.outputs:
-    second.check_error(values[name], name)
-    places = rescale.digits(values[name].largest().max())
-    outputs[name], digits[name] = rescale.fixed(values[name], places).integers, int(places)
+    outputs[name], digits[name] = second.fixed(values[name], name)
   integers = {name: x.integers for name, x in values.items() if isinstance(x, Value)}
   return Recording(integers=integers, codes=codes, outputs=outputs, digits=digits)
 
@@ -141,8 +140,8 @@ class Interpreter:
   A first pass finds what values can be, without computing them; from that follows where they may stop.
   """
 
-  def __init__(self, graph: Graph, integer_inputs: bool):
-    self.graph, self.integer_inputs = graph, integer_inputs
+  def __init__(self, graph: Graph, integer_inputs: bool, fixed_outputs: bool = False):
+    self.graph, self.integer_inputs, self.fixed_outputs = graph, integer_inputs, fixed_outputs
     self.in_float: list[str] = []
 
   def __call__(self, inputs: Any, keep: Sequence[str], given: dict[str, Any]) -> tuple[Any, dict[str, jax.Array]]:
@@ -158,7 +157,8 @@ class Interpreter:
     values, codes = second(inputs, given)
     self.in_float = second.in_float
     real = lambda name: second.real(values[name], name)
-    outputs = self.graph.result({name: real(name) for name in self.graph.outputs})
+    given_out = (lambda name: second.fixed(values[name], name)[0]) if self.fixed_outputs else real
+    outputs = self.graph.result({name: given_out(name) for name in self.graph.outputs})
     return outputs, {name: codes[name] if name in codes else real(name) for name in keep}
 
 
@@ -214,6 +214,14 @@ class _Pass:
     """Real numbers; raises `ValueError` where they are too coarse."""
     self.check_error(x, name)
     return _real(x)
+
+  def fixed(self, x: Any, name: str) -> tuple[Any, int]:
+    """An output as integers, 2^digits times the real numbers, and the digits."""
+    self.check_error(x, name)
+    if not isinstance(x, Value):
+      raise ValueError(f'{name} has no meaning in integers')
+    digits = rescale.digits(x.largest().max())
+    return rescale.fixed(x, digits).integers, int(digits)
 
   def check_error(self, x: Any, name: str) -> None:
     """Raises `ValueError` where real numbers are too coarse."""

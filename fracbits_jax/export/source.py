@@ -30,6 +30,7 @@ class Source:
     counted: the network as `cost.trace` takes it.
     batch_axes: as for `cost.trace`.
     input_range: least and largest input where inputs are integers, such as (0, 255) for images; `None` for real ones.
+    examples: inputs for test vectors `[N, ...]`; `None` for none.
     given: its graph, where that is another one than `capture` makes of it.
   """
 
@@ -40,6 +41,7 @@ class Source:
   counted: Any
   batch_axes: Any = 0
   input_range: tuple[int, int] | None = None
+  examples: Any = None
   given: Graph | None = None
 
   @functools.cached_property
