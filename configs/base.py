@@ -72,6 +72,7 @@ def get_config() -> ConfigDict:
   config.quant.input_choices = config_dict.placeholder(tuple)  # None: as choices, without 0
   config.quant.init_bits = config_dict.placeholder(float)  # None: the budget's uniform bit-width + 0.5
   config.quant.weight_only = False  # leave the inputs of layers as they are
+  config.quant.quantize_residuals = False  # what comes into a residual block once, for convolution and shortcut
   config.quant.scheme = 'original'  # or modified (kernels by floor), lsq (learned step sizes)
   config.quant.stochastic = False  # draw one of the two neighbouring bit-widths instead of interpolating
   config.quant.sat = True  # rescale the classifier's kernel as SAT does

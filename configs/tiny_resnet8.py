@@ -14,5 +14,6 @@ def get_config(equivalent_bits='3'):
   config = cifar10_resnet20.get_config(equivalent_bits)
   config.model.name = 'tiny_resnet8'
   config.quant.scheme = 'lsq'  # no batch norm carries the scale of the shortcuts' kernels
+  config.quant.quantize_residuals = True  # a device stores what comes into a block once, in few bits
   config.budget.also.size = 0.0387
   return config

@@ -26,7 +26,8 @@ class Layer:
     biases: entries of the bias, at 4 bytes each.
     channels: output channels, C_out.
     kind: `dense`, `pointwise`, `depthwise` or `standard` (any other convolution); `embedding` for a table whose rows
-      are looked up, `product` for a product of two activations, the second of which stands for the kernel.
+      are looked up, `product` for a product of two activations, the second of which stands for the kernel,
+      `identity` for a quantizer of what others read, without a kernel: 0 weights of 0 bits.
     kernel_bits: the kernel's bit-width where it is fixed; `None` where it is learned.
     input_bits: the same for the inputs.
     per_channel: whether a learned kernel has one bit-width per output channel.
@@ -36,6 +37,7 @@ class Layer:
     stack: the sizes of the stack that the layer is part of, as within a scan; `()` for a layer by itself.
     index: its place there.
     path: where the bits of the stack lie; of a layer by itself `name`.
+    input_path: where the bits of the inputs lie: `path`, or that of the row of kind `identity` that quantizes them.
   """
 
   name: str
@@ -53,15 +55,28 @@ class Layer:
   stack: tuple[int, ...] = ()
   index: tuple[int, ...] = ()
   path: str = ''
+  input_path: str = ''
 
   def __post_init__(self):
     if not self.path:
       object.__setattr__(self, 'path', self.name)
+    if not self.input_path:
+      object.__setattr__(self, 'input_path', self.path)
 
   @property
   def prunes(self) -> bool:
     """Whether output channels can be pruned, by 0 bits."""
     return self.kernel_bits is None and self.per_channel and self.choices[0] == 0
+
+  @property
+  def has_kernel(self) -> bool:
+    """Whether there is a kernel, or what stands for one."""
+    return self.kind != 'identity'
+
+  @property
+  def owns_input(self) -> bool:
+    """Whether the bits of the inputs are its own, so that no other row has them."""
+    return self.input_path == self.path
 
 
 class LayerTable(tuple[Layer, ...]):
@@ -83,11 +98,11 @@ class LayerTable(tuple[Layer, ...]):
 
 
 def learned(layer: Layer) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-  """The learned bit-widths of a layer: name -> (shape, allowed values)."""
+  """The learned bit-widths that are a layer's own: name -> (shape, allowed values)."""
   found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
   if layer.kernel_bits is None:
     found['kernel'] = ((layer.channels,) if layer.per_channel else (), layer.choices)
-  if layer.input_bits is None:
+  if layer.input_bits is None and layer.owns_input:
     found['input'] = ((), layer.input_choices)
   return found
 
@@ -125,6 +140,20 @@ def row(
     biases=0 if bias is None else bias.size,
   )
   return Layer(**fields, **bit_fields(quant))
+
+
+def identity_row(quant: QuantConfig, *, name: str, channels: int) -> Layer:
+  """The row of a quantizer whose outputs several layers read."""
+  fields = {**bit_fields(quant), 'kernel_bits': 0, 'per_channel': False}
+  return Layer(name=name, macs=0, weights=0, channels=channels, kind='identity', **fields)
+
+
+def groups(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
+  """The rows by the bits of their inputs: those in a group share a bit-width, so that none can be chosen by itself."""
+  found: dict[str, list[Layer]] = {}
+  for layer in layers:
+    found.setdefault(layer.name if layer.owns_input else layer.input_path, []).append(layer)
+  return [tuple(group) for group in found.values()]
 
 
 def bit_fields(quant: QuantConfig | None) -> dict[str, Any]:
@@ -173,6 +202,8 @@ def bits_of(bits: Bits, layer: Layer | str, which: str) -> Any:
     ValueError: it is missing.
   """
   name, path, index = (layer, layer, ()) if isinstance(layer, str) else (layer.name, layer.path, layer.index)
+  if which == 'input' and not isinstance(layer, str) and not layer.owns_input:
+    name = path = layer.input_path
   found = _lookup(bits, path, which)
   if found is not None:
     return found[index] if index else found

@@ -101,8 +101,9 @@ def format_table(bits: Bits, layers: Sequence[Layer]) -> str:
     f'{"layer":<{name_width}} {"kernel":>7} {"input":>7} {"MMACs":>10} {"weights":>11} {"GBitOPs":>10} {"MB":>9}'
   ]
   for l in layers:
-    w, a = (float(np.mean(_at(bits, l, which))) for which in ('kernel', 'input'))
+    w, a = (f'{float(np.mean(_at(bits, l, which))):.2f}' for which in ('kernel', 'input'))
+    w = w if l.has_kernel else ''
     costs = f'{float(bitops(bits, (l,))):>10.5f} {float(model_size(bits, (l,))):>9.5f}'
-    lines.append(f'{l.name:<{name_width}} {w:>7.2f} {a:>7.2f} {l.macs / 1e6:>10.3f} {l.weights:>11,} {costs}')
+    lines.append(f'{l.name:<{name_width}} {w:>7} {a:>7} {l.macs / 1e6:>10.3f} {l.weights:>11,} {costs}')
   coverage = getattr(layers, 'coverage', None)
   return '\n'.join([*lines, *([str(coverage)] if coverage is not None else [])])

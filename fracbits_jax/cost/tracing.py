@@ -7,8 +7,8 @@ import jax
 from flax import linen as nn
 
 from fracbits_jax.cost import program_tracing
-from fracbits_jax.cost.layer_table import Layer, LayerTable, add_row, checked_rows, row
-from fracbits_jax.layers import FLOAT_BITS, Quantized, watch_layers
+from fracbits_jax.cost.layer_table import Layer, LayerTable, add_row, checked_rows, identity_row, row
+from fracbits_jax.layers import FLOAT_BITS, QuantIdentity, Quantized, watch_layers
 from fracbits_jax.layers.examples import example_of, examples_in
 from fracbits_jax.program import coverage
 from fracbits_jax.program import networks as programs
@@ -40,10 +40,14 @@ def trace(model: Any, inputs: Any, *, batch_axes: Any = 0, strict: bool = False,
   rows: dict[str, Layer] = {}
 
   def record(module: Quantized, x: jax.Array, y: jax.Array) -> None:
-    source = None if module.source is None else '/'.join((*module.path[:-1], module.source))
+    name, beside = '/'.join(module.path), lambda sibling: '/'.join((*module.path[:-1], sibling))
+    if isinstance(module, QuantIdentity):
+      if module.quant is not None:
+        rows[name] = identity_row(module.quant, name=name, channels=x.shape[-1])
+      return
     found = row(
       module,
-      name='/'.join(module.path),
+      name=name,
       params=nn.meta.unbox(module.variables['params']),
       conv=isinstance(module, nn.Conv | nn.ConvTranspose),
       transposed=isinstance(module, nn.ConvTranspose),
@@ -51,7 +55,9 @@ def trace(model: Any, inputs: Any, *, batch_axes: Any = 0, strict: bool = False,
       y=y,
       examples=examples_in(example, batch_axes),
     )
-    add_row(rows, dataclasses.replace(found, source=source))
+    source = None if module.source is None else beside(module.source)
+    input_path = '' if module.input_from is None else beside(module.input_from)
+    add_row(rows, dataclasses.replace(found, source=source, input_path=input_path))
 
   with watch_layers(record):
     variables = jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *example)
@@ -60,6 +66,7 @@ def trace(model: Any, inputs: Any, *, batch_axes: Any = 0, strict: bool = False,
 
 def _of_layers(layers: list[Layer], params: Any) -> coverage.Coverage:
   """How much of a network of quantized layers is quantized."""
+  layers = [layer for layer in layers if layer.has_kernel]
   quantized = [layer for layer in layers if layer.kernel_bits != FLOAT_BITS]
   sizes = {path: leaf.size for path, leaf in leaves_by_path(params).items() if not path.endswith('alpha')}
   return coverage.Coverage(

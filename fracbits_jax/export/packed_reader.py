@@ -168,7 +168,8 @@ def _layers(rows: Sequence[Any], graph: Graph) -> Iterator[dict[str, Any]]:
       raise ValueError(f'the inputs of the layer {shown(name)} have {shown(bits)} bits')
     if any(type(count) is not int or not 0 <= count <= MAX_COUNT for count in (macs, weights)):
       raise ValueError(f'the layer {shown(name)} has {shown(macs)} multiplications and {shown(weights)} weights')
-    yield {'name': name, 'kernel': kernels.get(name, 32), 'input': bits, 'macs': macs, 'weights': weights}
+    float_bits = 32 if macs or weights else 0  # 0: nothing but a quantizer
+    yield {'name': name, 'kernel': kernels.get(name, float_bits), 'input': bits, 'macs': macs, 'weights': weights}
 
 
 def _input_shape(value: Any) -> tuple[int, ...]:

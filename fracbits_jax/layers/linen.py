@@ -1,4 +1,5 @@
-"""Flax layers with fractional bit-widths: `nn.Conv` and `nn.Dense` plus `quant=QuantConfig(...)`.
+"""Flax layers with fractional bit-widths: `nn.Conv` and `nn.Dense` plus `quant=QuantConfig(...)`; and one that does
+nothing but quantize.
 
 A quantized layer owns, beside the parameters of the layer it extends:
 
@@ -37,14 +38,16 @@ class Quantized(nn.Module):
   Attributes:
     quant: how the layer is quantized; `None` leaves it as it is.
     source: the name of the sibling whose pruned channels are missing from the inputs; see `gate`.
+    input_from: the name of the sibling, a `QuantIdentity`, that has quantized the inputs already.
   """
 
   quant: QuantConfig | None = None
   source: str | None = None
+  input_from: str | None = None
 
   @nn.compact
   def __call__(self, inputs: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-    if self.quant is not None and not self.quant.weight_only:
+    if self.quant is not None and not self.quant.weight_only and self.input_from is None:
       inputs = self._quantized_input(self.quant, inputs)
     return checkpoint_name(super().__call__(inputs, *args, **kwargs), OUTPUTS)
 
@@ -115,7 +118,7 @@ class Quantized(nn.Module):
 
 @functools.cache
 def quantized_class(layer: type[nn.Module]) -> type[Quantized]:
-  """The class `layer`, a linen layer with a parameter `kernel`, with `quant` and `source` beside its fields."""
+  """The class `layer`, a linen layer with a parameter `kernel`, with the fields of `Quantized` beside its own."""
   return layer if issubclass(layer, Quantized) else type(f'Quantized{layer.__name__}', (Quantized, layer), {})
 
 
@@ -133,6 +136,18 @@ class QuantConv(Quantized, nn.Conv):
 
 class QuantDense(Quantized, nn.Dense):
   """`nn.Dense` with a quantized kernel and quantized inputs; `quant=None` is `nn.Dense` itself."""
+
+
+class QuantIdentity(Quantized):
+  """Its inputs, quantized: for several layers that read the same, which name it as their `input_from`.
+
+  `quant=None` and `weight_only` leave them as they are. Of the variables of a layer it has `params/alpha` and
+  `bits/input`.
+  """
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    return inputs if self.quant is None or self.quant.weight_only else self._quantized_input(self.quant, inputs)
 
 
 class GatedBatchNorm(nn.BatchNorm):

@@ -34,6 +34,8 @@ class QuantConfig:
     kernel_bits: a fixed integer bit-width for the kernel instead of a learned one.
     input_bits: a fixed integer bit-width for the inputs instead of a learned one.
     weight_only: leave the inputs as they are. They count as `input_bits` in the cost, or as 32 bits without it.
+    quantize_residuals: what comes into a residual block is quantized once, for the convolution and the shortcut that
+      read it; otherwise the shortcut takes it as it is. For networks of `models` with residual sums.
     signed_input: inputs are quantized on [-alpha, alpha] rather than on [0, alpha].
     scheme: `original` or `modified` for DoReFa kernels, whose inputs are always `original`; `lsq` for a learned step
       size of kernels and inputs.
@@ -56,6 +58,7 @@ class QuantConfig:
   kernel_bits: int | None = None
   input_bits: int | None = None
   weight_only: bool = False
+  quantize_residuals: bool = False
   signed_input: bool = False
   scheme: str = 'original'
   learned: bool = True
@@ -86,6 +89,10 @@ class QuantConfig:
         raise ValueError(
           f'{name}={value!r} is not a fixed bit-width: give an integer from 0 to {largest}, or None to learn it'
         )
+    if self.quantize_residuals and self.weight_only:
+      raise ValueError(
+        'quantize_residuals=True quantizes inputs, which weight_only=True leaves as they are: set one of them to False'
+      )
     if self.stochastic and self.prunes:
       raise ValueError(
         'stochastic=True cannot prune: a gate does not follow what is drawn, so take 0 out of choices or interpolate'

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from fracbits_jax.fast import pool
-from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense
+from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense, QuantIdentity
 
 EDGE_BITS = 8  # of the images, of the first kernel and of the classifier's kernel
 NORM_MOMENTUM = 0.9  # of batch norm's running statistics
@@ -53,6 +53,7 @@ class Parts:
     groups: int,
     name: str,
     source: str | None = None,
+    input_from: str | None = None,
     padding: str | None = None,
   ) -> QuantConv:
     kernel_size = (size, size) if isinstance(size, int) else size
@@ -67,8 +68,13 @@ class Parts:
       kernel_init=_conv_init,
       quant=quant,
       source=self._pruned(source),
+      input_from=input_from if self._quantizes_residuals else None,
       name=name,
     )
+
+  @property
+  def _quantizes_residuals(self) -> bool:
+    return self.quant is not None and self.quant.quantize_residuals
 
   def _pruned(self, source: str | None) -> str | None:
     """`source` if its channels can be pruned at all."""
@@ -93,7 +99,8 @@ class Parts:
     return self._conv(self._on_images(), features, size, size, 1, name, padding='VALID')
 
   def _on_images(self) -> QuantConfig | None:
-    return self._with(kernel_bits=EDGE_BITS, input_bits=EDGE_BITS, weight_only=True, sat=False)
+    edge = dict(kernel_bits=EDGE_BITS, input_bits=EDGE_BITS)
+    return self._with(**edge, weight_only=True, quantize_residuals=False, sat=False)
 
   def conv(
     self,
@@ -106,6 +113,7 @@ class Parts:
     bare: bool = False,
     prunable: bool = False,
     source: str | None = None,
+    input_from: str | None = None,
     name: str,
   ) -> QuantConv:
     """A convolution without bias, padded symmetrically.
@@ -119,9 +127,15 @@ class Parts:
       bare: whether no batch norm follows; SAT rescales such kernels.
       prunable: whether its channels can be pruned, because nothing but the layers that name it as `source` sees them.
       source: the prunable layer that makes its input channels.
+      input_from: the `identity` that its inputs come from.
       name: of the layer.
     """
-    return self._conv(self._inner(signed, bare, prunable), features, size, stride, groups, name, source)
+    return self._conv(self._inner(signed, bare, prunable), features, size, stride, groups, name, source, input_from)
+
+  def identity(self, *, signed: bool = False, name: str) -> QuantIdentity:
+    """What comes into a residual block, quantized where `quant.quantize_residuals` says so; arguments as for `conv`."""
+    quant = self._with(signed_input=signed, sat=False) if self._quantizes_residuals else None
+    return QuantIdentity(quant=quant, name=name)
 
   def _inner(self, signed: bool, bare: bool, prunable: bool) -> QuantConfig | None:
     """How a layer between the first and the last is quantized."""
@@ -185,8 +199,18 @@ class Network(nn.Module, kw_only=True):
   dtype: Any = None
 
   @nn.nowrap
+  def has_residuals(self) -> bool:
+    """Whether it has residual sums that `quant.quantize_residuals` is for."""
+    return False
+
+  @nn.nowrap
   def parts(self, train: bool) -> Parts:
     """The builders of its layers."""
+    if self.quant is not None and self.quant.quantize_residuals and not self.has_residuals():
+      raise ValueError(
+        f'{type(self).__name__} has no residual sums of quantized values: leave quantize_residuals=False, or take a '
+        'ResNet without pre-activation or MobileNetV2'
+      )
     return Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept, dtype=self.dtype)
 
 

@@ -20,6 +20,10 @@ class MobileNetV2(Network, kw_only=True):
 
   relu6: bool = False
 
+  @nn.nowrap
+  def has_residuals(self) -> bool:
+    return True
+
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     parts = self.parts(train)
@@ -42,14 +46,19 @@ class MobileNetV2(Network, kw_only=True):
 def _inverted_residual(
   parts: Parts, relu: Callable, x: jax.Array, expansion: int, channels: int, stride: int, name: str
 ) -> jax.Array:
-  y, source = x, None  # what comes in is shared with the blocks around
+  before = f'{name}_input' if stride == 1 and x.shape[-1] == channels else None  # of a residual sum
+  if before is not None:
+    x = parts.identity(signed=expansion > 1, name=before)(x)
+  y, source, reads = x, None, before  # what comes in is shared with the blocks around
   if expansion > 1:
     source = f'{name}_expand'
-    y = parts.conv(x.shape[-1] * expansion, 1, signed=True, prunable=True, name=source)(y)
-    y = relu(parts.norm(source=source, name=f'{name}_expand_norm')(y))
+    expand = parts.conv(x.shape[-1] * expansion, 1, signed=True, prunable=True, input_from=before, name=source)
+    y = relu(parts.norm(source=source, name=f'{name}_expand_norm')(expand(y)))
+    reads = None
   hidden = y.shape[-1]
-  y = parts.conv(hidden, 3, stride, groups=hidden, source=source, name=f'{name}_depthwise')(y)
+  depthwise = parts.conv(hidden, 3, stride, groups=hidden, source=source, input_from=reads, name=f'{name}_depthwise')
+  y = depthwise(y)
   y = relu(parts.norm(source=source, name=f'{name}_depthwise_norm')(y))
   y = parts.conv(channels, 1, source=source, name=f'{name}_project')(y)
   y = parts.norm(name=f'{name}_project_norm')(y)
-  return x + y if stride == 1 and x.shape[-1] == channels else y
+  return y if before is None else x + y

@@ -1,5 +1,7 @@
 """Residual networks: He et al. 2015 (arXiv 1512.03385), and with pre-activation, He et al. 2016 (arXiv 1603.05027)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -20,6 +22,10 @@ class ResNet(Network):
   stages: tuple[int, ...]
   bottleneck: bool = False
   preact: bool = False
+
+  @nn.nowrap
+  def has_residuals(self) -> bool:
+    return not self.preact  # there a norm reads the sums, not a convolution
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -55,17 +61,21 @@ def _shapes(channels: int, stride: int, bottleneck: bool) -> _Shapes:
 
 
 def _block(parts: Parts, x: jax.Array, shapes: _Shapes, stride: int, name: str) -> jax.Array:
+  before = f'{name}_input'
+  x = parts.identity(name=before)(x)
   y, source = x, None
   for i, (features, size, conv_stride) in enumerate(shapes, start=1):
+    conv, first = f'{name}_conv{i}', before if i == 1 else None
     # The sum ties the last convolution's channels to those of other blocks; the inner ones can be pruned.
-    inner = f'{name}_conv{i}' if i < len(shapes) else None
-    y = parts.conv(features, size, conv_stride, prunable=inner is not None, source=source, name=f'{name}_conv{i}')(y)
+    inner = conv if i < len(shapes) else None
+    how: dict[str, Any] = dict(prunable=inner is not None, source=source, input_from=first)
+    y = parts.conv(features, size, conv_stride, **how, name=conv)(y)
     y = parts.norm(source=inner, name=f'{name}_norm{i}')(y)
     if inner is not None:
       y = nn.relu(y)
     source = inner
   if x.shape != y.shape:
-    x = parts.conv(y.shape[-1], 1, stride, name=f'{name}_shortcut')(x)
+    x = parts.conv(y.shape[-1], 1, stride, input_from=before, name=f'{name}_shortcut')(x)
     x = parts.norm(name=f'{name}_shortcut_norm')(x)
   return nn.relu(x + y)
 
@@ -99,6 +109,10 @@ class CifarResNet(Network, kw_only=True):
   num_classes: int = 10
   small_images: bool = True
 
+  @nn.nowrap
+  def has_residuals(self) -> bool:
+    return True
+
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     parts = self.parts(train)
@@ -113,14 +127,16 @@ class CifarResNet(Network, kw_only=True):
 
   @nn.nowrap
   def _block(self, parts: Parts, x: jax.Array, channels: int, stride: int, name: str) -> jax.Array:
-    inner = f'{name}_conv1'
-    y = parts.conv(channels, 3, stride, prunable=True, name=inner)(x)
+    inner, before = f'{name}_conv1', f'{name}_input'
+    x = parts.identity(name=before)(x)
+    y = parts.conv(channels, 3, stride, prunable=True, input_from=before, name=inner)(x)
     y = nn.relu(parts.norm(source=inner, name=f'{name}_norm1')(y))
     y = parts.conv(channels, 3, source=inner, name=f'{name}_conv2')(y)
     y = parts.norm(name=f'{name}_norm2')(y)
     if self.projections and x.shape != y.shape:
       # No bias: that of the norm beside it is added to the same sum.
-      return nn.relu(parts.conv(channels, 1, stride, bare=True, name=f'{name}_shortcut')(x) + y)
+      shortcut = parts.conv(channels, 1, stride, bare=True, input_from=before, name=f'{name}_shortcut')
+      return nn.relu(shortcut(x) + y)
     for axis in (1, 2):
       x = lax.slice_in_dim(x, 0, None, stride, axis)
     added = channels - x.shape[-1]

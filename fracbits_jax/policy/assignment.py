@@ -39,7 +39,8 @@ def solve(scores: Scores, layers: Sequence[Layer], budget: Budget) -> policies.P
       min sum_lp s_lp x_lp    with    sum_p x_lp = 1 for each layer l,    sum_lp c_lp x_lp <= target,    x_lp in {0, 1}
 
   s_lp is the sum of the two scores and c_lp the cost of layer l with the pair p: a multiple-choice knapsack, which
-  HiGHS solves to optimality. All channels of a kernel get the same bits, and none is pruned.
+  HiGHS solves to optimality. Layers with common bits of their inputs are chosen as one. All channels of a kernel get
+  the same bits, and none is pruned.
 
   Args:
     scores: what each allowed bit-width of each learned kernel and input costs in accuracy; least is best.
@@ -49,11 +50,12 @@ def solve(scores: Scores, layers: Sequence[Layer], budget: Budget) -> policies.P
   Raises:
     ValueError: scores that are missing or not finite; no assignment meets the budget.
   """
-  options = [_options(scores, layer) for layer in layers]
-  score = np.array([score for found in options for *_, score in found])
-  owner = np.repeat(np.arange(len(layers)), [len(found) for found in options])
+  groups = costs.groups(layers)
+  options = [_options(scores, group) for group in groups]
+  score = np.array([score for found in options for _, score in found])
+  owner = np.repeat(np.arange(len(groups)), [len(found) for found in options])
   one_each = sparse.csr_array((np.ones(owner.size), (owner, np.arange(owner.size))))
-  spent = sparse.csr_array([_prices(options, layers, held) for held in budget.all])
+  spent = sparse.csr_array([_prices(options, groups, held) for held in budget.all])
   scale, limit = _LARGEST / max(float(np.abs(score).max()), float(np.finfo(float).tiny)), _TARGET
   for attempt in range(_RETRIES):
     found = optimize.milp(
@@ -65,8 +67,10 @@ def solve(scores: Scores, layers: Sequence[Layer], budget: Budget) -> policies.P
     )
     if found.x is None:
       break
-    pairs = {layer.name: options[l][int(np.argmax(found.x[owner == l]))] for l, layer in enumerate(layers)}
-    bits = costs.fill_bits(layers, lambda layer, which, shape, choices: pairs[layer.name][which == 'input'])  # noqa: B023
+    chosen: dict[tuple[str, str], int] = {}
+    for g, ways in enumerate(options):
+      chosen |= ways[int(np.argmax(found.x[owner == g]))][0]
+    bits = costs.fill_bits(layers, lambda layer, which, shape, choices: chosen[layer.name, which])  # noqa: B023
     if budget.holds(bits, layers):
       return policies.from_bits(bits, layers, budget)
     limit = _TARGET - 1e-6 * 10**attempt  # the solver lets pass what is over by less than its tolerance
@@ -75,33 +79,31 @@ def solve(scores: Scores, layers: Sequence[Layer], budget: Budget) -> policies.P
   )
 
 
-_Option = tuple[int | None, int | None, float]  # bits of the kernel and of the input, where they are learned, and score
+_Option = tuple[dict[tuple[str, str], int], float]  # the learned bits of the layers of a group, and their score
 
 
-def _options(scores: Scores, layer: Layer) -> list[_Option]:
-  """What a layer can be, without pruning."""
-  slots = costs.learned(layer)
-  ways: list[list[int | None]] = []
-  for which in ('kernel', 'input'):
-    ways.append([b for b in slots[which][1] if b] if which in slots else [None])
+def _options(scores: Scores, group: Sequence[Layer]) -> list[_Option]:
+  """What a layer can be, or layers with common bits, without pruning."""
+  slots = {(l.name, which): [b for b in c if b] for l in group for which, (_, c) in costs.learned(l).items()}
   found = []
-  for of_kernel, of_input in itertools.product(*ways):
+  for widths in itertools.product(*slots.values()):
+    way = dict(zip(slots, widths, strict=True))
     total = 0.0
-    for which, width in (('kernel', of_kernel), ('input', of_input)):
-      if width is not None:
-        total += scores.get((layer.name, which), {}).get(width, np.nan)
+    for slot, width in way.items():
+      total += scores.get(slot, {}).get(width, np.nan)
     if not np.isfinite(total):
-      raise ValueError(f'a score of {layer.name} is missing or not finite: give one for every allowed bit-width')
-    found.append((of_kernel, of_input, total))
+      name = next(slot[0] for slot, width in way.items() if not np.isfinite(scores.get(slot, {}).get(width, np.nan)))
+      raise ValueError(f'a score of {name} is missing or not finite: give one for every allowed bit-width')
+    found.append((way, total))
   return found
 
 
-def _prices(options: Sequence[Sequence[_Option]], layers: Sequence[Layer], budget: Budget) -> list[float]:
-  """What every option of every layer costs, in parts of the target."""
+def _prices(options: Sequence[Sequence[_Option]], groups: Sequence[Sequence[Layer]], budget: Budget) -> list[float]:
+  """What every option of every group costs, in parts of the target."""
   prices = []
-  for layer, found in zip(layers, options, strict=True):
-    alone = (dataclasses.replace(layer, source=None),)  # nothing that feeds it is pruned
-    for option in found:
-      bits = costs.fill_bits(alone, lambda layer, which, shape, choices: option[which == 'input'])  # noqa: B023
+  for group, found in zip(groups, options, strict=True):
+    alone = [dataclasses.replace(layer, source=None) for layer in group]  # nothing that feeds them is pruned
+    for way, _ in found:
+      bits = costs.fill_bits(alone, lambda layer, which, shape, choices: way[layer.name, which])  # noqa: B023
       prices.append(_TARGET * float(budget.cost(bits, alone)) / budget.target)
   return prices

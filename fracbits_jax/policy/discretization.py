@@ -137,13 +137,13 @@ def _raise(vector: Vector, wanted: np.ndarray, at: np.ndarray, candidates: np.nd
 
 
 def _options(
-  vector: Vector, wanted: np.ndarray, at: np.ndarray, layer: Layer, budget: Budget
+  vector: Vector, wanted: np.ndarray, at: np.ndarray, group: Sequence[Layer], budget: Budget
 ) -> list[tuple[float, float, dict]]:
-  """What a layer can be: (cost in targets, squared distance to the searched positions, positions by slot).
+  """What a layer can be, or a group: (cost in targets, squared distance to the searched positions, positions by slot).
 
   The channels of a kernel with one bit-width each move together, as far as any of them can.
   """
-  slots = [i for i, slot in enumerate(vector.slots) if slot[0] is layer]
+  slots = [i for i, slot in enumerate(vector.slots) if any(slot[0] is layer for layer in group)]
   ways = []
   for i in slots:
     units, reach = vector.units(i), int(vector.last[vector.units(i)].max(initial=0))
@@ -162,7 +162,7 @@ def _options(
     for i, positions in zip(slots, way, strict=True):
       trial[vector.units(i)] = positions
     distance = sum(float(np.mean((p - wanted[vector.units(i)]) ** 2)) for i, p in zip(slots, way, strict=True))
-    price = float(budget.cost(vector.bits(trial), (layer,))) / budget.target
+    price = float(budget.cost(vector.bits(trial), group)) / budget.target
     found.append((price, distance, dict(zip(slots, way, strict=True))))
   return found
 
@@ -170,16 +170,16 @@ def _options(
 def _knapsack(vector: Vector, wanted: np.ndarray, at: np.ndarray) -> np.ndarray:
   """The assignment nearest to the searched one among those that use 99% of the target; the fullest if none does.
 
-  Dynamic programming over the layers and over what has been spent, in cells of 1/20,000 of the target. Costs are
-  rounded down to cells, so that nothing within reach is missed; what comes out is held against the exact cost. Of
-  several budgets the one that is used most is the one to fill, and pruned channels stay as they are.
+  Dynamic programming over the layers, those with common bits as one, and over what has been spent, in cells of 1/20,000
+  of the target. Costs are rounded down to cells, so that nothing within reach is missed; what comes out is held against
+  the exact cost. Of several budgets the one that is used most is the one to fill, and pruned channels stay as they are.
   """
   tightest = max(vector.budget.all, key=lambda b: b.cost(vector.bits(at), vector.layers) / b.target)
   best = np.full(_CELLS + 1, np.inf)  # least distance by cells spent
   best[0] = 0.0
   steps = []
-  for layer in vector.layers:
-    ways = _options(vector, wanted, at, layer, tightest)
+  for group in costs.groups(vector.layers):
+    ways = _options(vector, wanted, at, group, tightest)
     options = [(int(min(price, 2) * _CELLS), distance, way) for price, distance, way in ways]
     reached, chosen = np.full_like(best, np.inf), np.zeros(best.size, int)
     for k, (cells, distance, _) in enumerate(options):

@@ -32,12 +32,12 @@ class Entry:
 
   Attributes:
     name: the layer's path.
-    kernel: bit-width of the kernel, a tuple where there is one per output channel.
+    kernel: bit-width of the kernel, a tuple where there is one per output channel; 0 where there is no kernel.
     input: bit-width of the inputs.
     macs: multiply-accumulates for one example.
     weights: entries of the kernel.
     cost_share: the layer's share of the network's cost, from 0 to 1.
-    learned: which of `kernel` and `input` were learned rather than fixed.
+    learned: which of `kernel` and `input` were learned, here and not in another row, rather than fixed.
   """
 
   name: str
@@ -47,6 +47,11 @@ class Entry:
   weights: int
   cost_share: float
   learned: tuple[str, ...]
+
+  @property
+  def has_kernel(self) -> bool:
+    """Whether it is more than a quantizer of what others read."""
+    return bool(self.macs or self.weights)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +100,8 @@ class Policy:
     problems = [f'{name} is not in the network' for name in mine if name not in theirs]
     problems += [f'{name} is not in the policy' for name in theirs if name not in mine]
     for name in mine.keys() & theirs.keys():
-      problems += [f'{name} {problem}' for problem in _mismatches(mine[name], theirs[name])]
+      shared = mine.get(theirs[name].input_path)
+      problems += [f'{name} {problem}' for problem in _mismatches(mine[name], theirs[name], shared)]
     if problems:
       raise ValueError(f'the policy is for another network: {_joined(sorted(problems))}')
 
@@ -112,7 +118,8 @@ def _joined(problems: Sequence[str]) -> str:
   return '; '.join([*problems[:shown], *more])
 
 
-def _mismatches(entry: Entry, layer: Layer) -> list[str]:
+def _mismatches(entry: Entry, layer: Layer, shared: Entry | None) -> list[str]:
+  """What of an entry does not fit its layer; `shared` is the entry whose input bits are the layer's as well."""
   problems = []
   for field in ('macs', 'weights'):
     mine, theirs = getattr(entry, field), getattr(layer, field)
@@ -126,6 +133,10 @@ def _mismatches(entry: Entry, layer: Layer) -> list[str]:
     value = np.asarray(getattr(entry, which))
     if which not in specs:
       fixed = getattr(layer, f'{which}_bits')
+      if fixed is None:
+        if shared is not None and value != shared.input:
+          problems.append(f'has {value} input bits in the policy, where {shared.name} makes {shared.input} of them')
+        continue
       if value.shape or value != fixed:
         mine = f'a list of {value.size}' if value.shape else value
         problems.append(f'has {mine} {which} bits in the policy and {fixed} in the network')

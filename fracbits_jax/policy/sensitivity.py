@@ -177,8 +177,8 @@ class Sensitivity:
     for slot, choices in self.slots.items():
       name, which = slot
       quant = self._configs[name]
-      params = functools.reduce(lambda node, key: node[key], name.split('/'), self._float['params'])
-      x = jnp.asarray(params['kernel'] if which == 'kernel' else inputs[name])
+      of_kernel = functools.reduce(lambda node, key: node.get(key, {}), name.split('/'), self._float['params'])
+      x = jnp.asarray(of_kernel['kernel'] if which == 'kernel' else inputs[name])
       signed = which == 'kernel' or quant.signed_input
       for bits in choices:
         clip: jax.Array | float = 1.0  # of kernels that have none

@@ -70,6 +70,11 @@ def _first(rules: Rules, weight: Weight, name: str, default: QuantConfig | None)
 
 def _adapted(quant: QuantConfig, weight: Weight, edge_bits: int | None, is_first: bool) -> QuantConfig:
   """A configuration as it is for this weight."""
+  if quant.quantize_residuals:
+    raise ValueError(
+      f'{weight.name}: quantize_residuals=True is for the networks of models.create, which say where their residual '
+      'sums are: leave it False, or put a layers.QuantIdentity into the network'
+    )
   if not weight.has_input:
     quant = dataclasses.replace(quant, weight_only=True, input_bits=None, input_choices=None)
   elif not quant.weight_only:

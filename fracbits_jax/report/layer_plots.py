@@ -39,7 +39,7 @@ def histograms_left_out(policy: Policy) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Bar:
-  """What a bar stands for: the fields of an `Entry`, bit-widths may be means."""
+  """What a bar stands for: the fields of an `Entry`; bit-widths may be means, and NaN where there is no kernel."""
 
   name: str
   kernel: float | tuple[int, ...]
@@ -54,12 +54,12 @@ def _bars_of(policy: Policy) -> Sequence[_Bar]:
   """The layers, or several in a row as one: mean bit-widths, all their channels, sums of all else."""
   size = layers_per_bar(policy)
   if size == 1:
-    return [_Bar(**vars(entry)) for entry in policy.layers]
+    return [_Bar(**{**vars(e), 'kernel': e.kernel if e.has_kernel else math.nan}) for e in policy.layers]
   per_channel = any(isinstance(e.kernel, tuple) for e in policy.layers)
   bars = []
   for start in range(0, len(policy.layers), size):
     some = policy.layers[start : start + size]
-    kernels = np.concatenate([np.atleast_1d(e.kernel) for e in some])
+    kernels = np.concatenate([np.atleast_1d(e.kernel) for e in some if e.has_kernel] or [np.array([math.nan])])
     total = lambda field, some=some: sum(getattr(e, field) for e in some)
     bars.append(
       _Bar(
@@ -174,7 +174,7 @@ def _legend(figure: Figure, handles: Sequence[tuple], narrow: bool) -> None:
 
 def _columns(axis, entries: Sequence[_Bar], narrow: bool) -> list[tuple[Patch, str]]:
   """A column a layer, split by how many of its channels have which bit-width; returns what stands for which."""
-  widths = sorted({b for e in entries for b in np.atleast_1d(e.kernel).tolist()})
+  widths = sorted({b for e in entries for b in np.atleast_1d(e.kernel).tolist() if not math.isnan(b)})
   shares = np.array([[np.mean(np.atleast_1d(e.kernel) == b) for e in entries] for b in widths])
   # Half by rank and half by how many there are, so that neighbours that are frequent differ more.
   means = shares.mean(1)
@@ -204,7 +204,8 @@ def _pale(axis, at: int) -> None:
 
 
 def _bars(axis, entries: Sequence[_Bar], which: str, narrow: bool) -> None:
-  values = [float(np.mean(getattr(e, which))) for e in entries]
+  given = [float(np.mean(getattr(e, which))) for e in entries]
+  values = np.nan_to_num(given).tolist()
   color = plots.INPUT if which == 'input' else plots.KERNEL
   colors = [color if which in e.learned else plots.FIXED[which] for e in entries]
   _draw(axis, values, narrow, color=colors, linewidth=0)
@@ -214,6 +215,8 @@ def _bars(axis, entries: Sequence[_Bar], which: str, narrow: bool) -> None:
   if len(values) > _MOST_NAMES and not narrow:
     return
   for i, value in enumerate(values):
+    if math.isnan(given[i]):
+      continue
     x, y = (value + 0.02 * most, i) if narrow else (i, value + 0.015 * most)
     place = dict(ha='left', va='center_baseline') if narrow else dict(ha='center', va='bottom')
     axis.text(x, y, f'{value:.2g}', fontsize=8, **place)

@@ -75,7 +75,8 @@ def _of_policy(policy: Policy | None, result: Mapping[str, Any], folder: pathlib
   if policy is None:
     return []
   entries, uniform = policy.layers, result['reference']['uniform']['bits']
-  fixed = 'Paler bars are fixed, not learned. ' if any(not e.learned for e in entries) else ''
+  shared = '' if all(e.has_kernel for e in entries) else ', or learned where a quantizer without a kernel stands before'
+  fixed = f'Paler bars are fixed, not learned{shared}. ' if any(not e.learned for e in entries) else ''
   size = layer_plots.layers_per_bar(policy)
   several = f' A bar is the mean of {size} layers in a row.' if size > 1 else ''
   summed = f' A bar is the sum of {size} layers in a row.' if size > 1 else ''
@@ -84,7 +85,7 @@ def _of_policy(policy: Policy | None, result: Mapping[str, Any], folder: pathlib
     functools.partial(_by_layer, policy, uniform),
     folder,
     'bits_by_layer',
-    f'Bit-widths of {len(entries)} layers: {_span(entries, "kernel")}; {_span(entries, "input")}.',
+    f'Bit-widths of {sum(e.has_kernel for e in entries)} layers: {_span(entries, "kernel")}; {_span(entries, "input")}.',
     f'From the first layer to the last. {fixed}Dashed: the largest bit-width that everywhere meets the budget.'
     + several,
   )
@@ -153,7 +154,7 @@ def _layer_table(entries: Sequence[Entry]) -> str:
   rows = [
     (
       e.name,
-      pale(e, 'kernel', bits_text(e.kernel)),
+      pale(e, 'kernel', bits_text(e.kernel)) if e.has_kernel else '',
       pale(e, 'input', str(e.input)),
       f'{e.macs / 1e6:,.3f}',
       f'{e.weights:,}',
@@ -162,7 +163,8 @@ def _layer_table(entries: Sequence[Entry]) -> str:
     for e in entries
   ]
   head = ('layer', 'kernel bits', 'input bits', 'MMACs', 'weights', 'share of cost')
-  note = 'Pale bit-widths are fixed, not learned. Where every channel has its own: mean, least and most.'
+  shared = '' if all(e.has_kernel for e in entries) else ', or learned in the row without a kernel before it'
+  note = f'Pale bit-widths are fixed, not learned{shared}. Where every channel has its own: mean, least and most.'
   return page.table(head, rows, 'Layers with their bit-widths and costs') + page.note(note)
 
 

@@ -33,7 +33,8 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
     width = max(5, *(len(e.name) for e in policy.layers))
     lines += [f'{"layer":<{width}}  {"kernel":>12}  {"input":>5}  {"share of cost":>13}']
     for e in policy.layers[:_MOST_LINES]:
-      lines.append(f'{e.name:<{width}}  {bits_text(e.kernel):>12}  {e.input:>5}  {e.cost_share:>13.1%}')
+      kernel = bits_text(e.kernel) if e.has_kernel else ''
+      lines.append(f'{e.name:<{width}}  {kernel:>12}  {e.input:>5}  {e.cost_share:>13.1%}')
     if len(policy.layers) > _MOST_LINES:
       lines.append(f'and {len(policy.layers) - _MOST_LINES:,} more layers, see policy.json')
     lines.append('')

@@ -148,6 +148,7 @@ def quant_config(config: ConfigDict) -> QuantConfig:
     choices=tuple(q.choices),
     input_choices=None if q.input_choices is None else tuple(q.input_choices),
     weight_only=q.weight_only,
+    quantize_residuals=q.quantize_residuals,
     scheme=q.scheme,
     stochastic=q.stochastic,
     sat=q.sat,

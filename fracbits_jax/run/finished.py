@@ -49,6 +49,7 @@ def load(workdir: str | os.PathLike, *, best: bool = False) -> Finished:
   """
   workdir = pathlib.Path(workdir)
   config, result = read_finished(workdir)
+  config = settings.completed(config)
   if lacking := settings.missing(config):
     raise ValueError(
       f'{workdir} was left by another version: its config.json has no {lacking[0]}, which this one needs'

@@ -136,7 +136,7 @@ class Run:
     for note in experiment.dataset.notes:
       say(note)
     budgets = ', '.join(f'{b.target:.4g} {b.unit}' for b in experiment.budget.all)
-    say(f'budget {budgets}; {len(experiment.layers)} layers')
+    say(f'budget {budgets}; {sum(l.has_kernel for l in experiment.layers)} layers')
     for note in experiment.notes:
       say(f'note: {note}')
     initial = experiment.initial

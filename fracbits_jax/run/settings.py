@@ -3,6 +3,7 @@
 `configs/base.py` gives the fields their defaults and says what each means.
 """
 
+import copy
 import dataclasses
 import numbers
 from collections.abc import Callable, Mapping
@@ -116,6 +117,7 @@ FIELDS: Mapping[str, Field] = {
   'quant.input_choices': _list(optional=True),
   'quant.init_bits': _number(0, 16, optional=True),
   'quant.weight_only': _flag(),
+  'quant.quantize_residuals': _flag(),
   'quant.scheme': _text(),
   'quant.stochastic': _flag(),
   'quant.sat': _flag(),
@@ -147,6 +149,10 @@ FIELDS: Mapping[str, Field] = {
 }
 
 
+# What fields that are younger than a run's folder stand for in its configuration.
+_YOUNGER: Mapping[str, Any] = {'quant.quantize_residuals': False}
+
+
 def phase_steps(config: Any, images: int) -> dict[str, int]:
   """By phase, how many steps its epochs are for so many training images."""
   return {phase: round(config[phase].epochs * (images // config.data.batch_size)) for phase in config.phases}
@@ -157,6 +163,19 @@ def missing(config: Mapping[str, Any]) -> list[str]:
   phases: Any = config.get('phases')
   idle = {phase for phase in PHASES if _is('list', phases) and phase not in phases}
   return [name for name in FIELDS if name.split('.')[0] not in idle and _at(config, name) is _NOTHING]
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The configuration that an earlier version left in a run's folder, with the fields that there are since then."""
+  filled = copy.deepcopy(dict(config))
+  for name, value in _YOUNGER.items():
+    *path, last = name.split('.')
+    node: Any = filled
+    for key in path:
+      node = node.get(key) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+      node.setdefault(last, value)
+  return filled
 
 
 _NOTHING = object()

@@ -13,6 +13,7 @@ from fracbits_jax.system import extras
 with extras.needed():
   from ml_collections import ConfigDict
 
+from fracbits_jax.run import settings
 from fracbits_jax.run.records import read_finished, read_object
 from fracbits_jax.system.files import write_whole
 
@@ -53,7 +54,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict, *, accept_changes: bool, sa
   """
   mine = json.loads(config.to_json())
   path = workdir / 'config.json'
-  changed = _changes(mine, read_object(path)) if path.exists() else {}
+  changed = _changes(mine, settings.completed(read_object(path))) if path.exists() else {}
   fatal = {name: text for name, text in changed.items() if _OF_THE_STATE.fullmatch(name)}
   finished = (workdir / 'result.json').exists()
   if changed and (finished or (fatal and not accept_changes)):

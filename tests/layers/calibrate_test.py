@@ -144,7 +144,7 @@ def test_every_clip_of_a_network_is_set_from_its_own_inputs():
   images = jax.random.uniform(jax.random.key(1), (8, *shape)) * 255
   samples = calibrate.sample_inputs(plain, variables, [(images,), (images,)])
   layers = cost.trace(quantized, shape)
-  assert samples.keys() == {layer.name for layer in layers}
+  assert samples.keys() >= {layer.name for layer in layers}  # and what comes into residual blocks
   assert samples['classifier'].shape == (2, 4096)
   np.testing.assert_allclose(samples['stem'].max(), images.max(), rtol=0.01)
   start = quantized.init(jax.random.key(0), jnp.zeros((1, *shape)))
