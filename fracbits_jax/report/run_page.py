@@ -75,7 +75,7 @@ def _of_policy(policy: Policy | None, result: Mapping[str, Any], folder: pathlib
   if policy is None:
     return []
   entries, uniform = policy.layers, result['reference']['uniform']['bits']
-  shared = '' if all(e.has_kernel for e in entries) else ', or learned where a quantizer without a kernel stands before'
+  shared = '' if all(e.has_kernel for e in entries) else ', or learned in a row without a kernel'
   fixed = f'Paler bars are fixed, not learned{shared}. ' if any(not e.learned for e in entries) else ''
   size = layer_plots.layers_per_bar(policy)
   several = f' A bar is the mean of {size} layers in a row.' if size > 1 else ''
