@@ -75,6 +75,7 @@ def _of_policy(policy: Policy | None, result: Mapping[str, Any], folder: pathlib
   if policy is None:
     return []
   entries, uniform = policy.layers, result['reference']['uniform']['bits']
+  count = sum(e.has_kernel for e in entries)
   shared = '' if all(e.has_kernel for e in entries) else ', or learned in a row without a kernel'
   fixed = f'Paler bars are fixed, not learned{shared}. ' if any(not e.learned for e in entries) else ''
   size = layer_plots.layers_per_bar(policy)
@@ -85,7 +86,7 @@ def _of_policy(policy: Policy | None, result: Mapping[str, Any], folder: pathlib
     functools.partial(_by_layer, policy, uniform),
     folder,
     'bits_by_layer',
-    f'Bit-widths of {sum(e.has_kernel for e in entries)} layers: {_span(entries, "kernel")}; {_span(entries, "input")}.',
+    f'Bit-widths of {count} layers: {_span(entries, "kernel")}; {_span(entries, "input")}.',
     f'From the first layer to the last. {fixed}Dashed: the largest bit-width that everywhere meets the budget.'
     + several,
   )
