@@ -191,7 +191,7 @@ class _Writer:
   def _pool(self, w: dict[str, Any]) -> str:
     before = self._program('before', w['before'])
     numbers = (*w['size'], *w['window'], *w['strides'], *w['dilation'], *w['padding'], *w['out'][:2], int(w['is_max']))
-    return f'tensors + {w["tensor"]}, {before}, {_numbers(numbers)}, {w["shift"]}'
+    return f'{before}, {_numbers(numbers)}, {w["shift"]}'
 
   def _sums(self, w: dict[str, Any]) -> str:
     return f'tensors + {w["tensor"]}, {w["channels"]}, {w["shift"]}'

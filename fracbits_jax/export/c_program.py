@@ -303,7 +303,7 @@ class _Walker:
       return
     register = self.walk(x)
     if buffer.kind == 'sums':
-      self.ops.append(Op(op='SUM', a=register, tensor=i))
+      self.ops.append(Op(op='SUM', a=register, number=buffer.elements, tensor=i))
     elif buffer.kind == 'codes' and buffer.name not in self.builder.recording.codes:
       self.ops.append(Op(op='ENCODE', to=self._register(None), a=register, tensor=i))
     else:

@@ -117,18 +117,19 @@ static void sign(const fb_scaling *s, uint32_t first, uint32_t count, const int3
   }
 }
 
-static void add_to_sums(uint8_t *sums, uint32_t count, const int32_t *x) {
-  uint32_t i;
-  for (i = 0; i < count; i++, sums += 8) {
+static void add_to_sums(uint8_t *sums, uint32_t channels, uint32_t first, uint32_t count, const int32_t *x) {
+  uint32_t i, channel = first % channels;
+  for (i = 0; i < count; i++) {
     int64_t sum;
-    memcpy(&sum, sums, 8);
+    memcpy(&sum, sums + 8 * channel, 8);
     sum += x[i];
-    memcpy(sums, &sum, 8);
+    memcpy(sums + 8 * channel, &sum, 8);
+    if (++channel == channels) channel = 0;
   }
 }
 
-/* Runs a program for `count` elements, of which the first is number `first`, of channel `channel`. */
-static void run_program(uint8_t *arena, const fb_program *program, uint32_t first, uint32_t channel, uint32_t count,
+/* Runs a program for `count` elements, of which the first is number `first`. */
+static void run_program(uint8_t *arena, const fb_program *program, uint32_t first, uint32_t count,
                         int32_t vectors[FB_REGISTERS][FB_BLOCK]) {
   uint32_t i, n;
   for (n = 0; n < program->count; n++) {
@@ -163,7 +164,7 @@ static void run_program(uint8_t *arena, const fb_program *program, uint32_t firs
         pack(arena + op->tensor->offset, first, op->tensor->bits, count, to);
         break;
       case FB_SUM:
-        add_to_sums(arena + op->tensor->offset + 8 * channel, count, a);
+        add_to_sums(arena + op->tensor->offset, (uint32_t)op->number, first, count, a);
         break;
       default:
         break;
@@ -335,7 +336,7 @@ void fb_run_products(uint8_t *arena, const void *what, const fb_program *program
         for (n = 0; n < place.pixels; n++) {
           const uint32_t pixel = place.y * step->out_width + place.x + n;
           for (i = 0; i < step->count; i++) memcpy(vectors[i], sums[i][n], sizeof vectors[i]);
-          run_program(arena, program, pixel * step->out_channels + place.first, place.first, place.count, vectors);
+          run_program(arena, program, pixel * step->out_channels + place.first, place.count, vectors);
         }
       }
     }
@@ -360,7 +361,7 @@ void fb_run_pool(uint8_t *arena, const void *what, const fb_program *program) {
             const int32_t at_x = (int32_t)(x * p->stride_x + dx * p->dilation_x) - p->left;
             if (at_y < 0 || at_x < 0 || at_y >= p->height || at_x >= p->width) continue;
             run_program(arena, &p->before, ((uint32_t)at_y * p->width + (uint32_t)at_x) * p->channels + channel,
-                        channel, count, vectors);
+                        count, vectors);
             for (i = 0; i < count; i++) {
               if (!p->is_max) {
                 sums[i] += vectors[0][i];
@@ -371,7 +372,7 @@ void fb_run_pool(uint8_t *arena, const void *what, const fb_program *program) {
           }
         }
         for (i = 0; i < count; i++) vectors[0][i] = (int32_t)halved(sums[i], p->shift);
-        run_program(arena, program, (y * p->out_width + x) * p->channels + channel, channel, count, vectors);
+        run_program(arena, program, (y * p->out_width + x) * p->channels + channel, count, vectors);
       }
     }
   }
@@ -388,7 +389,7 @@ void fb_run_sums(uint8_t *arena, const void *what, const fb_program *program) {
       memcpy(&sum, arena + p->in->offset + 8 * (channel + i), 8);
       vectors[0][i] = (int32_t)halved(sum, p->shift);
     }
-    run_program(arena, program, channel, channel, count, vectors);
+    run_program(arena, program, channel, count, vectors);
   }
 }
 
@@ -415,7 +416,7 @@ void fb_run_move(uint8_t *arena, const void *what, const fb_program *program) {
       const int32_t from = moved_from(p, first + i);
       vectors[0][i] = from < 0 ? 0 : integer_at(arena, p->in, (uint32_t)from);
     }
-    run_program(arena, program, first, 0, count, vectors);
+    run_program(arena, program, first, count, vectors);
   }
 }
 
@@ -429,7 +430,7 @@ void fb_run_concatenation(uint8_t *arena, const void *what, const fb_program *pr
       for (first = 0; first < inner; first += FB_BLOCK) {
         const uint32_t count = inner - first < FB_BLOCK ? inner - first : FB_BLOCK;
         fb_read(arena, p->parts[part].in, outer * inner + first, count, vectors[0]);
-        run_program(arena, program, element, 0, count, vectors);
+        run_program(arena, program, element, count, vectors);
         element += count;
       }
     }
@@ -442,7 +443,7 @@ void fb_run_elements(uint8_t *arena, const void *what, const fb_program *program
   uint32_t first;
   for (first = 0; first < elements; first += FB_BLOCK) {
     const uint32_t count = elements - first < FB_BLOCK ? elements - first : FB_BLOCK;
-    run_program(arena, program, first, 0, count, vectors);
+    run_program(arena, program, first, count, vectors);
   }
 }
 

@@ -44,7 +44,7 @@ typedef enum {
   FB_SET,     /* to = number */
   FB_STORE,   /* tensor = a, as codes or integers */
   FB_ENCODE,  /* tensor = the codes of the integers a */
-  FB_SUM      /* tensor, one sum for each channel, += a */
+  FB_SUM      /* tensor, one sum for each of `number` channels, += a */
 } fb_operation;
 
 typedef struct {
@@ -89,9 +89,8 @@ typedef struct {
   uint16_t block; /* channels at once, at most FB_BLOCK */
 } fb_products;
 
-/* Sums or maxima of windows; `before` turns what is stored into what is taken, in vector 0. */
+/* Sums or maxima of windows; `before` reads what is taken into vector 0. */
 typedef struct {
-  const fb_tensor *in;
   fb_program before;
   uint16_t height, width, channels;
   uint16_t window_height, window_width;
