@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
   config.model.relu6 = config_dict.placeholder(bool)  # None: False; only MobileNetV2 has it
 
   config.data = ConfigDict()
-  config.data.dataset = 'imagenet2012'  # any image classification set of TFDS; 'folder' for class folders in data_dir
+  config.data.dataset = 'imagenet2012'  # any image classification set of TFDS; 'folder' or 'arrays' in data_dir
   config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's own default
   config.data.image_size = config_dict.placeholder(int)  # None: the data set's own
   config.data.random_crops = config_dict.placeholder(bool)  # False: whole images, shifted; None: as the set has it

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from configs import digits
-from fracbits_jax import cost, policy
+from fracbits_jax import cost, policy, tasks
 from fracbits_jax.run import outcome
 
 PHASES = ('pretrain', 'search', 'finetune')
@@ -25,7 +25,17 @@ def table(*, per_channel=False, weight_only=False):
 
 
 def leave(
-  folder, *, phases=PHASES, seed=0, accuracy=0.97, metric='bitops', also=None, kernel=False, weights=False, **changes
+  folder,
+  *,
+  phases=PHASES,
+  seed=0,
+  accuracy=0.97,
+  metric='bitops',
+  also=None,
+  kernel=False,
+  weights=False,
+  task=tasks.CLASSIFICATION,
+  **changes,
 ):
   """Writes the files of a finished run into `folder`, and returns its result.
 
@@ -33,11 +43,12 @@ def leave(
     folder: the run's folder.
     phases: those that it has had.
     seed: its seed.
-    accuracy: of the final network on the test split.
+    accuracy: of the final network on the test split; of another task 1 - its loss.
     metric: its budget's.
     also: the target of a second budget, in MB.
     kernel: whether there is a bit-width for each channel, some of them pruned.
     weights: whether only weights are quantized.
+    task: what the network is trained for.
     changes: further settings, by path with `__` for a dot.
   """
   config = digits.get_config()
@@ -56,13 +67,13 @@ def leave(
   (folder / 'config.json').write_text(json.dumps(json.loads(config.to_json()), indent=2))
   if 'finetune' in phases:
     found.save(folder / 'policy.json')
-  _rows(folder, config, found, budget, rng)
+  _rows(folder, config, found, budget, rng, task)
   spent = list(budget.spent(bits, layers)) if phases[-1] != 'pretrain' else None
+  floating, searched = (0.98 if 'pretrain' in phases else None), (0.96 if 'search' in phases else None)
   result = {
+    **({} if task is tasks.CLASSIFICATION else {'task': task.name}),
     'phase': phases[-1],
-    'test_accuracy': accuracy,
-    'float_accuracy': 0.98 if 'pretrain' in phases else None,
-    'searched_accuracy': 0.96 if 'search' in phases else None,
+    **_reached(task, {'test_': accuracy, 'float_': floating, 'searched_': searched}),
     'metric': metric,
     'unit': budget.unit,
     'target': budget.target,
@@ -85,13 +96,20 @@ def leave(
   return result
 
 
-def _rows(folder, config, found, budget, rng):
+def _reached(task, accuracies):
+  """The metrics of a task by name behind a prefix, for each accuracy; the loss is 1 less that."""
+  values = {prefix: x if x is None else task.values({'loss': 1 - x, 'accuracy': x}) for prefix, x in accuracies.items()}
+  return {f'{prefix}{m.name}': x and x[m.name] for prefix, x in values.items() for m in task.metrics}
+
+
+def _rows(folder, config, found, budget, rng, task):
   """`metrics.jsonl`, four rows a phase."""
   lines = []
   learned = {f'{e.name}/{which}': float(np.mean(getattr(e, which))) for e in found.layers for which in e.learned}
   for phase in config.phases:
     for step in range(1, 5):
-      row = dict(phase=phase, step=step, epoch=float(step), accuracy=0.8 + 0.04 * step, validation_accuracy=0.9)
+      row = dict(phase=phase, step=step, epoch=float(step))
+      row |= _reached(task, {'': 0.8 + 0.04 * step, 'validation_': 0.9})
       if phase != 'pretrain':
         away = 0.1 * (4 - step) * (phase == 'search')
         row['bits'] = {name: value + away * rng.normal() for name, value in learned.items()}

@@ -22,9 +22,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = 'fracbits-jax expo
   parser.add_argument('--workdir', required=True, help='folder of a finished run')
   parser.add_argument('--format', required=True, help=', '.join(FORMATS))
   parser.add_argument('--out', help='the file to write; in the folder of the run by default')
-  parser.add_argument(
-    '--best', action='store_true', help='the state with the highest validation accuracy, not the last'
-  )
+  parser.add_argument('--best', action='store_true', help='the state that validated best, not the last')
   args = parser.parse_args(argv)
   try:
     if args.format not in FORMATS:

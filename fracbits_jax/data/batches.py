@@ -1,8 +1,9 @@
 """Batches: Grain shuffles, augments and puts together, in a thread or in worker processes.
 
-Batches are dicts of NumPy arrays: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]`, and in evaluation `mask` float32
-`[N]`, which is 0 where an example only fills the last batch. With `shard=(index, count)` N is the share of one of
-`count` processes: its every `count`-th example of the batch, starting at `index`.
+Batches are dicts of NumPy arrays: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]`, `target` float32 `[N, ...]` where
+the set has targets, and in evaluation `mask` float32 `[N]`, which is 0 where an example only fills the last batch. With
+`shard=(index, count)` N is the share of one of `count` processes: its every `count`-th example of the batch, starting
+at `index`.
 """
 
 from __future__ import annotations
@@ -55,25 +56,28 @@ class _Augment:
 
   source: Examples
   spec: Spec
-  size: int
+  shape: tuple[int, int, int]
+  target_shape: tuple[int, ...] | None
   shared: bool  # whether the images lie in memory that the receiving process maps instead of copying
 
   def __call__(self, drawn: Sequence[tuple[int, Mapping[str, Any]]]) -> Batch:
-    shape = (len(drawn), self.size, self.size, self.spec.channels)
     create = _shared_memory if self.shared else np.empty
-    batch = {'image': create(shape, np.uint8), 'label': np.empty(len(drawn), np.int32)}
+    batch = {'image': create((len(drawn), *self.shape), np.uint8), 'label': np.empty(len(drawn), np.int32)}
+    if self.target_shape is not None:
+      batch['target'] = np.empty((len(drawn), *self.target_shape), np.float32)
     rng = np.random.Generator(np.random.Philox())
     for i, (index, state) in enumerate(drawn):
       example, rng.bit_generator.state = self.source[index], state
       self._augment(example['image'], rng, out=batch['image'][i])
-      batch['label'][i] = example['label']
+      for name in batch.keys() - {'image'}:
+        batch[name][i] = example[name]
     return batch
 
   def _augment(self, image: np.ndarray | images.Encoded, rng: np.random.Generator, out: np.ndarray) -> None:
     if self.spec.resized_crop:
-      images.random_resized_crop(image, self.size, rng, out)
+      images.random_resized_crop(image, self.shape[0], rng, out)
     else:
-      images.resize(image, self.size, self.size, out)
+      images.resize(image, *self.shape[:2], out)
     if self.spec.shift:
       out[...] = images.random_shift(out, self.spec.shift, rng)
     if self.spec.flip and rng.integers(2):
@@ -150,7 +154,7 @@ def train_batches(
   """
   index, count = shard
   epoch = len(dataset.train) // batch_size * batch_size
-  augment = _Augment(dataset.train, dataset.spec, dataset.image_size, shared=workers > 0)
+  augment = _Augment(dataset.train, dataset.spec, dataset.image_shape, dataset.target_shape, shared=workers > 0)
   batches = (
     grain.MapDataset.range(len(dataset.train))
     .seed(seed)
@@ -169,7 +173,8 @@ class _EvalBatches:
 
   source: Examples
   spec: Spec
-  size: int
+  shape: tuple[int, int, int]
+  target_shape: tuple[int, ...] | None
   batch_size: int
   shard: tuple[int, int]
 
@@ -181,19 +186,23 @@ class _EvalBatches:
     examples = range(first + shard, min(first + self.batch_size, len(self.source)), count)
     n = self.batch_size // count
     batch: Batch = {
-      'image': np.zeros((n, self.size, self.size, self.spec.channels), np.uint8),
+      'image': np.zeros((n, *self.shape), np.uint8),
       'label': np.zeros(n, np.int32),
       'mask': np.zeros(n, np.float32),
     }
+    if self.target_shape is not None:
+      batch['target'] = np.zeros((n, *self.target_shape), np.float32)
     for i, example in enumerate(map(self.source.__getitem__, examples)):
       batch['image'][i] = self._prepare(example['image'])
-      batch['label'][i], batch['mask'][i] = example['label'], 1
+      batch['mask'][i] = 1
+      for name in batch.keys() - {'image', 'mask'}:
+        batch[name][i] = example[name]
     return batch
 
   def _prepare(self, image: np.ndarray | images.Encoded) -> np.ndarray:
     if self.spec.resized_crop:
-      return images.centre_crop(image, self.size)
-    return images.resize(image, self.size, self.size)
+      return images.centre_crop(image, self.shape[0])
+    return images.resize(image, *self.shape[:2])
 
 
 def eval_batches(
@@ -203,7 +212,8 @@ def eval_batches(
 
   Arguments as for `train_batches`; images that are in memory already are left to this process.
   """
-  batches = _EvalBatches(getattr(dataset, split), dataset.spec, dataset.image_size, batch_size, shard)
+  source, shapes = getattr(dataset, split), (dataset.image_shape, dataset.target_shape)
+  batches = _EvalBatches(source, dataset.spec, *shapes, batch_size, shard)
   workers = 0 if dataset.in_memory else min(workers, len(batches))
   if not workers:
     yield from map(batches.__getitem__, range(len(batches)))

@@ -6,6 +6,7 @@ from fracbits_jax.data import sources
 from fracbits_jax.data.contents import Contents
 
 FOLDER = 'folder'  # the name of a data set that is a folder of classes
+ARRAYS = 'arrays'  # the same of one that is a file of arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class Dataset:
   test: sources.Examples
   contents: Contents
   notes: tuple[str, ...] = ()  # what a run should say of it, such as files that were left out
+  shape: tuple[int, int, int] | None = None  # `[H, W, C]`; `None` where images are square
+  target_shape: tuple[int, ...] | None = None  # of what a regression is to meet; `None` for the image itself
 
   @property
   def num_classes(self) -> int:
@@ -66,7 +69,7 @@ class Dataset:
   @property
   def image_shape(self) -> tuple[int, int, int]:
     """`[H, W, C]` of what the network sees."""
-    return (self.image_size, self.image_size, self.spec.channels)
+    return (self.image_size, self.image_size, self.spec.channels) if self.shape is None else self.shape
 
   @property
   def in_memory(self) -> bool:

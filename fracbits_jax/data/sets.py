@@ -1,12 +1,12 @@
-"""Data sets by name: those that TFDS has prepared, and folders of classes."""
+"""Data sets by name: those that TFDS has prepared, folders of classes, and files of arrays."""
 
 import dataclasses
 
 import numpy as np
 
-from fracbits_jax.data import folder_source, prepared, sources
+from fracbits_jax.data import arrays, folder_source, prepared, sources
 from fracbits_jax.data.contents import Contents
-from fracbits_jax.data.dataset import CROPPED, FOLDER, SPECS, Dataset, Spec
+from fracbits_jax.data.dataset import ARRAYS, CROPPED, FOLDER, SPECS, Dataset, Spec
 from fracbits_jax.data.encoded import AS_STORED, Reading
 from fracbits_jax.data.images import pixels
 
@@ -19,13 +19,15 @@ def check_name(name: str, data_dir: str | None = None) -> Spec:
 
   One that is not in `SPECS` is described by TFDS: images of one fixed square size up to 64 keep it and are shifted by
   up to an eighth of it and mirrored in training, all others are cropped at random to 224 and mirrored. A folder of
-  classes has RGB images of any size, treated as the latter.
+  classes has RGB images of any size, treated as the latter; a file of arrays is taken as it is.
 
   Raises:
     ValueError: a name that is unknown to TFDS too, or a set that is not images with one label each.
   """
   if name in SPECS:
     return SPECS[name]
+  if name == ARRAYS:
+    return Spec(image_size=0, channels=0)  # its own say
   return CROPPED if name == FOLDER else prepared.derive(name, prepared.builder_of(name, data_dir))
 
 
@@ -44,8 +46,8 @@ def load(
   is held out for each. What is held out is spread evenly over `train` and always the same.
 
   Args:
-    name: a name in `SPECS`, any other image classification set of TFDS, or `folder`.
-    data_dir: where TFDS keeps data, `None` for its own default; the folder itself for `folder`.
+    name: a name in `SPECS`, any other image classification set of TFDS, `folder` or `arrays`.
+    data_dir: where TFDS keeps data, `None` for its own default; the folder itself for `folder`, the file for `arrays`.
     image_size: height and width for the network; `None` for the data set's own.
     random_crops: whether training takes a random crop of random size, and evaluation the centre; otherwise images are
       taken whole, resized to a square and shifted in training by up to an eighth. `None` for the data set's own way.
@@ -53,8 +55,10 @@ def load(
 
   Raises:
     ValueError: unknown name, data that have not been prepared, a folder that is not as `folder_source.read_folder`
-      wants it.
+      wants it, a file that is not as `arrays.read` wants it.
   """
+  if name == ARRAYS:
+    return _of_arrays(data_dir, image_size, random_crops)
   spec = check_name(name, data_dir)
   train: sources.Examples
   validation: sources.Examples
@@ -87,6 +91,28 @@ def _with_crops(spec: Spec, random_crops: bool, size: int) -> Spec:
   if random_crops == spec.resized_crop:
     return spec
   return dataclasses.replace(spec, resized_crop=random_crops, shift=0 if random_crops else size // 8)
+
+
+def _of_arrays(path: str | None, image_size: int | None, random_crops: bool | None) -> Dataset:
+  """The data set that a file of arrays holds."""
+  for name, value in (('image_size', image_size), ('random_crops', random_crops or None)):
+    if value is not None:
+      raise ValueError(f'data.{name}={value} is not for arrays, which are taken as they are: leave it at None')
+  found = arrays.read(path)
+  train, validation, test = found.splits
+  sizes = (len(train), len(validation), len(test))
+  return Dataset(
+    name=ARRAYS,
+    spec=Spec(image_size=max(found.shape[:2]), channels=found.shape[2]),
+    image_size=max(found.shape[:2]),
+    class_names=found.class_names,
+    train=train,
+    validation=validation,
+    test=test,
+    contents=Contents(class_names=found.class_names, sizes=sizes, files=found.digest),
+    shape=found.shape,
+    target_shape=found.target_shape,
+  )
 
 
 def _decoded(source: sources.StoredExamples, spec: Spec) -> sources.Examples:

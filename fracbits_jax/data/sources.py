@@ -1,4 +1,4 @@
-"""What a source of images is: random access to `{'image': ..., 'label': int32}`.
+"""What a source of images is: random access to `{'image': ..., 'label': int32}`, some with a float32 `target`.
 
 Sources can be pickled, so that worker processes read them too.
 """
@@ -42,14 +42,15 @@ _Source = TypeVar('_Source', bound=Examples, covariant=True)
 class Memory:
   """Decoded images in memory."""
 
-  def __init__(self, images: np.ndarray, labels: np.ndarray):
-    self._images, self._labels = images, labels
+  def __init__(self, images: np.ndarray, labels: np.ndarray, targets: np.ndarray | None = None):
+    self._images, self._labels, self._targets = images, labels, targets
 
   def __len__(self) -> int:
     return len(self._labels)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return {'image': self._images[index], 'label': self._labels[index]}
+    example = {'image': self._images[index], 'label': self._labels[index]}
+    return example if self._targets is None else {**example, 'target': self._targets[index]}
 
 
 class Part(Generic[_Source]):

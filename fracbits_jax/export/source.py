@@ -120,7 +120,7 @@ def source_of_run(workdir: str | os.PathLike, *, best: bool = False) -> Source:
 
   Args:
     workdir: the run's folder.
-    best: its variables are those with the highest validation accuracy, not the last.
+    best: its variables are those that were best on the validation split, not the last.
 
   Raises:
     ValueError: one sentence: no finished run, or one that ended before its bit-widths were integers.

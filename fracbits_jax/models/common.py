@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -187,7 +187,13 @@ class Parts:
 
 
 class Network(nn.Module, kw_only=True):
-  """The arguments that all networks have, as in `models.create`."""
+  """The arguments that all networks have, as in `models.create`.
+
+  Attributes:
+    task: what a network of this kind is trained for, a name of `tasks`.
+  """
+
+  task: ClassVar[str] = 'classification'
 
   num_classes: int = 1000
   width: float = 1.0

@@ -15,13 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 from flax import traverse_util
 from jax import lax
 
 from fracbits_jax import cost as costs
-from fracbits_jax import layers
+from fracbits_jax import layers, tasks
 from fracbits_jax.layers import QuantConfig, calibrate, wrap
 from fracbits_jax.policy.assignment import Scores
 
@@ -54,10 +53,11 @@ class Sensitivity:
   It is the quantized network with quantizers that change nothing, so that both have their tensors in the same places.
 
   Args:
-    model: a quantized network, called as `model(images)`.
+    model: a quantized network, called as `model(inputs)`.
     variables: `params` and further collections of its float network.
     image_shape: `[H, W, C]`.
-    batches: training batches, `image` and `label` of each.
+    batches: training batches, such as `image` and `label` of each.
+    task: what the network is trained for.
 
   Attributes:
     table: the layer table.
@@ -65,25 +65,30 @@ class Sensitivity:
     variables: of the quantized network: the float one's, and clips and bits that nothing depends on.
   """
 
-  def __init__(self, model: nn.Module, variables: Any, image_shape: Sequence[int], batches: Sequence[Batch]):
+  def __init__(
+    self,
+    model: nn.Module,
+    variables: Any,
+    image_shape: Sequence[int],
+    batches: Sequence[Batch],
+    task: tasks.Task = tasks.CLASSIFICATION,
+  ):
     self.table = costs.trace(model, (1, *image_shape))
     self.slots = {
       (l.name, which): tuple(b for b in c if b) for l in self.table for which, (_, c) in costs.learned(l).items()
     }
     self._model, self._float = model, variables
     self._configs = calibrate.quant_configs(model, (1, *image_shape))
-    self._batches = [
-      {'image': jnp.asarray(batch['image'], jnp.float32), 'label': jnp.asarray(batch['label'])} for batch in batches
-    ]
-    shapes = jax.eval_shape(model.init, jax.random.key(0), self._batches[0]['image'])
+    self._task, self._batches = task, [jax.tree.map(jnp.asarray, dict(batch)) for batch in batches]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), task.inputs(self._batches[0]))
     given = traverse_util.flatten_dict(variables['params'])
     # Clips and bits are not used; at the largest bits nothing is pruned.
     params = {path: given.get(path, np.float32(1)) for path in traverse_util.flatten_dict(shapes['params'])}
     bits = jax.tree.map(np.float32, costs.bits_range(self.table)[1])
     self.variables = {**variables, 'params': traverse_util.unflatten_dict(params), 'bits': bits}
 
-  def logits(self, variables: Any, images: jax.Array, quantizer: Callable[[Slot, jax.Array], jax.Array]) -> jax.Array:
-    """The logits with `quantizer(slot, x)` for each of the `slots`, to be traced with `variables`."""
+  def outputs(self, variables: Any, inputs: jax.Array, quantizer: Callable[[Slot, jax.Array], jax.Array]) -> jax.Array:
+    """The outputs with `quantizer(slot, x)` for each of the `slots`, to be traced with `variables`."""
 
     def replacement(layer, which, x, bits, alpha, kept):
       del bits, alpha, kept
@@ -91,23 +96,23 @@ class Sensitivity:
       return quantizer(slot, x) if slot in self.slots else x
 
     with layers.replace_quantizers(replacement):
-      found: Any = self._model.apply(variables, images)
+      found: Any = self._model.apply(variables, inputs)
     return found.astype(jnp.float32)
 
   def traces(self, draws: int = _DRAWS, seed: int = 0) -> dict[Slot, float]:
-    """The trace of the Hessian of the mean cross entropy with respect to each kernel and each input.
+    """The trace of the Hessian of the task's mean loss with respect to each kernel and each input.
 
-    With J the derivative of an example's logits and p its probabilities, the Gauss-Newton part of the Hessian is the
-    mean over the examples of J^T (diag(p) - p p^T) J. Its trace is estimated as Hutchinson does, with independent signs
-    u, one a class and example:
+    With J the derivative of an example's outputs and H the Hessian of its loss by them, the Gauss-Newton part of the
+    Hessian is the mean over the examples of J^T H J. Its trace is estimated as Hutchinson does, by random vectors c, a
+    draw of `Task.curvature` for each example:
 
-        Tr = E[|J^T c|^2],    c = sqrt(p) u - p (sqrt(p) . u),    E[c c^T] = diag(p) - p p^T
+        Tr = E[|J^T c|^2],    E[c c^T] = H,    for cross entropy H = diag(p) - p p^T with the probabilities p
 
     In evaluation mode networks of ReLU and batch norm are piecewise linear in each of their tensors alone, so this part
     is the whole. It is never negative, and no draw mixes one tensor with another.
 
     Args:
-      draws: of u, for every batch.
+      draws: of c, for every batch.
       seed: of the draws.
     """
     shapes: dict[Slot, tuple[int, ...]] = {}
@@ -116,22 +121,20 @@ class Sensitivity:
       shapes[slot] = x.shape
       return x
 
-    images = self._batches[0]['image']
-    jax.eval_shape(lambda variables: self.logits(variables, images, see), self.variables)
+    first = self._task.inputs(self._batches[0])
+    jax.eval_shape(lambda variables: self.outputs(variables, first, see), self.variables)
 
     @jax.jit
-    def squares(variables, images, key):
+    def squares(variables, inputs, key):
       def moved(moves):
-        return self.logits(variables, images, lambda slot, x: x + moves[list(shapes).index(slot)].astype(x.dtype))
+        return self.outputs(variables, inputs, lambda slot, x: x + moves[list(shapes).index(slot)].astype(x.dtype))
 
-      logits, pull_back = jax.vjp(moved, [jnp.zeros(shape, jnp.float32) for shape in shapes.values()])
-      p = jax.nn.softmax(logits)
-      signed = jnp.sqrt(p) * jax.random.rademacher(key, p.shape, p.dtype)
-      (gradients,) = pull_back(signed - p * jnp.sum(signed, axis=-1, keepdims=True))
-      return [jnp.sum(jnp.square(g)) / len(images) for g in gradients]
+      outputs, pull_back = jax.vjp(moved, [jnp.zeros(shape, jnp.float32) for shape in shapes.values()])
+      (gradients,) = pull_back(self._task.curvature(outputs, key))
+      return [jnp.sum(jnp.square(g)) / len(inputs) for g in gradients]
 
     keys = iter(jax.random.split(jax.random.key(seed), draws * len(self._batches)))
-    found = [squares(self.variables, b['image'], next(keys)) for b in self._batches for _ in range(draws)]
+    found = [squares(self.variables, self._task.inputs(b), next(keys)) for b in self._batches for _ in range(draws)]
     return dict(zip(shapes, np.mean(found, axis=0).tolist(), strict=True))
 
   def errors(self) -> dict[Slot, dict[int, float]]:
@@ -160,8 +163,8 @@ class Sensitivity:
         one = functools.partial(self._quantized, slot)
         return lax.cond(index == order.index(slot), one, lambda x, bits, alpha: x, x, bits, alpha)
 
-      logits = self.logits(variables, batch['image'], quantizer)
-      return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']))
+      outputs = self.outputs(variables, self._task.inputs(batch), quantizer)
+      return jnp.mean(self._task.terms(outputs, batch)['loss'])
 
     mean = lambda *which: float(np.mean([loss(self.variables, batch, *which) for batch in self._batches]))
     plain = mean(-1, 8.0, 1.0)
@@ -173,7 +176,7 @@ class Sensitivity:
   def _quantizations(self):
     """Every slot with its tensor, or values of it, each of its bit-widths, and the clip that is best for that."""
     plain = wrap.without_quantization(self._model)
-    inputs = calibrate.sample_inputs(plain, self._float, [(batch['image'],) for batch in self._batches])
+    inputs = calibrate.sample_inputs(plain, self._float, [(self._task.inputs(batch),) for batch in self._batches])
     for slot, choices in self.slots.items():
       name, which = slot
       quant = self._configs[name]

@@ -1,4 +1,4 @@
-"""Figures of the course of a run through its phases: its bits, its cost and its accuracy."""
+"""Figures of the course of a run through its phases: its bits, its cost and what its task measures."""
 
 import dataclasses
 import itertools
@@ -14,6 +14,7 @@ with extras.needed():
   from matplotlib.lines import Line2D
   from matplotlib.ticker import MaxNLocator
 
+from fracbits_jax import tasks
 from fracbits_jax.policy import Policy
 from fracbits_jax.report import plots
 
@@ -161,33 +162,39 @@ def cost_over_time(rows: Sequence[Row], *, narrow: bool = False) -> Figure | Non
     return figure
 
 
-def accuracy_over_time(rows: Sequence[Row], result: Mapping[str, Any], *, narrow: bool = False) -> Figure | None:
-  """Accuracy in training, on the validation split and, after each phase, on the test split; `None` without rows."""
+def metric_over_time(rows: Sequence[Row], result: Mapping[str, Any], *, narrow: bool = False) -> Figure | None:
+  """The task's first metric in training, on the validation split and, after each phase, on the test split.
+
+  `None` without rows.
+  """
   if not rows:
     return None
+  metric = tasks.of_result(result).metric
+  validated = f'validation_{metric.name}'
   phases = _through_phases(rows)
   pairs = list(zip(phases.epochs, rows, strict=True))
   with plots.style():
     figure, axis = plots.new_figure(2.8 if narrow else 3.0, width=plots.NARROW if narrow else plots.WIDE)
     _shade_phases(axis, phases.spans, narrow)
-    axis.plot(
-      phases.epochs, [100 * row['accuracy'] for row in rows], color=plots.MUTED, linewidth=1.4, label='training'
-    )
-    checked = [(epoch, 100 * row['validation_accuracy']) for epoch, row in pairs if 'validation_accuracy' in row]
+    trained = [metric.scale * row[metric.name] for row in rows]
+    axis.plot(phases.epochs, trained, color=plots.MUTED, linewidth=1.4, label='training')
+    checked = [(epoch, metric.scale * row[validated]) for epoch, row in pairs if validated in row]
     if checked:
       dots = dict(color=plots.KERNEL, marker='o', markersize=4, linewidth=1.4)
       axis.plot(*zip(*checked, strict=True), **dots, clip_on=False, label='validation')
-    tested = [(phases.spans[phase][1], 100 * value) for phase, value in _tested(result) if phase in phases.spans]
+    reached = _tested(result, metric)
+    tested = [(phases.spans[phase][1], metric.scale * value) for phase, value in reached if phase in phases.spans]
     if tested:
       diamonds = dict(color=plots.INPUT, marker='D', markersize=6, linestyle='none')
       axis.plot(*zip(*tested, strict=True), **diamonds, clip_on=False, zorder=4, label='test, after a phase')
-    axis.set_ylabel('accuracy, %')
+    axis.set_ylabel(metric.label)
     # Outside, for the curves may run anywhere.
     figure.legend(loc='outside upper left', ncols=3, fontsize=9, handlelength=1.2, columnspacing=0.9)
     return figure
 
 
-def _tested(result: Mapping[str, Any]) -> list[tuple[str, float]]:
-  """By phase, the accuracy on the test split after it."""
-  fields = {'pretrain': 'float_accuracy', 'search': 'searched_accuracy', result['phase']: 'test_accuracy'}
-  return [(phase, result[field]) for phase, field in fields.items() if result[field] is not None]
+def _tested(result: Mapping[str, Any], metric: tasks.Metric) -> list[tuple[str, float]]:
+  """By phase, the metric on the test split after it."""
+  which = {'pretrain': 'float', 'search': 'searched', result['phase']: 'test'}
+  found = [(phase, result[f'{of}_{metric.name}']) for phase, of in which.items()]
+  return [(phase, value) for phase, value in found if value is not None]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from fracbits_jax import tasks
 from fracbits_jax.run.records import check_config, check_result, read_finished
 from fracbits_jax.system.files import readable
 
@@ -47,6 +48,12 @@ class Group:
   runs: tuple[Run, ...]
   differs: Mapping[str, str]
 
+  @property
+  def goodness(self) -> float:
+    """The mean of the task's first metric on the test split, more of which is better."""
+    metric = tasks.of_result(self.runs[0].result).metric
+    return metric.goodness(self.mean(f'test_{metric.name}'))
+
   def values(self, field: str) -> np.ndarray:
     """A field of the results `[runs]`; NaN where a run has none."""
     return np.array([np.nan if run.result[field] is None else run.result[field] for run in self.runs], np.float64)
@@ -65,7 +72,7 @@ def read(folders: Sequence[pathlib.Path]) -> list[Run]:
 
   Raises:
     ValueError: one sentence: a folder that is given twice or holds no finished and finetuned run, or runs on different
-      data or of different metrics.
+      data, for different tasks or of different metrics.
   """
   resolved = [folder.resolve() for folder in folders]
   for folder in resolved:
@@ -75,6 +82,7 @@ def read(folders: Sequence[pathlib.Path]) -> list[Run]:
   for what, of in (
     ('metrics', lambda run: f'{run.result["metric"]} in {run.result["unit"]}'),
     ('data', lambda run: str(run.settings['data.dataset'])),
+    ('tasks', lambda run: tasks.of_result(run.result).name),
   ):
     for run in runs:
       if of(run) != of(runs[0]):
@@ -133,7 +141,7 @@ def group(runs: Sequence[Run]) -> list[Group]:
   for members in found.values():
     differs = {field: _text(at(members[0], field)) for field in varying if at(members[0], field) is not None}
     groups.append(Group(name=_common([run.name for run in members]), runs=tuple(members), differs=differs))
-  return sorted(groups, key=lambda g: (g.mean('cost'), -g.mean('test_accuracy')))
+  return sorted(groups, key=lambda g: (g.mean('cost'), -g.goodness))
 
 
 def _text(value: Any) -> str:
@@ -154,16 +162,16 @@ def _common(names: Sequence[str]) -> str:
   return start.rstrip('-_./ ') or ', '.join(names)
 
 
-def pareto(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
+def pareto(costs: Sequence[float], goodness: Sequence[float]) -> list[int]:
   """The Pareto front.
 
   Args:
     costs: of networks.
-    accuracies: of the same networks.
+    goodness: of the same networks; more is better.
 
   Returns:
-    The positions, by rising cost, of those that no other beats: none is as cheap and as accurate, and better in one.
+    The positions, by rising cost, of those that no other beats: none is as cheap and as good, and better in one.
   """
-  points = list(zip(costs, accuracies, strict=True))
+  points = list(zip(costs, goodness, strict=True))
   beats = lambda a, b: a[0] <= b[0] and a[1] >= b[1] and a != b
   return sorted((i for i, p in enumerate(points) if not any(beats(q, p) for q in points)), key=lambda i: points[i])

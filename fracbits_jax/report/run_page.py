@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fracbits_jax import tasks
 from fracbits_jax.policy import Entry, Policy
 from fracbits_jax.report import course_plots, layer_plots, page, verdict
 from fracbits_jax.report.verdict import bits_text
@@ -55,13 +56,15 @@ def _about(config: Mapping[str, Any]) -> str:
 
 
 def _against(result: Mapping[str, Any]) -> str:
-  rows = verdict.comparison(result)
-  head = ('network', 'test accuracy', 'GBitOPs', 'MB')
-  table = page.table(head, rows, 'Accuracy and cost against float and uniform bits', strong=(len(rows) - 1,))
+  rows, task = verdict.comparison(result), tasks.of_result(result)
+  head = ('network', *(f'test {metric.title}' for metric in task.metrics), 'GBitOPs', 'MB')
+  label = f'{task.metric.heading} and cost against float and uniform bits'
+  table = page.table(head, rows, label, strong=(len(rows) - 1,))
   note = (
     'BitOPs: the multiply-accumulates of one example, each times the bits of kernel and input. MB: kernels at their '
     'bits, biases at 32. Uniform: all learned bit-widths the same, trained in runs of their own if at all.'
   )
+  note += f' {task.note}' if task.note else ''
   return page.section('Against float and uniform bits', table, page.note(note))
 
 
@@ -122,6 +125,7 @@ def _courses(
   rows: Sequence[Mapping[str, Any]], policy: Policy | None, result: Mapping[str, Any], folder: pathlib.Path
 ) -> list[str]:
   """The sections on the course of the run; those with nothing to show are left out."""
+  metric = tasks.of_result(result).metric
   drawn = {
     'How the bits moved': page.figure(
       lambda narrow: course_plots.bits_over_time(rows, policy, narrow=narrow),
@@ -139,12 +143,13 @@ def _courses(
       'Cost as a part of its target over the epochs after the pretraining.',
       'At 1, the dashed line, the budget is met.',
     ),
-    'Accuracy': page.figure(
-      lambda narrow: course_plots.accuracy_over_time(rows, result, narrow=narrow),
+    metric.heading: page.figure(
+      lambda narrow: course_plots.metric_over_time(rows, result, narrow=narrow),
       folder,
-      'accuracy_over_time',
-      f'Accuracy in training, validation and test over the epochs; in the end {result["test_accuracy"]:.2%} in test.',
-      'Training accuracy is that of augmented batches while the weights move.',
+      f'{metric.name}_over_time',
+      f'{metric.heading} in training, validation and test over the epochs; in the end '
+      f'{metric.text(result[f"test_{metric.name}"])} in test.',
+      f'Training {metric.title} is that of augmented batches while the weights move.',
     ),
   }
   return [page.section(heading, figure) for heading, figure in drawn.items() if figure]

@@ -5,8 +5,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from fracbits_jax import tasks
 from fracbits_jax.policy import Policy, load
-from fracbits_jax.report.verdict import bits_text, excess, percent
+from fracbits_jax.report.verdict import bits_text, excess
 from fracbits_jax.report.verdict import over as exceeded
 from fracbits_jax.run.records import read_object, read_rows
 from fracbits_jax.system import extras
@@ -38,13 +39,13 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
     if len(policy.layers) > _MOST_LINES:
       lines.append(f'and {len(policy.layers) - _MOST_LINES:,} more layers, see policy.json')
     lines.append('')
-  final = None if result['phase'] != 'finetune' else result['test_accuracy']
-  for name, accuracy in (
-    ('float', result['float_accuracy']),
-    ('searched', result['searched_accuracy']),
-    ('final', final),
-  ):
-    lines.append(f'{name:<9} test accuracy {percent(accuracy):>7}')
+  for name, which in (('float', 'float'), ('searched', 'searched'), ('final', 'test')):
+    known = which != 'test' or result['phase'] == 'finetune'
+    texts = (
+      f'{metric.title} {metric.text(result[f"{which}_{metric.name}"] if known else None):>7}'
+      for metric in tasks.of_result(result).metrics
+    )
+    lines.append(f'{name:<9} test {"  ".join(texts)}')
   if result['cost'] is not None:
     for spent in result['budgets']:
       ratio = spent['cost'] / spent['target']
@@ -77,5 +78,6 @@ def write(workdir: str | os.PathLike, result: Mapping[str, Any], out: str | os.P
   workdir = pathlib.Path(workdir)
   out = workdir if out is None else pathlib.Path(out)
   policy = _policy_of(workdir) if result['phase'] == 'finetune' else None
-  run_page.write(workdir, out, read_object(workdir / 'config.json'), result, read_rows(workdir), policy)
+  rows = read_rows(workdir, tasks.of_result(result))
+  run_page.write(workdir, out, read_object(workdir / 'config.json'), result, rows, policy)
   return out / 'report.html'

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fracbits_jax import tasks
+
 Result = Mapping[str, Any]
 
 _ROUNDING = 1e-5  # the uniform bit-width is kept with six decimals
@@ -13,11 +15,6 @@ def bits_text(value: int | tuple[int, ...]) -> str:
   if isinstance(value, int):
     return str(value)
   return f'{sum(value) / len(value):.2f} ({min(value)}-{max(value)})'
-
-
-def percent(accuracy: float | None) -> str:
-  """An accuracy as text."""
-  return '-' if accuracy is None else f'{accuracy:.2%}'
 
 
 def amount(value: float) -> str:
@@ -32,14 +29,10 @@ def _times(reference: Mapping[str, float], result: Result) -> tuple[str, str]:
   return ratio('bitops_g'), ratio('size_mb')
 
 
-def _points(result: Result) -> str:
+def _from_float(result: Result, metric: tasks.Metric) -> str:
   """How far the final network is from the float network; empty where the run knows none."""
-  if result['float_accuracy'] is None:
-    return ''
-  points = 100 * (result['test_accuracy'] - result['float_accuracy'])
-  if abs(points) < 0.005:
-    return 'as many as by the float network'
-  return f'{abs(points):.2f} points {"above" if points > 0 else "below"} the float network'
+  reference = result[f'float_{metric.name}']
+  return '' if reference is None else metric.difference(result[f'test_{metric.name}'], reference, 'the float network')
 
 
 def over(result: Result) -> list[Mapping[str, Any]]:
@@ -75,19 +68,21 @@ def sentence(result: Result, pruned_channels: int = 0) -> str:
     result: what `result.json` holds.
     pruned_channels: of the final network.
   """
-  right = f'{percent(result["test_accuracy"])} of the test images are classified correctly'
+  task = tasks.of_result(result)
+  reached = task.sentence({metric.name: result[f'test_{metric.name}'] for metric in task.metrics})
   reference = result['reference']
   if result['phase'] == 'pretrain':
     cost = reference['float']
     return (
-      f'{right} by the float network, with which this run ended; at 32 bits it takes {amount(cost["bitops_g"])} '
+      f'{reached} by the float network, with which this run ended; at 32 bits it takes {amount(cost["bitops_g"])} '
       f'GBitOPs and {amount(cost["size_mb"])} MB.'
     )
-  points = f', {_points(result)},' if _points(result) else ''
+  from_float = _from_float(result, task.metric)
+  from_float = f', {from_float},' if from_float else ''
   if result['phase'] == 'search':
     return (
-      f'{right} at fractional bit-widths{points} for {_spent(result)}; this run ended with the search, and what is '
-      'saved is known once the bits are integers.'
+      f'{reached} at fractional bit-widths{from_float} for {_spent(result)}; this run ended with the search, and what '
+      'is saved is known once the bits are integers.'
     )
   (computation, memory), (computation_8, memory_8) = (
     _times(reference[name], result) for name in ('float', 'uniform_8')
@@ -96,12 +91,15 @@ def sentence(result: Result, pruned_channels: int = 0) -> str:
   if reference['uniform']['bits'] < 8:
     saved += f', {computation_8} and {memory_8} less than with 8 bits everywhere'
   pruned = f', with {pruned_channels:,} channels pruned' if pruned_channels else ''
-  return f'{right}{points} for {_spent(result)}{pruned}: {saved}.'
+  return f'{reached}{from_float} for {_spent(result)}{pruned}: {saved}.'
 
 
 def tiles(result: Result) -> list[tuple[str, str, str]]:
   """The figures that matter most: what each is, its value, and a word on it."""
-  found = [('Test accuracy', percent(result['test_accuracy']), _points(result))]
+  found = [
+    (f'Test {metric.title}', metric.text(result[f'test_{metric.name}']), _from_float(result, metric))
+    for metric in tasks.of_result(result).metrics
+  ]
   for b in result.get('budgets') or ():
     part = f'{b["cost"] / b["target"]:.2%} of the budget, {amount(b["target"])}'
     part = f'over the budget, {amount(b["target"])}, by {excess(b)}' if b in over(result) else part
@@ -115,20 +113,23 @@ def tiles(result: Result) -> list[tuple[str, str, str]]:
   return found
 
 
-def comparison(result: Result) -> list[tuple[str, str, str, str]]:
-  """Rows of network, test accuracy, GBitOPs and MB, the run's own last; `~` marks what this run does not know."""
+def comparison(result: Result) -> list[tuple[str, ...]]:
+  """Rows of network, its metrics on the test split, GBitOPs and MB, the run's own last; `~` marks what is not known."""
+  metrics = tasks.of_result(result).metrics
   reference = result['reference']
   cells = lambda costs: (amount(costs['bitops_g']), amount(costs['size_mb']))
   unknown = '~not measured'
-  accuracy = lambda value: unknown if value is None else percent(value)
-  rows = [('float, 32 bits', accuracy(result['float_accuracy']), *cells(reference['float']))]
+  reached = lambda which: [
+    unknown if result[f'{which}_{m.name}'] is None else m.text(result[f'{which}_{m.name}']) for m in metrics
+  ]
+  rows: list[tuple[str, ...]] = [('float, 32 bits', *reached('float'), *cells(reference['float']))]
   if result['phase'] == 'pretrain':
     return rows
   for name in ('uniform_8', 'uniform'):
-    end = ', the budget' if name == 'uniform' else ''
-    rows.append((f'uniform, {reference[name]["bits"]:.3g} bits{end}', unknown, *cells(reference[name])))
+    text = f'uniform, {reference[name]["bits"]:.3g} bits' + (', the budget' if name == 'uniform' else '')
+    rows.append((text, *[unknown] * len(metrics), *cells(reference[name])))
   if result['phase'] == 'search':
-    return [*rows, ('this run, fractional bits', percent(result['test_accuracy']), *cells(result))]
-  if result['searched_accuracy'] is not None:
-    rows.append(('before the bits were integers', percent(result['searched_accuracy']), '~-', '~-'))
-  return [*rows, ('this run', percent(result['test_accuracy']), *cells(result))]
+    return [*rows, ('this run, fractional bits', *reached('test'), *cells(result))]
+  if result[f'searched_{metrics[0].name}'] is not None:
+    rows.append(('before the bits were integers', *reached('searched'), '~-', '~-'))
+  return [*rows, ('this run', *reached('test'), *cells(result))]

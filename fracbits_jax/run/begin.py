@@ -13,7 +13,7 @@ import optax
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import cost
+from fracbits_jax import cost, tasks
 from fracbits_jax.data.batches import train_batches
 from fracbits_jax.data.dataset import Dataset
 from fracbits_jax.layers import calibrate, wrap
@@ -38,17 +38,17 @@ def model(experiment: Experiment, phase: str) -> nn.Module:
 
 def shapes(experiment: Experiment, phase: str) -> Variables:
   """Shapes and dtypes of the variables of a phase's network; `bits` is there, if empty."""
-  images = jax.ShapeDtypeStruct((1, *experiment.dataset.image_shape), jnp.float32)
-  return {'bits': {}, 'batch_stats': {}, **jax.eval_shape(model(experiment, phase).init, jax.random.key(0), images)}
+  inputs = experiment.inputs
+  return {'bits': {}, 'batch_stats': {}, **jax.eval_shape(model(experiment, phase).init, jax.random.key(0), inputs)}
 
 
 def float_variables(experiment: Experiment) -> Variables:
   """Given or initial variables of the float network; a quantized one without a `pretrain` starts from them as well."""
   if experiment.initial is not None:
     return {'bits': {}, **experiment.initial.variables}
-  images = jnp.zeros((1, *experiment.dataset.image_shape), jnp.float32)
+  inputs = jnp.zeros(experiment.inputs.shape, experiment.inputs.dtype)
   init = jax.jit(experiment.float_model.init)
-  return {'bits': {}, 'batch_stats': {}, **init(jax.random.key(experiment.config.seed), images)}
+  return {'bits': {}, 'batch_stats': {}, **init(jax.random.key(experiment.config.seed), inputs)}
 
 
 def initial_bits(experiment: Experiment) -> Any:
@@ -72,9 +72,9 @@ def quantized_variables(experiment: Experiment, variables: Variables, bits: Any)
   if config.quant.calibration_batches and not given.keys() >= set(clips):
     reader = train_batches(dataset, batch_size=config.data.batch_size, seed=config.seed, wait=preemption.waiting)
     with contextlib.closing(reader) as batches:
-      images = [(jnp.asarray(next(batches)['image'], jnp.float32),) for _ in range(config.quant.calibration_batches)]
+      inputs = [(experiment.task.inputs(next(batches)),) for _ in range(config.quant.calibration_batches)]
     model = experiment.float_model.clone(axis_name=None)
-    samples = calibrate.sample_inputs(model, variables, images, train=True, mutable=['batch_stats'])
+    samples = calibrate.sample_inputs(model, variables, inputs, train=True, mutable=['batch_stats'])
     params = calibrate.clips(params, bits, samples, quant_configs)
   return {'params': params, 'bits': bits, 'batch_stats': variables['batch_stats']}
 
@@ -125,7 +125,8 @@ def train_step(
 
   With the variables of a `teacher`, of the float network, the phase is distilled from it.
   """
-  settings = {'remat': experiment.config.model.remat, 'accumulate': experiment.config.data.accumulate}
+  settings: dict[str, Any] = {'remat': experiment.config.model.remat, 'accumulate': experiment.config.data.accumulate}
+  settings['task'] = experiment.task
   if phase == 'search':
     settings['penalty'] = budget_penalty(experiment, rate)
     settings['bits_range'] = as_float32(cost.bits_range(experiment.layers))
@@ -134,7 +135,7 @@ def train_step(
   if teacher is not None:
     how = experiment.config.distill
     settings['distillation'] = Distillation(
-      teacher=experiment.float_model, weight=how.weight, temperature=how.temperature
+      teacher=experiment.float_model, weight=how.weight, temperature=how.temperature, task=experiment.task
     )
   one_device = step.make_train_step(model(experiment, phase), optimizer, **settings)
   mapped = step.over_devices(one_device, donate_state=True)
@@ -159,7 +160,7 @@ def with_statistics(experiment: Experiment, phase: str, state: TrainState) -> Tr
     shard=placement.host_shard(),
     wait=preemption.waiting,
   )
-  one_device = reestimate.make_statistics_step(model(experiment, phase), config.data.accumulate)
+  one_device = reestimate.make_statistics_step(model(experiment, phase), config.data.accumulate, experiment.task)
   with contextlib.closing(reader) as batches:
     some = map(placement.to_devices, itertools.islice(batches, config[phase].reestimate_batches))
     found = reestimate.statistics(step.over_devices(one_device), state.variables, some)
@@ -179,9 +180,11 @@ def budget_penalty(experiment: Experiment, rate: optax.Schedule) -> penalty.Pena
 
 
 @functools.cache
-def evaluator(model: nn.Module, dataset: Dataset, batch_size: int, workers: int = 0) -> Evaluator:
+def evaluator(
+  model: nn.Module, dataset: Dataset, batch_size: int, workers: int = 0, task: tasks.Task = tasks.CLASSIFICATION
+) -> Evaluator:
   """The evaluator of a network; phases that share the network share its compiled step."""
-  return Evaluator(model, dataset, batch_size, workers)
+  return Evaluator(model, dataset, batch_size, workers, task)
 
 
 def as_float32(tree: Any) -> Any:

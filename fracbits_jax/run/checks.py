@@ -14,7 +14,7 @@ from fracbits_jax.system import extras
 with extras.needed():
   from ml_collections import ConfigDict
 
-from fracbits_jax import cost, policy
+from fracbits_jax import cost, policy, tasks
 from fracbits_jax.data.dataset import Dataset
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.policy import discretization
@@ -69,8 +69,8 @@ def check_batch(config: ConfigDict, dataset: Dataset) -> None:
     )
 
 
-def check_teacher(config: ConfigDict, initial: weights.Weights | None) -> None:
-  """Raises `ValueError` unless there is a float network to distil from, where the configuration asks for that."""
+def check_teacher(config: ConfigDict, initial: weights.Weights | None, task: tasks.Task) -> None:
+  """Raises `ValueError` unless there is a float network to distil from as configured, where that is asked for."""
   phases = tuple(config.distill.phases)
   unknown = [phase for phase in phases if phase not in PHASES[1:]]
   if unknown:
@@ -80,6 +80,11 @@ def check_teacher(config: ConfigDict, initial: weights.Weights | None) -> None:
     raise ValueError(
       f'distill.weight={config.distill.weight} needs a float network to learn from: add pretrain to phases, or give '
       'one by init_from'
+    )
+  if distils and config.distill.temperature != 1 and not task.has_temperature:
+    raise ValueError(
+      f'distill.temperature={config.distill.temperature:g} softens logits, and the outputs of model.name='
+      f'{config.model.name} are none: its task is {task.name}; leave it at 1'
     )
 
 
@@ -132,7 +137,11 @@ def check_policy(
 
 
 def notes(
-  config: ConfigDict, float_model: nn.Module, dataset: Dataset, initial: weights.Weights | None
+  config: ConfigDict,
+  float_model: nn.Module,
+  dataset: Dataset,
+  initial: weights.Weights | None,
+  task: tasks.Task,
 ) -> tuple[str, ...]:
   """What is allowed and seldom meant."""
   said, steps = [], settings.phase_steps(config, len(dataset.train))
@@ -152,4 +161,9 @@ def notes(
     images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     if 'batch_stats' in jax.eval_shape(float_model.init, jax.random.key(0), images):
       said.append('batch norm sees one image at a time (data.batch_size / data.accumulate): give it more')
+  if task.keeps_scale and config.quant.scheme != 'lsq' and set(config.phases) - {'pretrain'}:
+    said.append(
+      f'quant.scheme={config.quant.scheme} gives the last kernel a scale of its own, and the task {task.name} has to '
+      'learn around it: lsq keeps that of the float network'
+    )
   return tuple(said)

@@ -1,4 +1,4 @@
-"""Accuracy and loss of a network on a split of the data."""
+"""What a task measures of a network on a split of the data."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from fracbits_jax import tasks
 from fracbits_jax.data.batches import eval_batches
 from fracbits_jax.data.dataset import Dataset
 from fracbits_jax.train import preemption
@@ -15,14 +16,21 @@ from fracbits_jax.train.step import make_eval_step, over_devices
 
 
 class Evaluator:
-  """Accuracy and loss of networks of one definition on the splits of a data set."""
+  """Metrics and loss of networks of one definition on the splits of a data set."""
 
-  def __init__(self, model: nn.Module, dataset: Dataset, batch_size: int, workers: int = 0):
-    self._step = over_devices(make_eval_step(model))
-    self._dataset, self._batch_size, self._workers = dataset, batch_size, workers
+  def __init__(
+    self,
+    model: nn.Module,
+    dataset: Dataset,
+    batch_size: int,
+    workers: int = 0,
+    task: tasks.Task = tasks.CLASSIFICATION,
+  ):
+    self._step = over_devices(make_eval_step(model, task))
+    self._dataset, self._batch_size, self._workers, self._task = dataset, batch_size, workers, task
 
   def __call__(self, variables: Any, split: str) -> dict[str, float]:
-    """`accuracy` (0 to 1) and `loss` of replicated variables, each example counted once."""
+    """The metrics of the task and the `loss` of replicated variables, each example counted once."""
     batches = eval_batches(self._dataset, split, batch_size=self._batch_size, workers=self._workers, shard=host_shard())
     sums = []
     for batch in _received(batches):
@@ -30,7 +38,8 @@ class Evaluator:
       sums.append(self._step(variables, to_devices(batch)))
       limit_steps_ahead(sums)
     total = jax.tree.map(lambda *x: float(np.sum([unreplicate(y) for y in x])), *sums)
-    return {'accuracy': total['right'] / total['count'], 'loss': total['loss'] / total['count']}
+    means = {name: value / total['count'] for name, value in total.items() if name != 'count'}
+    return {**self._task.values(means), 'loss': means['loss']}
 
 
 def _received(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:

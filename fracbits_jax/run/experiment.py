@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from fracbits_jax.system import extras
@@ -14,10 +16,10 @@ from fracbits_jax.system import extras
 with extras.needed():
   from ml_collections import ConfigDict
 
-from fracbits_jax import cost, models, policy
+from fracbits_jax import cost, models, policy, tasks
 from fracbits_jax.cost import lookup
 from fracbits_jax.data import sets
-from fracbits_jax.data.dataset import FOLDER, Dataset
+from fracbits_jax.data.dataset import ARRAYS, FOLDER, Dataset
 from fracbits_jax.data.encoded import Reading
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.run import checks, settings, weights
@@ -33,6 +35,7 @@ class Experiment:
 
   Attributes:
     config: the configuration, with what follows `init_from` filled in.
+    task: what the network is trained for.
     dataset: the opened data set.
     float_model: the float network, for `pretrain`.
     quant_model: the quantized network, for `search` and `finetune`.
@@ -45,6 +48,7 @@ class Experiment:
   """
 
   config: ConfigDict
+  task: tasks.Task
   dataset: Dataset
   float_model: nn.Module
   quant_model: nn.Module
@@ -54,6 +58,12 @@ class Experiment:
   policy: policy.Policy | None
   initial: weights.Weights | None
   notes: tuple[str, ...] = ()
+
+  @property
+  def inputs(self) -> jax.ShapeDtypeStruct:
+    """What the network is called with, for one example."""
+    image = jax.ShapeDtypeStruct((1, *self.dataset.image_shape), jnp.uint8)
+    return jax.eval_shape(self.task.inputs, {'image': image})
 
 
 def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Experiment:
@@ -69,7 +79,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   settings.check(config)
   checks.check_phases(config)
   checks.check_values(config)
-  if config.data.data_dir is not None and config.data.dataset != FOLDER:
+  if config.data.data_dir is not None and config.data.dataset not in (FOLDER, ARRAYS):
     check_name(config.data.data_dir, 'choose another data.data_dir')
   sets.check_name(config.data.dataset, config.data.data_dir)
   reading = Reading(
@@ -79,7 +89,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   config = _with_demands(config, source)
   quant = quant_config(config)
   create = network(config)
-  create(None)  # a wrong model is an error before the data are opened
+  task = tasks.of(create(None).task)  # a wrong model is an error before the data are opened
   dataset = sets.load(
     config.data.dataset,
     data_dir=config.data.data_dir,
@@ -88,11 +98,12 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
     reading=reading,
   )
   checks.check_batch(config, dataset)
-  create = functools.partial(create, num_classes=dataset.num_classes, image_size=dataset.image_size)
+  outputs = task.width(dataset.image_shape, dataset.num_classes, dataset.target_shape)
+  create = functools.partial(create, num_classes=outputs, image_size=dataset.image_size)
   float_model, initial = create(None), None
   if source is not None:
     initial = weights.load(source, config.model.name, float_model, dataset.image_shape)
-  checks.check_teacher(config, initial)
+  checks.check_teacher(config, initial, task)
   checks.check_length(config, settings.phase_steps(config, len(dataset.train)), initial)
   layers = cost.trace(create(quant), (1, *dataset.image_shape))
   budget = _budget(config.budget, layers)
@@ -111,6 +122,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   quant = dataclasses.replace(quant, init_bits=float(init_bits))
   return Experiment(
     config=config,
+    task=task,
     dataset=dataset,
     float_model=float_model,
     quant_model=create(quant),
@@ -119,7 +131,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
     init_bits=float(init_bits),
     policy=given,
     initial=initial,
-    notes=checks.notes(config, float_model, dataset, initial),
+    notes=checks.notes(config, float_model, dataset, initial, task),
   )
 
 
@@ -158,7 +170,7 @@ def quant_config(config: ConfigDict) -> QuantConfig:
 
 
 def network(config: ConfigDict) -> Callable[..., nn.Module]:
-  """The configured network as a function of its quantization (`None` for float), its classes and its image size."""
+  """The configured network as a function of its quantization (`None` for float), its outputs and its image size."""
 
   def create(quant: QuantConfig | None, num_classes: int = 10, image_size: int = 224) -> nn.Module:
     model, small = config.model, config.model.small_images

@@ -42,7 +42,7 @@ def load(workdir: str | os.PathLike, *, best: bool = False) -> Finished:
 
   Args:
     workdir: the run's folder.
-    best: its variables are those of the finetuning's evaluation with the highest validation accuracy, not the last.
+    best: its variables are those of the finetuning that were best on the validation split, not the last.
 
   Raises:
     ValueError: one sentence: no finished run there, or damaged files.

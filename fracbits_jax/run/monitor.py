@@ -22,8 +22,8 @@ class Monitor:
   """Watches one phase.
 
   Attributes:
-    best: `step` and `validation_accuracy` of the best state so far that can be deployed, one with integer bit-widths;
-      `None` before there is one.
+    best: `step` and, by the task's first metric, `validation_accuracy` or its like of the best state so far that can be
+      deployed, one with integer bit-widths; `None` before there is one.
 
   Args:
     experiment: what is run.
@@ -98,7 +98,8 @@ class Monitor:
     """
     fetched = self.check(step, dataclasses.replace(state, params={}, bits={}, batch_stats={}), pending)
     values = {name: [metrics[name] for metrics in fetched] for name in fetched[0]}
-    config = self._experiment.config
+    config, task = self._experiment.config, self._experiment.task
+    means = {name: float(np.mean(value)) for name, value in values.items()}
     # Steps of this start only: a report that was interrupted is made again before there is any.
     steps_per_second = (step - self._from) / (time.monotonic() - self._at)
     row = {
@@ -107,30 +108,34 @@ class Monitor:
       'steps': self._steps,
       'epoch': round(step / self._steps_per_epoch, 2),
       'epochs': config[self._phase].epochs,
-      'loss': float(np.mean(values['loss'])),
-      'accuracy': float(np.mean(values['accuracy'])),
+      'loss': means['loss'],
+      **task.values(means),
       'images_per_second': steps_per_second * config.data.batch_size,
       'seconds_left': (self._steps - step) / steps_per_second if steps_per_second else 0.0,
     }
     if 'distill_loss' in values:
-      row['distill_loss'] = float(np.mean(values['distill_loss']))
+      row['distill_loss'] = means['distill_loss']
     if 'multiplier' in values:
       row['multiplier'] = values['multiplier'][-1]
     every = max(1, round(config.eval_epochs * self._steps_per_epoch))
     if step == self._steps or step // every > self._reported // every:
-      row['validation_accuracy'] = accuracy = self._validate(state)
-      if self._phase == 'finetune' and (self.best is None or accuracy > self.best['validation_accuracy']):
-        self.best = {'step': step, 'validation_accuracy': accuracy}
+      metric, found = task.metric, self._validate(state)
+      row |= found
+      name = f'validation_{metric.name}'
+      better = self.best is None or metric.goodness(found[name]) > metric.goodness(self.best[name])
+      if self._phase == 'finetune' and better:
+        self.best = {'step': step, name: found[name]}
     if self._phase != 'pretrain':
       row |= self._costs(state)
     self._progress.row(row, global_step=self._earlier_steps + step, last=step == self._steps)
     self._at, self._from, self._reported = time.monotonic(), step, step
 
-  def _validate(self, state: TrainState) -> float:
+  def _validate(self, state: TrainState) -> dict[str, float]:
     experiment, settings = self._experiment, self._experiment.config.data
     network = begin.model(experiment, self._phase)
-    evaluate = begin.evaluator(network, experiment.dataset, settings.batch_size, settings.workers)
-    return evaluate(state.variables, 'validation')['accuracy']
+    evaluate = begin.evaluator(network, experiment.dataset, settings.batch_size, settings.workers, experiment.task)
+    found = evaluate(state.variables, 'validation')
+    return {f'validation_{metric.name}': found[metric.name] for metric in experiment.task.metrics}
 
   def _costs(self, state: TrainState) -> dict[str, Any]:
     budget = self._experiment.budget

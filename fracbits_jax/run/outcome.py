@@ -1,10 +1,10 @@
-"""What a run came to, `result.json`: its accuracies, what it costs, and what the network would cost otherwise."""
+"""What a run came to, `result.json`: what its networks reached, what it costs, what it would cost otherwise."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fracbits_jax import cost
+from fracbits_jax import cost, tasks
 from fracbits_jax.fast import platforms
 from fracbits_jax.layers import FLOAT_BITS
 from fracbits_jax.run.experiment import Experiment
@@ -13,7 +13,7 @@ from fracbits_jax.run.experiment import Experiment
 def result(
   experiment: Experiment,
   bits: Any,
-  accuracy: Mapping[str, float],
+  measured: Mapping[str, Mapping[str, float]],
   *,
   best: Mapping[str, float] | None,
   steps: int,
@@ -25,23 +25,26 @@ def result(
   Args:
     experiment: of the run.
     bits: the collection `bits` that it ended with; `None` of a float network.
-    accuracy: on the test split, by phase.
+    measured: the metrics of the task on the test split, by phase.
     best: of the finetuning, see `Monitor.best`.
     steps: of all phases.
     seconds: that they took.
     command: the shell's command behind the run.
   """
-  config, budget, layers = experiment.config, experiment.budget, experiment.layers
+  config, budget, layers, task = experiment.config, experiment.budget, experiment.layers, experiment.task
   last = config.phases[-1]
   costs = dict.fromkeys(('cost', 'bitops_g', 'size_mb', 'budgets'))
   if bits is not None:
     spent = budget.spent(bits, layers)
     costs = {'cost': spent[0]['cost'], **_both(bits, layers), 'budgets': list(spent)}
   return {
+    **({} if task is tasks.CLASSIFICATION else {'task': task.name}),  # as results have been that name none
     'phase': last,
-    'test_accuracy': accuracy[last],
-    'float_accuracy': accuracy.get('pretrain'),
-    'searched_accuracy': accuracy.get('search'),
+    **{
+      f'{which}_{metric.name}': measured[phase][metric.name] if phase in measured else None
+      for metric in task.metrics
+      for which, phase in (('test', last), ('float', 'pretrain'), ('searched', 'search'))
+    },
     'metric': budget.metric,
     'unit': budget.unit,
     'target': budget.target,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from fracbits_jax import tasks
 from fracbits_jax.run.events import Events
 from fracbits_jax.run.records import read_rows
 from fracbits_jax.system import terminal
@@ -28,9 +29,9 @@ def duration(seconds: float) -> str:
 class Progress:
   """The rows of a run, shown as they come in."""
 
-  def __init__(self, workdir: str | os.PathLike, phases: tuple[str, ...]):
+  def __init__(self, workdir: str | os.PathLike, phases: tuple[str, ...], task: tasks.Task = tasks.CLASSIFICATION):
     self._path = pathlib.Path(workdir) / 'metrics.jsonl'
-    self._phases = phases
+    self._phases, self._task = phases, task
     self._events = Events(pathlib.Path(workdir) / 'tensorboard')
     self._shown_at = 0.0
     self._open = ''  # what stands in a line that is still open: nothing, a row, or what is being done
@@ -40,7 +41,7 @@ class Progress:
     """Forgets what was written after `step` of `phase`, the `global_step` of the run, before that is run again."""
     at, order = (self._phases.index(phase), step), {phase: i for i, phase in enumerate(self._phases)}
     place = lambda row: (order.get(row['phase'], len(order)), row['step'])
-    kept = [row for row in read_rows(self._path.parent) if place(row) <= at]
+    kept = [row for row in read_rows(self._path.parent, self._task) if place(row) <= at]
     write_whole(self._path, ''.join(json.dumps(row) + '\n' for row in kept))
     if global_step is not None:
       self._events.rewind(global_step)
@@ -56,10 +57,10 @@ class Progress:
 
   def _show(self, row: dict[str, Any], last: bool) -> None:
     if terminal.is_there():
-      terminal.show(f'{_CLEAR}{line(row, terminal.columns() - 1)}', end='\n' if last else '')
+      terminal.show(f'{_CLEAR}{line(row, terminal.columns() - 1, self._task)}', end='\n' if last else '')
       self._open = '' if last else 'row'
     elif last or time.monotonic() - self._shown_at >= _LINE_SECONDS:
-      terminal.show(line(row))
+      terminal.show(line(row, task=self._task))
       self._shown_at = time.monotonic()
 
   def doing(self, text: str) -> None:
@@ -104,18 +105,19 @@ class Silence:
     pass
 
 
-def line(row: Mapping[str, Any], width: int | None = None) -> str:
+def line(row: Mapping[str, Any], width: int | None = None, task: tasks.Task = tasks.CLASSIFICATION) -> str:
   """A row as a line of at most `width` characters: what matters less is left out first."""
   # (how much it matters, text), in the order in which they stand.
   parts = [(8, f'{row["phase"]:<8} epoch {row["epoch"]:g}/{row["epochs"]:g}')]
   parts += [(2, f'step {row["step"]}/{row["steps"]}'), (3, f'loss {row["loss"]:.4f}')]
-  parts += [(5, f'accuracy {row["accuracy"]:.1%}')]
-  if 'validation_accuracy' in row:
-    parts.append((7, f'validation {row["validation_accuracy"]:.1%}'))
+  metric = task.metric
+  parts += [(5, f'{metric.title} {metric.text(row[metric.name], short=True)}')]
+  if f'validation_{metric.name}' in row:
+    parts.append((7, f'validation {metric.text(row[f"validation_{metric.name}"], short=True)}'))
   spent = [(b, b['cost'] / b['target']) for b in row['budgets']] if 'cost' in row else []
   long = [(0, f'cost {b["cost"]:.4g}/{b["target"]:.4g} {b["unit"]} ({ratio:.3f})') for b, ratio in spent]
   short = [(6, f'cost {max(ratio for _, ratio in spent):.1%}')] if spent else []  # of the target
-  end = [(1, f'{row["images_per_second"]:,.0f} images/s'), (4, f'{duration(row["seconds_left"])} left')]
+  end = [(1, f'{row["images_per_second"]:,.0f} {task.examples}/s'), (4, f'{duration(row["seconds_left"])} left')]
   join = lambda parts: '  '.join(text for _, text in parts)
   found = [*parts, *long, *end]
   if width is None or len(join(found)) <= width:

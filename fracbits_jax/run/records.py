@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fracbits_jax import tasks
 from fracbits_jax.cost.lookup import is_unit
 from fracbits_jax.run.settings import PHASES
 
@@ -45,8 +46,6 @@ _TEXT: Check = (lambda value: isinstance(value, str), 'text')
 _TEXT_OR_NONE: Check = (lambda value: value is None or isinstance(value, str), 'null or text')
 _OBJECT: Check = (lambda value: isinstance(value, dict), 'an object')
 _UNIT: Check = (lambda value: isinstance(value, str) and is_unit(value), 'a unit, a few letters')
-_SHARE: Check = (lambda value: is_number(value, 0, 1 + _ROUNDING), 'a number from 0 to 1')
-_SHARE_OR_NONE: Check = (lambda value: value is None or _SHARE[0](value), 'null or a number from 0 to 1')
 _COST, _TARGET = _number(0), _number(1e-30)
 _NAME: Check = (lambda name: name.isprintable() and len(name) <= _MAX_NAME, 'the path of a layer')
 
@@ -66,9 +65,6 @@ _CONFIG = {
 }
 _RESULT = {
   'phase': _one_of(PHASES),
-  'test_accuracy': _SHARE,
-  'float_accuracy': _SHARE_OR_NONE,
-  'searched_accuracy': _SHARE_OR_NONE,
   'metric': _TEXT,
   'unit': _UNIT,
   'target': _TARGET,
@@ -80,7 +76,23 @@ _RESULT = {
   **{f'made_with.{what}': _TEXT for what in ('devices', 'fracbits_jax', 'jax', 'flax', 'python')},
 }
 _OF_BITS = {'cost': _COST, 'bitops_g': _COST, 'size_mb': _COST}  # of a result that has bit-widths
-_ROW = {'phase': _one_of(PHASES), 'step': _number(0), 'epoch': _number(0, 1e9), 'accuracy': _SHARE}
+_ROW = {'phase': _one_of(PHASES), 'step': _number(0), 'epoch': _number(0, 1e9)}
+
+
+def _measured(metric: tasks.Metric, *, or_none: bool = False) -> Check:
+  """The check of a value of a metric; means in float32 may end a little beyond its limits."""
+  least, most = max(metric.least, -_LARGE), min(metric.most, _LARGE)
+  _, what = _number(least, most, or_none=or_none)
+  return lambda value: (or_none and value is None) or is_number(value, least, most + _ROUNDING), what
+
+
+def _of_task(task: tasks.Task) -> dict[str, Check]:
+  """The checks of what a result says of its networks."""
+  found = {}
+  for metric in task.metrics:
+    found[f'test_{metric.name}'] = _measured(metric)
+    found |= dict.fromkeys((f'float_{metric.name}', f'searched_{metric.name}'), _measured(metric, or_none=True))
+  return found
 
 
 def _problem(found: Mapping[str, Any], checks: Mapping[str, Check]) -> str | None:
@@ -113,7 +125,8 @@ def _spent_problem(budgets: Any) -> str | None:
 
 def check_result(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
   """Raises `ValueError` with one sentence unless a result has all that reports and comparisons show of it."""
-  problem = _problem(result, _RESULT)
+  problem = _problem(result, {'task': _one_of(tasks.names())} if 'task' in result else {})
+  problem = problem or _problem(result, {**_RESULT, **_of_task(tasks.of_result(result))})
   if problem is None and (result['phase'] != 'pretrain' or result.get('budgets') is not None):
     problem = _problem(result, _OF_BITS) or _spent_problem(result.get('budgets'))
   _raise_for(path, problem)
@@ -168,8 +181,12 @@ def _read_file(workdir: pathlib.Path, name: str) -> dict[str, Any]:
   return found
 
 
-def read_rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+def read_rows(workdir: str | os.PathLike, task: tasks.Task = tasks.CLASSIFICATION) -> list[dict[str, Any]]:
   """The rows of `metrics.jsonl`, oldest first; a half-written last row is left out.
+
+  Args:
+    workdir: the run's folder.
+    task: of the run.
 
   Raises:
     ValueError: one sentence that names the file and the line which is no row of a run.
@@ -187,7 +204,7 @@ def read_rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   for number, line in enumerate(lines, start=1):
     try:
       row = json.loads(line)
-      problem = _row_problem(row)
+      problem = _row_problem(row, task)
     except (ValueError, RecursionError):
       if number == len(lines) and line.startswith(b'{'):
         break
@@ -200,12 +217,12 @@ def read_rows(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   return rows
 
 
-def _row_problem(row: Any) -> str | None:
+def _row_problem(row: Any, task: tasks.Task) -> str | None:
   if not isinstance(row, dict):
     return f'it is {_shown(row)}, not an object'
-  problem = _problem(row, _ROW) or _problem(
-    row, {'validation_accuracy': _SHARE} if 'validation_accuracy' in row else {}
-  )
+  checks = {metric.name: _measured(metric) for metric in task.metrics}
+  validated = {f'validation_{name}': check for name, check in checks.items() if f'validation_{name}' in row}
+  problem = _problem(row, {**_ROW, **checks, **validated})
   if problem is None and 'budgets' in row:
     problem = _spent_problem(row['budgets'])
   if problem is None and 'bits' in row:

@@ -121,7 +121,8 @@ class Run:
     self.phases = tuple(self.config.phases)
     self.steps_per_epoch = len(experiment.dataset.train) // self.config.data.batch_size
     self.steps = settings.phase_steps(self.config, len(experiment.dataset.train))
-    self.progress = hosts.everywhere(lambda: Progress(workdir, self.phases) if hosts.is_primary() else Silence())
+    of_primary = lambda: Progress(workdir, self.phases, experiment.task)
+    self.progress = hosts.everywhere(lambda: of_primary() if hosts.is_primary() else Silence())
     self.policy: policy.Policy | None = experiment.policy
     self.best: dict[str, float] | None = None  # of integer bit-widths, see `Monitor.best`
     self.seconds = 0.0
@@ -150,8 +151,8 @@ class Run:
       tested = {phase: state.variables for phase, state in states.items()}
       if experiment.initial is not None and experiment.initial.is_float:
         tested.setdefault('pretrain', hosts.agree(begin.float_variables(experiment)))
-      accuracy = {phase: self._test_accuracy(phase, variables) for phase, variables in tested.items()}
-      return hosts.primary(lambda: self._result(states, accuracy))
+      measured = {phase: self._measured(phase, variables) for phase, variables in tested.items()}
+      return hosts.primary(lambda: self._result(states, measured))
 
   def phase(self, name: str, states: dict[str, TrainState]) -> Phase:
     """A phase behind those that left `states`."""
@@ -220,13 +221,14 @@ class Run:
       path.unlink()
       self.progress.say(f'{path} was made before the end of the search: it is dropped, and made anew behind it')
 
-  def _test_accuracy(self, phase: str, variables: begin.Variables) -> float:
+  def _measured(self, phase: str, variables: begin.Variables) -> dict[str, float]:
+    """The metrics of a phase's network on the test split."""
     experiment, data = self.experiment, self.config.data
     model = begin.model(experiment, phase)
-    evaluate = begin.evaluator(model, experiment.dataset, data.batch_size, data.workers)
-    return evaluate(placement.replicate(variables), 'test')['accuracy']
+    evaluate = begin.evaluator(model, experiment.dataset, data.batch_size, data.workers, experiment.task)
+    return evaluate(placement.replicate(variables), 'test')
 
-  def _result(self, states: dict[str, TrainState], accuracy: dict[str, float]) -> dict[str, Any]:
+  def _result(self, states: dict[str, TrainState], measured: dict[str, dict[str, float]]) -> dict[str, Any]:
     last = self.phases[-1]
     bits = None
     if last == 'search':
@@ -237,7 +239,7 @@ class Run:
     result = outcome.result(
       self.experiment,
       bits,
-      accuracy,
+      measured,
       best=self.best,
       steps=sum(self.steps.values()),
       seconds=self.seconds,

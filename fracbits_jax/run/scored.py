@@ -29,6 +29,6 @@ def find(experiment: Experiment, variables: Any, scores: str = 'hessian', *, see
   with contextlib.closing(reader):
     batches = list(itertools.islice(reader, _BATCHES))
   variables = {name: variables[name] for name in ('params', 'batch_stats') if name in variables}
-  found = Sensitivity(experiment.quant_model, variables, dataset.image_shape, batches)
+  found = Sensitivity(experiment.quant_model, variables, dataset.image_shape, batches, experiment.task)
   by_slot = found.hessian_scores(seed=seed) if scores == 'hessian' else found.loss_scores()
   return assignment.solve(by_slot, experiment.layers, experiment.budget)

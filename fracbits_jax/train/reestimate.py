@@ -17,33 +17,36 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import lax
 
+from fracbits_jax import tasks
 from fracbits_jax.models.common import NORM_MOMENTUM
 from fracbits_jax.train.step import Batch
 
 
-def make_statistics_step(model: nn.Module, accumulate: int = 1) -> Callable[[Any, Batch], Any]:
+def make_statistics_step(
+  model: nn.Module, accumulate: int = 1, task: tasks.Task = tasks.CLASSIFICATION
+) -> Callable[[Any, Batch], Any]:
   """The step `statistics_step(variables, batch) -> batch_stats`, to be mapped over the axis `batch`.
 
   It gives the mean and the variance of what each batch norm sees in a batch, over all devices. With `accumulate` each
   part of a batch is normalised by its own statistics, as in the training step, and then the parts are taken together.
 
   Args:
-    model: a network of `models.create` that is called as `model(images, train=True)`.
+    model: a network of `models.create` that is called as `model(inputs, train=True)`.
     accumulate: as for `step.make_train_step`.
+    task: what the network is trained for.
   """
 
-  def of_part(variables: Any, images: jax.Array) -> Any:
+  def of_part(variables: Any, batch: Batch) -> Any:
     # From 0 the moving average takes one step towards the batch, and dividing by its length leaves the batch's own.
     nothing = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
-    images = images.astype(jnp.float32)
-    _, updated = model.apply({**variables, 'batch_stats': nothing}, images, train=True, mutable=['batch_stats'])
+    inputs = task.inputs(batch)
+    _, updated = model.apply({**variables, 'batch_stats': nothing}, inputs, train=True, mutable=['batch_stats'])
     return jax.tree.map(lambda x: x / (1 - NORM_MOMENTUM), updated['batch_stats'])
 
   def statistics_step(variables: Any, batch: Batch) -> Any:
-    images = batch['image']
     if accumulate == 1:
-      return of_part(variables, images)
-    parts = images.reshape(-1, accumulate, *images.shape[1:]).swapaxes(0, 1)
+      return of_part(variables, batch)
+    parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
     return _together(lax.map(lambda part: of_part(variables, part), parts))
 
   return statistics_step

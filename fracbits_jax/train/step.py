@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fracbits_jax import layers
+from fracbits_jax import layers, tasks
 from fracbits_jax.fast import platforms
 from fracbits_jax.train import optim
 from fracbits_jax.train.distill import Distillation
@@ -48,13 +48,14 @@ def make_train_step(
   remat: bool = False,
   accumulate: int = 1,
   distillation: Distillation | None = None,
+  task: tasks.Task = tasks.CLASSIFICATION,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """The step `train_step(state, batch) -> (state, metrics)`, to be mapped over the axis `batch`.
 
   With a distillation it is `train_step(state, batch, teacher)`, which also takes the variables of its teacher.
 
   Args:
-    model: a network called as `model(images, train=True)`.
+    model: a network called as `model(inputs, train=True)`.
     optimizer: for the tree `{'params': ..., 'bits': ...}`.
     penalty: the cost term of the loss; `None` leaves it out.
     bits_range: least and largest value of every bit-width, into which they are projected after each update; `None`
@@ -66,28 +67,29 @@ def make_train_step(
     accumulate: equal parts in which each device computes its share of a batch, one after the other; the update is that
       of the whole batch, with one draw of bit-widths. Batch norm alone sees the parts: each is normalised by its own
       statistics, over all devices, and the running ones are updated part after part.
-    distillation: the part of the loss that comes from a teacher; `None` leaves the labels alone.
+    distillation: the part of the loss that comes from a teacher; `None` leaves that of the task alone.
+    task: what the network is trained for; the metrics are the means of its terms, the `loss` among them.
   """
 
   def train_step(state: TrainState, batch: Batch, teacher: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
     def loss_function(learned, batch_stats, batch):
-      images = batch['image'].astype(jnp.float32)
+      inputs = task.inputs(batch)
       rngs = None
       if draw_seed is not None:
         rngs = {'bits': jax.random.fold_in(jax.random.key(draw_seed), state.step)}
 
       def forward(learned):
         variables = {**learned, 'batch_stats': batch_stats}
-        return model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
+        return model.apply(variables, inputs, train=True, mutable=['batch_stats'], rngs=rngs)
 
       if remat:
         forward = jax.checkpoint(forward, policy=jax.checkpoint_policies.save_only_these_names(layers.OUTPUTS))
-      logits, updated = forward(learned)
-      logits = logits.astype(jnp.float32)
-      loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']))
-      metrics = {'loss': loss, 'accuracy': jnp.mean(jnp.argmax(logits, -1) == batch['label'])}
+      outputs, updated = forward(learned)
+      outputs = outputs.astype(jnp.float32)
+      metrics = {name: jnp.mean(term) for name, term in task.terms(outputs, batch).items()}
+      loss = metrics['loss']
       if distillation is not None:
-        loss, metrics['distill_loss'] = distillation(teacher, images, logits, loss)
+        loss, metrics['distill_loss'] = distillation(teacher, inputs, outputs, loss)
       if penalty is not None:
         term, metrics['cost_ratio'] = penalty(learned['bits'], state.multiplier)
         if penalty.controller is not None:
@@ -142,17 +144,18 @@ def _in_parts(gradient: Callable, parts: int) -> Callable:
   return mean_gradient
 
 
-def make_eval_step(model: nn.Module) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-  """The step `eval_step(variables, batch) -> sums`: of the examples, of those answered rightly, of their losses."""
+def make_eval_step(
+  model: nn.Module, task: tasks.Task = tasks.CLASSIFICATION
+) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+  """The step `eval_step(variables, batch) -> sums`: of the terms of a task by name, and the `count` of what counts."""
 
   def eval_step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
-    found: Any = model.apply(variables, batch['image'].astype(jnp.float32))
-    logits = found.astype(jnp.float32)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
-    right = jnp.argmax(logits, -1) == batch['label']
+    found: Any = model.apply(variables, task.inputs(batch))
+    terms = task.terms(found.astype(jnp.float32), batch)
     mask = batch['mask']
-    sums = {'count': jnp.sum(mask), 'right': jnp.sum(right * mask), 'loss': jnp.sum(losses * mask)}
-    return lax.psum(sums, AXIS)
+    weight = lambda term: jnp.broadcast_to(mask.reshape(-1, *[1] * (term.ndim - 1)), term.shape)
+    sums = {name: jnp.sum(term * weight(term)) for name, term in terms.items()}
+    return lax.psum({'count': jnp.sum(weight(terms['loss'])), **sums}, AXIS)
 
   return eval_step
 

@@ -175,7 +175,9 @@ def test_a_folder_of_small_images_can_be_taken_whole(animals, tmp_path):
   folder = animals[1]
   whole = sets.load('folder', data_dir=str(folder.train.path(0)).rsplit('/', 3)[0], image_size=32, random_crops=False)
   assert (whole.spec.resized_crop, whole.spec.shift, whole.spec.flip) == (False, 4, True)
-  assert sets.load('folder', data_dir=str(folder.train.path(0)).rsplit('/', 3)[0], random_crops=True).spec == folder.spec
+  assert (
+    sets.load('folder', data_dir=str(folder.train.path(0)).rsplit('/', 3)[0], random_crops=True).spec == folder.spec
+  )
 
 
 def test_tfds_and_class_folders_give_the_same_batches(animals):

@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 from tiny import tiny
 
-from fracbits_jax import cost, policy
+from fracbits_jax import cost, policy, tasks
 from fracbits_jax.commands import sensitivity as sensitivity_command
 from fracbits_jax.fast import conv
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
@@ -27,31 +27,41 @@ class Net(nn.Module):
     return QuantDense(3, quant=self.quant, name='dense')(x.reshape(len(x), -1))
 
 
-@pytest.fixture(scope='module', params=['original', 'lsq'])
+def cross_entropy(logits, batch):
+  return optax.softmax_cross_entropy_with_integer_labels(logits, batch['label']).mean()
+
+
+def squared_error(outputs, batch):
+  return jnp.mean((outputs - batch['target']) ** 2)
+
+
+# A task and a scheme -> its loss, for which Hessian and rise are found in full.
+CASES = {(tasks.CLASSIFICATION, 'original'): cross_entropy, (tasks.REGRESSION, 'lsq'): squared_error}
+
+
+@pytest.fixture(scope='module', params=CASES, ids=lambda case: f'{case[0].name}-{case[1]}')
 def measured(request):
   rng = np.random.default_rng(0)
   batch = {'image': rng.integers(0, 256, (4, 4, 4, 1)).astype(np.uint8), 'label': np.arange(4) % 3}
+  batch['target'] = np.float32(rng.normal(size=(4, 3)))
   variables = Net().init(jax.random.key(1), jnp.zeros((1, 4, 4, 1)))
   variables = jax.tree.map(lambda x: 2 * x, variables)
-  quant = QuantConfig(choices=CHOICES, scheme=request.param)
-  found = sensitivity.Sensitivity(Net(quant=quant), variables, (4, 4, 1), [batch])
-  return found, variables, batch
-
-
-def cross_entropy(logits, labels):
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+  task, scheme = request.param
+  quant = QuantConfig(choices=CHOICES, scheme=scheme)
+  found = sensitivity.Sensitivity(Net(quant=quant), variables, (4, 4, 1), [batch], task)
+  return found, variables, batch, CASES[request.param]
 
 
 def test_the_estimate_comes_to_the_trace_of_the_exact_hessian(measured):
-  found, variables, batch = measured
+  found, variables, batch, loss = measured
   images, params = jnp.float32(batch['image']), variables['params']
 
   def by_kernel(kernel, name):
     changed = {**params, name: {**params[name], 'kernel': kernel}}
-    return cross_entropy(Net().apply({'params': changed}, images), batch['label'])
+    return loss(Net().apply({'params': changed}, images), batch)
 
   def by_hidden(x):
-    return cross_entropy(x @ params['dense']['kernel'] + params['dense']['bias'][None], batch['label'])
+    return loss(x @ params['dense']['kernel'] + params['dense']['bias'][None], batch)
 
   trace = lambda hessian, x: np.trace(np.reshape(hessian, (x.size, x.size)))
   first = nn.Conv(2, (2, 2), strides=2).apply({'params': params['conv']}, images / 255)
@@ -68,14 +78,14 @@ def test_the_estimate_comes_to_the_trace_of_the_exact_hessian(measured):
 
 
 def test_quantizers_that_change_nothing_leave_the_float_network(measured):
-  found, variables, batch = measured
+  found, variables, batch, _ = measured
   images = jnp.float32(batch['image'])
   expected = Net().apply(variables, images)
-  np.testing.assert_allclose(found.logits(found.variables, images, lambda slot, x: x), expected, rtol=1e-6)
+  np.testing.assert_allclose(found.outputs(found.variables, images, lambda slot, x: x), expected, rtol=1e-6)
 
 
 def test_errors_fall_with_the_bits_and_scores_make_a_policy_within_its_budget(measured):
-  found, _, _ = measured
+  found, _, _, _ = measured
   errors = found.errors()
   for by_bits in errors.values():
     assert list(by_bits) == list(CHOICES)
@@ -88,14 +98,14 @@ def test_errors_fall_with_the_bits_and_scores_make_a_policy_within_its_budget(me
 
 
 def test_a_loss_score_is_what_quantizing_that_tensor_alone_does(measured):
-  found, variables, batch = measured
+  found, variables, batch, loss = measured
   scores = found.loss_scores()
   images, params = jnp.float32(batch['image']), variables['params']
-  plain = cross_entropy(Net().apply(variables, images), batch['label'])
+  plain = loss(Net().apply(variables, images), batch)
   kernel, quant = params['dense']['kernel'], QuantConfig(choices=CHOICES, scheme=found._model.quant.scheme)
   alpha = next(a for slot, _, bits, a in found._quantizations() if (slot, bits) == (('dense', 'kernel'), 2))
   changed = {**params, 'dense': {**params['dense'], 'kernel': sensitivity.quantized_kernel(quant, kernel, 2, alpha)}}
-  rise = cross_entropy(Net().apply({'params': changed}, images), batch['label']) - plain
+  rise = loss(Net().apply({'params': changed}, images), batch) - plain
   np.testing.assert_allclose(scores['dense', 'kernel'][2], rise, rtol=1e-3, atol=1e-6)
   assert abs(scores['dense', 'input'][8]) < 0.01 < abs(scores['dense', 'input'][1])
 

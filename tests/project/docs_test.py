@@ -119,9 +119,9 @@ def test_the_citation_is_of_this_version_and_of_the_paper():
   assert paper['url'].endswith('2007.02017')
 
 
-def test_the_changelog_begins_with_this_version():
-  versions = re.findall(r'^## \[([^\]]+)\]', (ROOT / 'CHANGELOG.md').read_text(), re.M)
-  assert versions[0] == fracbits_jax.__version__
+def test_what_was_released_last_in_the_changelog_is_this_version():
+  released = re.findall(r'^## \[([^\]]+)\] - [0-9]', (ROOT / 'CHANGELOG.md').read_text(), re.M)
+  assert released[0] == fracbits_jax.__version__
 
 
 def test_the_licence_is_there_whole():

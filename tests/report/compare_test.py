@@ -12,6 +12,7 @@ import pytest
 from left_over import leave
 from report_test import shown, wrong  # noqa: F401
 
+from fracbits_jax import tasks
 from fracbits_jax.commands import report as report_command
 from fracbits_jax.report import compare_plot, groups
 
@@ -72,6 +73,19 @@ def test_runs_that_differ_in_the_seed_alone_are_one_network(runs):
   assert np.isnan(found['given'].mean('float_accuracy'))
   assert found['faster'].differs['optimizer.bits_rate'] == '50'
   assert 'seed' not in found['faster'].differs
+
+
+def test_where_less_is_better_the_front_and_the_words_say_so(tmp_path):
+  for name, accuracy, how in (('better', 0.985, {}), ('worse', 0.98, dict(optimizer__bits_rate=50.0))):
+    leave(tmp_path / name, accuracy=accuracy, task=tasks.REGRESSION, **how)  # of the same cost
+  assert report_command.main([str(tmp_path / 'better'), str(tmp_path / 'worse'), f'--out={tmp_path / "out"}']) == 0
+  text = (tmp_path / 'out' / 'compare.html').read_text()
+  for part in ('better has the lowest MSE: 0.01500 at', 'test MSE</th>', 'nothing as cheap has a lower MSE'):
+    assert part in text
+  assert 'worse is the cheapest' not in text
+  assert (tmp_path / 'out' / 'mse_over_cost.svg').exists()
+  found = groups.group(groups.read([tmp_path / 'worse', tmp_path / 'better']))
+  assert [g.name for g in found] == ['better', 'worse']
 
 
 def test_a_seed_that_comes_again_adds_no_chance(tmp_path):

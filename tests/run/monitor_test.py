@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from fracbits_jax import tasks
 from fracbits_jax.run import monitor
 from fracbits_jax.train.step import TrainState
 
@@ -13,7 +14,7 @@ def test_the_speed_of_a_row_is_that_of_its_steps(monkeypatch):
   monkeypatch.setattr(monitor.time, 'monotonic', lambda: now[0])
   config = ConfigDict({'data': {'batch_size': 8}, 'eval_epochs': 10.0, 'pretrain': {'epochs': 1.0}})
   watched = monitor.Monitor(
-    types.SimpleNamespace(config=config),
+    types.SimpleNamespace(config=config, task=tasks.CLASSIFICATION),
     'pretrain',
     steps=20,
     steps_per_epoch=20,

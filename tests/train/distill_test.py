@@ -8,6 +8,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+from fracbits_jax.tasks import classification
 from fracbits_jax.train import distill, step
 
 LOGITS = jnp.array([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]])
@@ -16,7 +17,7 @@ TEACHER = jnp.array([[0.2, 0.1, -0.3], [2.0, 2.5, -2.0]])
 
 @pytest.mark.parametrize('temperature', [0.5, 1.0, 4.0])
 def test_the_gradient_is_the_difference_of_the_softened_probabilities(temperature):
-  gradient = jax.grad(distill.soft_loss)(LOGITS, TEACHER, temperature)
+  gradient = jax.grad(classification.soft_loss)(LOGITS, TEACHER, temperature)
   difference = jax.nn.softmax(LOGITS / temperature) - jax.nn.softmax(TEACHER / temperature)
   np.testing.assert_allclose(gradient, temperature * difference / len(LOGITS), atol=1e-6)
 
@@ -24,18 +25,18 @@ def test_the_gradient_is_the_difference_of_the_softened_probabilities(temperatur
 def test_it_is_the_divergence_from_the_teacher_and_zero_for_equal_logits():
   p, q = (np.asarray(jax.nn.softmax(x)) for x in (TEACHER, LOGITS))
   expected = np.mean(np.sum(p * np.log(p / q), -1))
-  np.testing.assert_allclose(distill.soft_loss(LOGITS, TEACHER, 1.0), expected, rtol=1e-5)
-  np.testing.assert_allclose(distill.soft_loss(TEACHER + 5.0, TEACHER, 2.0), 0, atol=1e-6)
+  np.testing.assert_allclose(classification.soft_loss(LOGITS, TEACHER, 1.0), expected, rtol=1e-5)
+  np.testing.assert_allclose(classification.soft_loss(TEACHER + 5.0, TEACHER, 2.0), 0, atol=1e-6)
 
 
 def test_hot_logits_are_matched_in_the_mean_square():
   centred = lambda x: x - x.mean(-1, keepdims=True)
   expected = jnp.mean(jnp.square(centred(LOGITS) - centred(TEACHER))) / 2
-  np.testing.assert_allclose(distill.soft_loss(LOGITS, TEACHER, 300.0), expected, rtol=2e-2)
+  np.testing.assert_allclose(classification.soft_loss(LOGITS, TEACHER, 300.0), expected, rtol=2e-2)
 
 
 def test_nothing_goes_back_to_the_teacher():
-  gradient = jax.grad(distill.soft_loss, argnums=1)(LOGITS, TEACHER, 2.0)
+  gradient = jax.grad(classification.soft_loss, argnums=1)(LOGITS, TEACHER, 2.0)
   np.testing.assert_array_equal(gradient, 0)
 
 
@@ -74,6 +75,6 @@ def test_a_step_weighs_the_labels_and_the_teacher_in_evaluation_mode(weight, acc
   soft = 3 * (jax.nn.softmax(logits / 3) - jax.nn.softmax(targets / 3))
   expected = kernel - images.T @ ((1 - weight) * hard + weight * soft) / 8
   chex.assert_trees_all_close(after.params['Dense_0']['kernel'], jnp.stack([expected, expected]), atol=1e-5)
-  np.testing.assert_allclose(metrics['distill_loss'][0], distill.soft_loss(logits, targets, 3.0), rtol=1e-5)
+  np.testing.assert_allclose(metrics['distill_loss'][0], classification.soft_loss(logits, targets, 3.0), rtol=1e-5)
   cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
   np.testing.assert_allclose(metrics['loss'][0], cross_entropy, rtol=1e-5)
