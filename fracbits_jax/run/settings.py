@@ -150,7 +150,7 @@ FIELDS: Mapping[str, Field] = {
 
 
 # What fields that are younger than a run's folder stand for in its configuration.
-_YOUNGER: Mapping[str, Any] = {'quant.quantize_residuals': False}
+_YOUNGER: Mapping[str, Any] = {'quant.quantize_residuals': False, 'data.random_crops': None}
 
 
 def phase_steps(config: Any, images: int) -> dict[str, int]:

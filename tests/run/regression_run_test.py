@@ -122,7 +122,7 @@ def test_what_does_not_go_with_the_task_is_said(run):
   config = run.config.copy_and_resolve_references()
   config.distill.temperature = 2.0
   with pytest.raises(
-    ValueError, match='temperature=2 softens logits, and the outputs of model.name=autoencoder are no'
+    ValueError, match=r'temperature=2 softens logits, and the outputs of model.name=autoencoder are no'
   ):
     experiment.prepare(config)
   config.quant.scheme = 'original'

@@ -13,7 +13,7 @@ def test_every_network_names_a_task_and_only_the_autoencoder_regresses():
   of = {name: tasks.of(models.create(name).task) for name in models.names()}
   assert [name for name, task in of.items() if task is not CLASSIFICATION] == ['autoencoder']
   assert of['autoencoder'] is REGRESSION
-  with pytest.raises(ValueError, match="^task 'sleep' is unknown: choose one of classification, regression$"):
+  with pytest.raises(ValueError, match=r"^task 'sleep' is unknown: choose one of classification, regression$"):
     tasks.of('sleep')
   assert tasks.of_result({}) is CLASSIFICATION  # as results have been that name none
 
