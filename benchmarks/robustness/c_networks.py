@@ -38,6 +38,7 @@ class Network(nn.Module):
     quant = QuantConfig(
       scheme=str(rng.choice(['original', 'modified', 'lsq'])), granularity=str(rng.choice(['layer', 'kernel']))
     )
+
     def conv(x: jax.Array, features: int, **how: Any) -> jax.Array:
       signed = bool(rng.random() < 0.3)
       fields = QuantConfig(scheme=quant.scheme, granularity=quant.granularity, signed_input=signed)

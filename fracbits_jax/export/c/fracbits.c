@@ -19,6 +19,22 @@ static uint32_t code_at(const uint8_t *base, uint32_t index, uint32_t bits) {
   return (word >> low) & ((1u << bits) - 1u);
 }
 
+static void unpack_fours(uint32_t word, int shift, int16_t *out) {
+  uint32_t i;
+  for (i = 0; i < 8; i++) out[i] = (int16_t)((int)(word >> 4 * i & 15u) - shift);
+}
+
+static void unpack_twos(uint32_t word, int shift, int16_t *out) {
+  uint32_t i;
+  for (i = 0; i < 16; i++) out[i] = (int16_t)((int)(word >> 2 * i & 3u) - shift);
+}
+
+static void unpack_doubled(uint32_t word, uint32_t bits, int shift, int16_t *out) {
+  const uint32_t mask = (1u << bits) - 1u;
+  uint32_t i;
+  for (i = 0; i < 32 / bits; i++, word >>= bits) out[i] = (int16_t)(2 * (int)(word & mask) - shift);
+}
+
 /* Codes of up to 8 bits as the integers that they stand for. */
 static void unpack(const uint8_t *base, uint32_t first, uint32_t bits, uint32_t count, int times, int shift,
                    int16_t *out) {
@@ -32,21 +48,35 @@ static void unpack(const uint8_t *base, uint32_t first, uint32_t bits, uint32_t 
     }
     return;
   }
-  if (bits == 4 || bits == 2) {
-    const uint32_t each = 32 / bits, mask = (1u << bits) - 1u, in_byte = 8 / bits;
+  if (bits == 4 || bits == 2) { /* a word at a time */
+    const uint32_t each = 32 / bits, in_byte = 8 / bits;
     for (; i < count && (first + i) % in_byte; i++) {
       out[i] = (int16_t)(times * (int)code_at(base, first + i, bits) - shift);
     }
     const uint8_t *at = base + (first + i) / in_byte;
     for (; i + each <= count; i += each, at += 4) {
-      uint32_t word = word_at(at), j;
-      for (j = 0; j < each; j++, word >>= bits) out[i + j] = (int16_t)(times * (int)(word & mask) - shift);
+      const uint32_t word = word_at(at);
+      if (times != 1) {
+        unpack_doubled(word, bits, shift, out + i);
+      } else if (bits == 4) {
+        unpack_fours(word, shift, out + i);
+      } else {
+        unpack_twos(word, shift, out + i);
+      }
     }
   }
   if (bits == 0) {
     for (; i < count; i++) out[i] = (int16_t)-shift;
   }
-  for (; i < count; i++) out[i] = (int16_t)(times * (int)code_at(base, first + i, bits) - shift);
+  if (i < count) {
+    const uint32_t bit = (first + i) * bits, mask = (1u << bits) - 1u;
+    const uint8_t *at = base + (bit >> 3);
+    uint32_t word = *at++ >> (bit & 7), held = 8 - (bit & 7);
+    for (; i < count; i++, word >>= bits, held -= bits) {
+      for (; held < bits; held += 8) word |= (uint32_t)*at++ << held;
+      out[i] = (int16_t)(times * (int)(word & mask) - shift);
+    }
+  }
 }
 
 static void pack(uint8_t *base, uint32_t first, uint32_t bits, uint32_t count, const int32_t *codes) {

@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #define FB_BLOCK 32    /* channels that are computed at once */
-#define FB_PIXELS 4    /* positions that share the unpacking of a kernel */
+#define FB_PIXELS 8    /* positions that share the unpacking of a kernel */
 #define FB_CHUNK 64    /* weights of a channel that are unpacked at once */
 #define FB_TAPS 25     /* the largest window of a depthwise convolution that has a loop of its own */
 #define FB_REGISTERS 6 /* vectors that a program has */
