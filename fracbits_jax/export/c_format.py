@@ -33,22 +33,20 @@ def write(source: Source, path: str | os.PathLike, *, examples: np.ndarray | Non
   Args:
     source: the network.
     path: the folder; what other files it has stays.
-    examples: images from 0 to 255 `[N, ...]` for the test vectors; those of the source, or drawn ones, by default.
+    examples: images from 0 to 255 `[N, ...]` for the test vectors; by default the first of the source, or drawn ones.
 
   Raises:
     ValueError: one sentence: something of the network that has no meaning in integers, or none in C.
   """
-  folder, name = pathlib.Path(path), _identifier(source.name)
+  folder, name = pathlib.Path(path), identifier(source.name)
   graph = integer_graph(source.graph)
   if len(graph.inputs) != 1 or len(graph.outputs) != 1:
     raise ValueError(f'{source.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs: C takes one each')
   program = program_of(graph)
   shape = sized(graph.input_shape, 1)[1:]
-  if examples is None:
-    examples = source.examples
-  if examples is None:
-    examples = np.random.default_rng(0).integers(0, 256, (_VECTORS, *shape))
-  examples = np.asarray(examples)[:_VECTORS]
+  if examples is None and source.examples is not None:
+    examples = source.examples()[:_VECTORS]
+  examples = np.random.default_rng(0).integers(0, 256, (_VECTORS, *shape)) if examples is None else np.asarray(examples)
   answers, _ = integer.inference(graph, fixed_outputs=True)(examples.astype(np.float32))
   context = {**_context(source, program, name, shape), **_vectors(examples, answers)}
   files = {
@@ -72,7 +70,8 @@ def write(source: Source, path: str | os.PathLike, *, examples: np.ndarray | Non
   )
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
+  """What the files and functions of a network of this name are called in C."""
   found = re.sub(r'\W', '_', name, flags=re.ASCII).strip('_').lower() or 'network'
   return found if not found[0].isdigit() and found not in ('main', 'fracbits', 'vectors') else f'network_{found}'
 
@@ -105,7 +104,7 @@ def _context(source: Source, program: Program, name: str, shape: Sequence[int]) 
 
 
 def _end(name: str, tensor: int, elements: int) -> dict[str, Any]:
-  return {'name': _identifier(name), 'NAME': _identifier(name).upper(), 'tensor': tensor, 'elements': elements}
+  return {'name': identifier(name), 'NAME': identifier(name).upper(), 'tensor': tensor, 'elements': elements}
 
 
 def _vectors(examples: np.ndarray, answers: np.ndarray) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ class Source:
     counted: the network as `cost.trace` takes it.
     batch_axes: as for `cost.trace`.
     input_range: least and largest input where inputs are integers, such as (0, 255) for images; `None` for real ones.
-    examples: inputs for test vectors `[N, ...]`; `None` for none.
+    examples: gives inputs for test vectors `[N, ...]`, such as test images; `None` for none.
     given: its graph, where that is another one than `capture` makes of it.
   """
 
@@ -41,7 +41,7 @@ class Source:
   counted: Any
   batch_axes: Any = 0
   input_range: tuple[int, int] | None = None
-  examples: Any = None
+  examples: Callable[[], Any] | None = None
   given: Graph | None = None
 
   @functools.cached_property
@@ -126,6 +126,7 @@ def source_of_run(workdir: str | os.PathLike, *, best: bool = False) -> Source:
     ValueError: one sentence: no finished run, or one that ended before its bit-widths were integers.
   """
   # A run needs the input pipeline; networks of one's own do not.
+  from fracbits_jax.data.batches import eval_batches
   from fracbits_jax.layers import wrap
   from fracbits_jax.policy import compact
   from fracbits_jax.run import finished
@@ -143,7 +144,9 @@ def source_of_run(workdir: str | os.PathLike, *, best: bool = False) -> Source:
     model, variables = compact.compact(model, variables, image_shape)
   model = wrap.with_fixed_bits(model)
   inputs = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  return source_of(model, variables, inputs, name=pathlib.Path(workdir).resolve().name, input_range=(0, 255))
+  source = source_of(model, variables, inputs, name=pathlib.Path(workdir).resolve().name, input_range=(0, 255))
+  images = lambda: next(eval_batches(run.experiment.dataset, 'test', batch_size=8))['image']
+  return dataclasses.replace(source, examples=images)
 
 
 def policy_of(source: Source) -> policy.Policy:
