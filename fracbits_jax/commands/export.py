@@ -12,6 +12,7 @@ FORMATS = {
   'qonnx': ('fracbits_jax.export.qonnx_format', 'qonnx', '.qonnx.onnx'),
   'onnx': ('fracbits_jax.export.onnx_format', 'onnx', '.onnx'),
   'c': ('fracbits_jax.export.c_format', 'c', '_c'),
+  'litert': ('fracbits_jax.export.litert_format', 'litert', '.tflite'),
   'stablehlo': ('fracbits_jax.export.stablehlo', 'stablehlo', '.stablehlo'),
 }
 

@@ -37,10 +37,10 @@ from fracbits_jax.export.products import multiply_accumulate, product_of_codes
 from fracbits_jax.export.values import (
   Value,
   affine,
-  changed,
   concatenated,
   limited,
   moved,
+  moved_kernel,
   of_codes,
   of_kernel,
   sized,
@@ -270,7 +270,7 @@ class _Pass:
     if node.op == 'gather' and x is operands[0] and isinstance(x.integers, np.ndarray) and len(ints) == 1:
       return lookups.looked_up(node, x, operands[1])
     if len(ints) == 1 and isinstance(x.integers, np.ndarray):
-      return _moved_kernel(node, x) if node.op in _LAYOUT else None
+      return moved_kernel(node, x) if node.op in _LAYOUT else None
     if len(ints) == 1:
       return self._of_one(node, x, operands)
     return None
@@ -359,10 +359,3 @@ def _limits(node: Node) -> dict[str, np.ndarray] | None:
 
 def _pads_zeros(node: Node) -> bool:
   return node.op == 'pad' and not isinstance(node.inputs[1], str) and not np.asarray(node.inputs[1]).any()
-
-
-def _moved_kernel(node: Node, kernel: Value) -> Value:
-  with jax.ensure_compile_time_eval():
-    move = lambda array: np.asarray(ops.apply(node.op, node.params, [jnp.asarray(array)], 1))
-    integers, scale = move(kernel.integers), move(np.broadcast_to(kernel.scale, kernel.integers.shape))
-  return changed(kernel, integers=integers, scale=scale)

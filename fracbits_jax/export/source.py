@@ -16,6 +16,8 @@ from fracbits_jax.graph.calls import Call, call_of
 from fracbits_jax.graph.capture import capture, check_integers
 from fracbits_jax.graph.graph import Graph
 
+_VECTORS, _FOR_RANGES = 8, 512  # images of a run
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
@@ -31,6 +33,7 @@ class Source:
     batch_axes: as for `cost.trace`.
     input_range: least and largest input where inputs are integers, such as (0, 255) for images; `None` for real ones.
     examples: gives inputs for test vectors `[N, ...]`, such as test images; `None` for none.
+    training: gives inputs that it was trained on `[N, ...]`, from which ranges can be taken; `None` for none.
     given: its graph, where that is another one than `capture` makes of it.
   """
 
@@ -42,6 +45,7 @@ class Source:
   batch_axes: Any = 0
   input_range: tuple[int, int] | None = None
   examples: Callable[[], Any] | None = None
+  training: Callable[[], Any] | None = None
   given: Graph | None = None
 
   @functools.cached_property
@@ -145,8 +149,11 @@ def source_of_run(workdir: str | os.PathLike, *, best: bool = False) -> Source:
   model = wrap.with_fixed_bits(model)
   inputs = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
   source = source_of(model, variables, inputs, name=pathlib.Path(workdir).resolve().name, input_range=(0, 255))
-  images = lambda: next(eval_batches(run.experiment.dataset, 'test', batch_size=8))['image']
-  return dataclasses.replace(source, examples=images)
+  first = lambda split, count: next(eval_batches(run.experiment.dataset, split, batch_size=count))
+  images = lambda split, count: (batch := first(split, count))['image'][batch['mask'] > 0]
+  return dataclasses.replace(
+    source, examples=lambda: images('test', _VECTORS), training=lambda: images('train', _FOR_RANGES)
+  )
 
 
 def policy_of(source: Source) -> policy.Policy:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fracbits_jax.export import arithmetic
+from fracbits_jax.graph import ops
+from fracbits_jax.graph.graph import Node
 from fracbits_jax.graph.grid import Grid, Kernel
 
 _BY_CHANNEL = ('least', 'most', 'scale', 'offset', 'low', 'high', 'error')
@@ -101,6 +103,14 @@ def value(
   high = np.where(at_low | at_high | (highest <= high), math.inf, high)
   by_channel = dict(zip(_BY_CHANNEL, map(_shrunk, (least, most, scale, offset, low, high, error)), strict=True))
   return Value(integers=integers, **by_channel)
+
+
+def moved_kernel(node: Node, kernel: Value) -> Value:
+  """A kernel's integers as an operation moves them, with the numbers of their channels."""
+  with jax.ensure_compile_time_eval():
+    move = lambda array: np.asarray(ops.apply(node.op, node.params, [jnp.asarray(array)], 1))
+    integers, scale = move(kernel.integers), move(np.broadcast_to(kernel.scale, kernel.integers.shape))
+  return changed(kernel, integers=integers, scale=scale)
 
 
 def _doubled(zero: np.ndarray | float) -> int:

@@ -16,6 +16,7 @@ EXTRAS = {
   'onnx': ('onnx', 'onnxruntime'),
   'qonnx': ('qonnx',),
   'stablehlo': ('flatbuffers',),
+  'litert': ('ai_edge_litert', 'tflite_micro'),
 }  # fmt: skip
 PACKAGES = {package: extra for extra, packages in EXTRAS.items() for package in packages}
 
