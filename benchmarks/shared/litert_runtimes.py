@@ -12,7 +12,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 try:
   from tflite_micro.python.tflite_micro import runtime as micro
-except ModuleNotFoundError:  # it has wheels for Linux on x86-64 alone
+except ImportError:  # it has wheels for Linux on x86-64 alone, made each night and not always whole
   micro = None
 
 _KERNELS = {

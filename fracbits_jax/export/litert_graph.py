@@ -387,8 +387,8 @@ def _moves_nothing(node: Node) -> bool:
 def _of_channels(node: Node, array: Any) -> np.ndarray:
   """Constants as one number or one for each entry of the last axis."""
   array = np.asarray(array, np.float64)
-  if array.size == 1:
-    return array.reshape(())
+  if (array == array.flat[0]).all():
+    return array.flat[0]
   if array.size != node.shape[-1] or array.shape[-1] != array.size:
     raise ValueError(
       f'{node.output} has constants that differ along other axes than that of the channels, the last one, which LiteRT '

@@ -13,7 +13,7 @@ EXTRAS = SETUP['options.extras_require']
 def _requirements(*texts: str) -> dict[str, str]:
   """The oldest release of each package that is asked for, by name."""
   lines = [line for text in texts for line in text.splitlines() if line and not line.startswith('fracbits_jax[')]
-  return dict(re.fullmatch(r'([\w.-]+)[>=]=([\w.]+)(?:,<[\w.]+)?', line).groups() for line in lines)
+  return dict(re.fullmatch(r'([\w.-]+)[>=]=([\w.]+)(?:,<[\w.]+)?(?:; .+)?', line).groups() for line in lines)
 
 
 def test_the_minima_are_those_that_are_declared():

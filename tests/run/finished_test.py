@@ -18,6 +18,7 @@ from fracbits_jax import cost
 from fracbits_jax.commands import export
 from fracbits_jax.data.batches import eval_batches
 from fracbits_jax.export import integer, packed
+from fracbits_jax.export.source import source_of_run
 from fracbits_jax.policy import compact
 from fracbits_jax.run import finished, progress, runner
 
@@ -140,10 +141,18 @@ def test_a_pruned_run_in_the_other_formats(pruned, tmp_path, capsys):
   outputs = [execute_onnx(network, {'input': x[None].transpose(0, 3, 1, 2)})['output'] for x in images[:2]]
   np.testing.assert_allclose(np.concatenate(outputs), expected[:2], atol=0.02 * np.abs(expected).max())
   capsys.readouterr()
-  assert export.main(['--workdir', str(workdir), '--format', 'onnx', '--out', str(tmp_path / 'onnx')]) == 2
-  said = capsys.readouterr().err
-  assert 'search with choices=(2, 4, 8)' in said
-  assert said.count('\n') == 1
+  for kind, remedy in (('onnx', 'search with choices=(2, 4, 8)'), ('litert', "quant.input_choices='(8,)'")):
+    assert export.main(['--workdir', str(workdir), '--format', kind, '--out', str(tmp_path / kind)]) == 2
+    said = capsys.readouterr().err
+    assert remedy in said
+    assert said.count('\n') == 1
+
+
+def test_a_run_has_examples_of_what_it_was_trained_on(pruned):
+  examples = source_of_run(pruned[1]).examples
+  assert examples.shape == (128, 16, 16, 1)
+  assert examples.dtype == np.uint8
+  assert np.ptp(examples) > 200
 
 
 def test_a_run_without_integer_bits_is_not_exported(tmp_path, capsys):

@@ -91,7 +91,8 @@ def test_every_package_of_an_extra_is_known_by_the_name_that_is_imported():
   there = importlib.metadata.packages_distributions()
   for extra in extras.EXTRAS:
     of_extra = {normal(name) for p in extras.PACKAGES for name in there.get(p, ())}
-    declared = {normal(re.match(r'[\w.-]+', line)[0]) for line in setup['options.extras_require'][extra].split()}
+    lines = setup['options.extras_require'][extra].strip().split('\n')
+    declared = {normal(re.match(r'[\w.-]+', line)[0]) for line in lines}
     installed = {normal(name) for names in there.values() for name in names}
     assert declared & installed <= of_extra
 
