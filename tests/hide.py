@@ -64,7 +64,9 @@ def arguments(folder):
     'main.py': [[f'--workdir={folder / "new"}'], ['--config=none']],
     'fracbits_jax.check_images': [[str(folder)]],
     'fracbits_jax.cost': [['--model=resnet8', '--bits=3', '--image_size=8']],
-    'fracbits_jax.export': [[workdir, out, f'--format={name}'] for name in ('packed', 'onnx', 'qonnx', 'litert', 'stablehlo')],
+    'fracbits_jax.export': [
+      [workdir, out, f'--format={name}'] for name in ('packed', 'onnx', 'qonnx', 'litert', 'stablehlo')
+    ],
     'fracbits_jax.prepare': [['--dataset=digits']],
     'fracbits_jax.report': [[str(folder / 'run'), out], [str(folder / 'run'), str(folder / 'run'), out]],
     'fracbits_jax.sensitivity': [[workdir, out]],

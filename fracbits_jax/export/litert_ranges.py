@@ -19,6 +19,7 @@ from fracbits_jax.graph.graph import Graph, Node, evaluate
 from fracbits_jax.graph.grid import Grid
 
 MOVES = ('concatenate', 'expand_dims', 'pad', 'reduce_window_max', 'reshape', 'slice', 'squeeze', 'transpose')
+_BATCH = 32  # examples at once
 _LIMITS = ('max', 'min', 'clamp')
 
 
@@ -113,5 +114,13 @@ def observed(graph: Graph, examples: Any) -> Mapping[str, tuple[float, float]]:
     return {name: (jnp.min(x), jnp.max(x)) for name, x in values.items()}
 
   arrays = {x.name: np.asarray(y, x.dtype) for x, y in zip(graph.inputs, graph.given(examples).values(), strict=True)}
-  found = jax.device_get(jax.jit(ends)(arrays)) | {name: (np.min(x), np.max(x)) for name, x in arrays.items()}
-  return {name: (float(least), float(most)) for name, (least, most) in found.items()}
+  count, compiled = graph.count(arrays), jax.jit(ends)
+  least, most = dict.fromkeys(names, math.inf), dict.fromkeys(names, -math.inf)
+  for start in range(0, count, _BATCH):
+    # The last images are taken twice where they are no whole batch, so that one program does for all.
+    part = lambda x: x[max(0, min(start, count - _BATCH)) :][:_BATCH]  # noqa: B023
+    found = compiled({x.name: part(arrays[x.name]) if x.is_batched else arrays[x.name] for x in graph.inputs})
+    for name, (low, high) in jax.device_get(found).items():
+      least[name], most[name] = min(least[name], float(low)), max(most[name], float(high))
+  of_inputs = {name: (float(np.min(x)), float(np.max(x))) for name, x in arrays.items()}
+  return {**{name: (least[name], most[name]) for name in names}, **of_inputs}

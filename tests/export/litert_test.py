@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import export_nets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -177,15 +176,14 @@ def only(x, input_range=None, **parts):
 
 
 def test_real_inputs_have_the_quantizer_of_the_layer():
-  x = np.random.default_rng(0).uniform(-3, 3, (4, 6)).astype(np.float32)
-  source = only(x)
-  file = litert_format.built(source, examples=x)
+  source = only(VECTORS)
+  file = litert_format.built(source, examples=VECTORS)
   assert [operation.op for operation in file.plan.operations] == ['FULLY_CONNECTED']
   scale, zero = file.plan.inputs[0].quantization.scale, file.plan.inputs[0].zero
   assert (scale, zero) == (pytest.approx(2 / 255), -128)
-  integers = np.clip(np.round(x / scale) + zero, -128, 127).astype(np.int8)
+  integers = np.clip(np.round(VECTORS / scale) + zero, -128, 127).astype(np.int8)
   (found,) = litert_runtimes.in_order(litert_runtimes.loaded(file.content, 'LiteRT'), integers)
-  expected, _ = evaluate(source.graph, x)
+  expected, _ = evaluate(source.graph, VECTORS)
   np.testing.assert_allclose(litert_codes.real(file, found), expected, atol=file.plan.outputs[0].scale[0])
 
 
@@ -202,22 +200,20 @@ def test_means_of_colours_are_in_the_bias_where_nothing_is_padded():
   np.testing.assert_allclose(litert_codes.real(file, found), expected, atol=file.plan.outputs[0].scale[0])
 
 
+VECTORS = np.random.default_rng(0).uniform(-3, 3, (4, 6)).astype(np.float32)
+dense = lambda **quant: only(VECTORS, layer=QuantDense(4, quant=QuantConfig(**quant)))
 REFUSED = {
-  r"the inputs of QuantConv_\d have 4 bits, and LiteRT computes with int8: search with --config.quant.input_choices='\(8,\)'": (
-    lambda: with_bits(export_nets.source('lsq', 'layer'), to_standard_widths, inputs=4)
+  r"inputs of layer have 4 bits, and LiteRT computes with int8: search with --config.quant.input_choices='\(8,\)'": (
+    lambda: with_bits(dense(scheme='lsq'), lambda b: b, inputs=4)
   ),
-  r"QuantConv_\d has [13567] bits, .* of 2, 4 and 8: search with .*choices='\(4, 8\)'": (
-    lambda: with_bits(export_nets.source('lsq', 'kernel'), lambda b: b)
+  r"kernel of layer has 3 bits, .* of 2, 4 and 8: search with .*choices='\(4, 8\)'": (
+    lambda: with_bits(dense(scheme='lsq'), lambda b: np.full(b.shape, 3))
   ),
-  r'the kernel of QuantConv_0 has its zero between two codes of 8 bits, .* --config.quant.scheme=lsq or modified': (
-    lambda: with_bits(export_nets.source('original', 'layer'), to_standard_widths)
+  r'kernel of layer has its zero between two codes of 8 bits, .* --config.quant.scheme=lsq or modified': dense,
+  r'inputs of layer have their zero between two codes, .* --config.quant.scheme=lsq': (
+    lambda: dense(scheme='modified', signed_input=True)
   ),
-  r'the inputs of QuantConv_\d have their zero between two codes, .* --config.quant.scheme=lsq': (
-    lambda: with_bits(export_nets.source('modified', 'layer'), to_standard_widths)
-  ),
-  r'network has no examples: give write\(source, path, examples=images\)': (
-    lambda: with_bits(export_nets.source('lsq', 'layer'), to_standard_widths)
-  ),
+  r'network has no examples: give write\(source, path, examples=images\)': lambda: dense(scheme='lsq'),
 }
 
 
@@ -248,9 +244,8 @@ def test_what_has_no_counterpart_is_refused(words):
 
 
 def test_limits_that_no_activation_function_has_are_refused():
-  x = np.random.default_rng(0).uniform(-3, 3, (4, 6)).astype(np.float32)
   with pytest.raises(ValueError, match=r'layer/input is limited to \[0.5, 1\], and LiteRT has the limits 0'):
-    litert_format.built(only(x, before=lambda x: jnp.clip(x, 0.5, 1.0)), examples=x)
+    litert_format.built(only(VECTORS, before=lambda x: jnp.clip(x, 0.5, 1.0)), examples=VECTORS)
 
 
 def test_what_litert_does_not_load_is_not_written(source, monkeypatch, tmp_path):
