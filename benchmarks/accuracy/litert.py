@@ -53,7 +53,8 @@ def main() -> None:
   if run.result['phase'] != 'finetune':
     model = run.experiment.float_model.clone(axis_name=None)
     answers['float'] = in_batches(jax.jit(lambda x: model.apply(run.variables, x)), images), None
-  answers['integer inference'] = in_batches(lambda x: integer.inference(source.graph)(x)[0], images), None
+  run_integers = integer.inference(source.graph)
+  answers['integer inference'] = in_batches(lambda x: run_integers(x)[0], images), None
   for runtime in litert_runtimes.RUNTIMES:
     loaded = litert_runtimes.loaded(file.content, runtime)
     begin = time.perf_counter()
