@@ -57,7 +57,7 @@ def random_source(name: str, *, kernel_bits: int, width: float, side: int, seed:
   samples = calibrate.sample_inputs(model, {**variables, 'params': params, 'bits': bits}, [(images,)], train=False)
   variables = {**variables, 'bits': bits, 'params': calibrate.clips(params, bits, samples, configs)}
   source = source_of(wrap.with_fixed_bits(model), variables, images, name=name, input_range=(0, 255))
-  return dataclasses.replace(source, find_examples=lambda: images), images
+  return dataclasses.replace(source, training=lambda: images), images
 
 
 def table(file: Written, images: np.ndarray) -> bool:

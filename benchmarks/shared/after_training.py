@@ -30,7 +30,7 @@ def source_with_8_bits(workdir: str | os.PathLike) -> Source:
   inputs = np.zeros((1, *dataset.image_shape), np.float32)
   name = pathlib.Path(workdir).resolve().name
   source = source_of(model, variables, inputs, name=name, input_range=(0, 255))
-  return dataclasses.replace(source, find_examples=lambda: images_of(run, 'train', _EXAMPLES)[0])
+  return dataclasses.replace(source, training=lambda: images_of(run, 'train', _EXAMPLES)[0])
 
 
 def source_and_run(workdir: str | os.PathLike) -> tuple[Source, finished.Finished]:

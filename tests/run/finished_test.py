@@ -149,7 +149,7 @@ def test_a_pruned_run_in_the_other_formats(pruned, tmp_path, capsys):
 
 
 def test_a_run_has_examples_of_what_it_was_trained_on(pruned):
-  examples = source_of_run(pruned[1]).examples
+  examples = source_of_run(pruned[1]).training()
   assert examples.shape == (512, 16, 16, 1)
   assert examples.dtype == np.uint8
   assert np.ptp(examples) > 200
