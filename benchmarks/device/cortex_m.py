@@ -19,7 +19,7 @@ import tempfile
 
 HERE = pathlib.Path(__file__).parent
 TOOLS = ('arm-none-eabi-gcc', 'arm-none-eabi-size', 'qemu-system-arm')
-CPU = ('-mcpu=cortex-m4', '-mthumb', '-ffreestanding', '-ffunction-sections', '-fdata-sections')
+CPU = ('-mcpu=cortex-m4', '-mthumb', '-ffunction-sections', '-fdata-sections')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
