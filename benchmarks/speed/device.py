@@ -67,7 +67,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
       runs = {bits: c_code(source(name, bits), pathlib.Path(folder) / str(bits)) for bits in BITS}
       file = pathlib.Path(folder) / 'net.tflite'
-      litert_format.write(source(name, 8), file)
+      examples = np.random.default_rng(1).integers(0, 256, (8, *SHAPES[name]))
+      litert_format.write(source(name, 8), file, examples=examples)
       micro = litert_runtimes.loaded(file.read_bytes(), litert_runtimes.MICRO)
       example = (image.astype(np.int32) - 128).astype(np.int8)[None]
       all_runs = {bits: functools.partial(run, image) for bits, run in runs.items()}

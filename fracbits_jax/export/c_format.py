@@ -23,6 +23,7 @@ from fracbits_jax.system.files import write_whole
 _CODE = pathlib.Path(__file__).parent / 'c'
 _COPIED = ('fracbits.h', 'fracbits.c')
 _VECTORS = 8
+BLOCK = 32  # channels that are computed at once, as in fracbits.h
 _WIDTH = 116  # of a line of numbers
 _OPERATIONS = {'int32_t': '{}', 'int64_t': 'INT64_C({})', 'uint8_t': '{}'}
 
@@ -214,7 +215,7 @@ def _numbers(values: Iterable[Any]) -> str:
 
 def _block(products: Sequence[Product]) -> int:
   """Channels that are computed at once: up to 32, and of one group unless each is a group by itself."""
-  block = 32
+  block = BLOCK
   for p in products:
     if p.kind == 'CONV' and p.groups > 1:
       of_group = p.out[2] // p.groups

@@ -17,7 +17,7 @@ from fracbits_jax.graph.fold import fold_affine
 from fracbits_jax.graph.graph import Graph, Node
 from fracbits_jax.graph.schedule import Buffer, Schedule, Step, codes_before_pools, schedule
 
-_TAPS, _REGISTERS = 25, 6  # as in fracbits.h
+TAPS, REGISTERS = 25, 6  # as in fracbits.h
 _NARROW = 8  # bits of codes that the fast loops of products take
 
 
@@ -246,7 +246,7 @@ class _Builder:
     depthwise = 1 < fields['groups'] == fields['size'][2] == fields['out'][2]
     kind = 'GENERAL'
     if narrow:
-      kind = 'DEPTHWISE' if depthwise and math.prod(fields['kernel']) <= _TAPS else 'CONV'
+      kind = 'DEPTHWISE' if depthwise and math.prod(fields['kernel']) <= TAPS else 'CONV'
     rows_differ = len(set(forms)) > 1
     return Product(
       layer=layer,
@@ -346,7 +346,7 @@ class _Walker:
       places = {register: place for register, place in places.items() if last[register] > i}
       if op.op not in ('STORE', 'SUM'):
         places[op.to] = next(place for place in range(self.count + 1) if place not in places.values())
-        if places[op.to] >= _REGISTERS:
+        if places[op.to] >= REGISTERS:
           raise ValueError(f'{name} is followed by sums of so many tensors that C has too few vectors for them')
       found.append(dataclasses.replace(op, to=places.get(op.to, 0), a=a, b=b))
     if result is not None and places[result]:

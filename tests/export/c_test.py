@@ -1,4 +1,5 @@
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -139,3 +140,10 @@ def test_what_has_no_meaning_in_integers_is_refused_by_name(make, words):
   with pytest.raises(ValueError, match=words):
     c_format.write(source, pathlib.Path('never'))
   assert not pathlib.Path('never').exists()
+
+
+def test_the_loops_have_what_the_tables_are_made_for():
+  header = (pathlib.Path(c_format.__file__).parent / 'c' / 'fracbits.h').read_text()
+  defined = {name: int(number) for name, number in re.findall(r'#define FB_(\w+) (\d+)', header)}
+  assert (defined['TAPS'], defined['REGISTERS']) == (c_program.TAPS, c_program.REGISTERS)
+  assert defined['BLOCK'] == c_format.BLOCK
