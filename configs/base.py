@@ -81,7 +81,7 @@ def get_config() -> ConfigDict:
   config.quant.calibration = 'squares'  # or absolute, trimmed: where activations have outliers
 
   config.budget = ConfigDict()
-  config.budget.metric = 'bitops'  # or size, lookup
+  config.budget.metric = 'bitops'  # or size, lookup, memory (RAM: the most that is stored at once while it runs)
   config.budget.table = config_dict.placeholder(str)  # of the metric lookup: a table's name or the path of a CSV file
   config.budget.equivalent_bits = 3.0  # the budget is what this bit-width costs everywhere
   config.budget.target = config_dict.placeholder(float)  # in the metric's unit; goes before equivalent_bits
@@ -89,8 +89,9 @@ def get_config() -> ConfigDict:
   config.budget.also.bitops = config_dict.placeholder(float)  # a budget that has to hold as well, in GBitOPs
   config.budget.also.size = config_dict.placeholder(float)  # the same in MB
   config.budget.also.lookup = config_dict.placeholder(float)  # the same in the unit of the table
+  config.budget.also.memory = config_dict.placeholder(float)  # the same in kB of 10^3 bytes
   # The penalty, fixed: kappa |cost / target - 1|.
-  config.budget.kappa = config_dict.placeholder(float)  # None: the target; 1 for a lookup table or several budgets
+  config.budget.kappa = config_dict.placeholder(float)  # None: the target; 1 for lookup, memory or several budgets
   # The penalty, controlled: there is no kappa to tune.
   config.budget.controlled = False  # a multiplier rises while the cost is over the target, instead of a fixed kappa
   config.budget.gain = 4.0  # how fast that multiplier rises

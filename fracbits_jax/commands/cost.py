@@ -7,7 +7,16 @@ import sys
 from collections.abc import Sequence
 
 from fracbits_jax import models
-from fracbits_jax.cost import LayerTable, bitops, format_table, lookup, lookup_cost, model_size, trace, uniform_bits
+from fracbits_jax.cost import (
+  bitops,
+  format_table,
+  lookup,
+  lookup_cost,
+  model_size,
+  peak_memory,
+  trace,
+  uniform_bits,
+)
 from fracbits_jax.layers import FLOAT_BITS, QuantConfig
 
 
@@ -21,19 +30,21 @@ def main(argv: Sequence[str] | None = None, *, program: str = 'fracbits-jax cost
   parser.add_argument('--num_classes', type=int, default=1000)
   parser.add_argument('--width', type=float, default=1.0, help='width multiplier')
   parser.add_argument('--table', help=f'a lookup table as well: {", ".join(lookup.names())}, or the path of a CSV file')
+  parser.add_argument('--quantize_residuals', action='store_true', help='what comes into residual blocks as well')
   args = parser.parse_args(argv)
   try:
     if not 0 <= args.bits <= FLOAT_BITS:
       raise ValueError(f'--bits {args.bits:g} is not a bit-width: give a number from 0 to {FLOAT_BITS}')
     if min(args.image_size, args.num_classes, args.channels) < 1 or not args.width > 0:
       raise ValueError('--image_size, --channels, --num_classes and --width must be above 0')
-    model = models.create(args.model, num_classes=args.num_classes, quant=QuantConfig(), width=args.width)
+    quant = QuantConfig(quantize_residuals=args.quantize_residuals)
+    model = models.create(args.model, num_classes=args.num_classes, quant=quant, width=args.width)
     layers = trace(model, (1, args.image_size, args.image_size, args.channels))
     table = None if args.table is None else lookup.load(args.table)
     if table is not None:
       asked = tuple(sorted({math.floor(args.bits), math.ceil(args.bits)}))
       priced = (dataclasses.replace(l, choices=asked, input_choices=asked) for l in layers)
-      layers = LayerTable(priced, layers.coverage)
+      layers = layers.with_rows(priced)
       table.check(layers)
   except ValueError as error:
     print(f'error: {error}', file=sys.stderr)
@@ -42,5 +53,9 @@ def main(argv: Sequence[str] | None = None, *, program: str = 'fracbits-jax cost
   print(format_table(bits, layers))
   if table is not None:
     print(f'{table.name}: {lookup_cost(bits, layers, table):.3f} {table.total}')
+  try:
+    print(f'memory: {peak_memory(bits, layers):.3f} kB of RAM')
+  except ValueError as error:
+    print(f'memory: not known, {error}')
   print(f'bitops_g={float(bitops(bits, layers)):.3f} size_mb={float(model_size(bits, layers)):.3f}')
   return 0

@@ -12,10 +12,11 @@ import numpy as np
 
 from fracbits_jax.cost import lookup
 from fracbits_jax.cost.layer_table import Bits, Layer, bits_range, least_bits, uniform_bits
+from fracbits_jax.cost.memory import peak_memory, shares
 from fracbits_jax.cost.metrics import bitops, lookup_cost, model_size
 from fracbits_jax.layers import FLOAT_BITS
 
-METRICS = ('bitops', 'size', 'lookup')
+METRICS = ('bitops', 'size', 'lookup', 'memory')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Budget:
   """A metric and the most that the network may cost in it; more budgets can be held at the same time.
 
   Attributes:
-    metric: `bitops`, `size` or `lookup`.
+    metric: `bitops`, `size`, `lookup` or `memory`.
     target: the most that the network may cost, in `unit`.
     table: the lookup table of the metric `lookup`.
     also: further budgets that have to hold as well.
@@ -46,7 +47,7 @@ class Budget:
   @property
   def unit(self) -> str:
     """The unit of the target."""
-    return {'bitops': 'GBitOPs', 'size': 'MB'}[self.metric] if self.table is None else self.table.total
+    return {'bitops': 'GBitOPs', 'size': 'MB', 'memory': 'kB'}[self.metric] if self.table is None else self.table.total
 
   @property
   def all(self) -> tuple['Budget', ...]:
@@ -57,7 +58,20 @@ class Budget:
     """The cost of `bits` in this budget's metric."""
     if self.table is not None:
       return lookup_cost(bits, layers, self.table)
-    return {'bitops': bitops, 'size': model_size}[self.metric](bits, layers)
+    return {'bitops': bitops, 'size': model_size, 'memory': peak_memory}[self.metric](bits, layers)
+
+  @property
+  def is_sum(self) -> bool:
+    """Whether the cost is a sum over the layers."""
+    return self.metric != 'memory'
+
+  def shares(self, bits: Bits, layers: Sequence[Layer]) -> list[float]:
+    """The share of each layer in the cost; of memory that of its inputs where most is stored at once."""
+    if not self.is_sum:
+      found = shares(bits, layers)
+      return [found[layer.name] for layer in layers]
+    total = float(self.cost(bits, layers))
+    return [float(self.cost(bits, (l,))) / total if total else 0.0 for l in layers]
 
   def spent(self, bits: Bits, layers: Sequence[Layer]) -> tuple[dict[str, Any], ...]:
     """What `bits` cost under this budget and those beside it: metric, unit, target and cost of each."""

@@ -87,14 +87,30 @@ class LayerTable(tuple[Layer, ...]):
   """
 
   coverage: Coverage
+  _find_memory: Callable[[], Any] | None
 
-  def __new__(cls, rows: Iterable[Layer], coverage: Coverage) -> 'LayerTable':
+  def __new__(
+    cls, rows: Iterable[Layer], coverage: Coverage, find_memory: Callable[[], Any] | None = None
+  ) -> 'LayerTable':
     table = super().__new__(cls, rows)
-    table.coverage = coverage
+    table.coverage, table._find_memory = coverage, find_memory
     return table
 
   def __getnewargs__(self) -> tuple[Any, ...]:
-    return tuple(self), self.coverage
+    return tuple(self), self.coverage, self._find_memory
+
+  @functools.cached_property
+  def memory(self) -> Any:
+    """What the network stores while it runs, a `memory.Memory`, found when it is asked for; `None` where nothing can.
+
+    Raises:
+      ValueError: the network cannot run with integers alone.
+    """
+    return None if self._find_memory is None else self._find_memory()
+
+  def with_rows(self, rows: Iterable[Layer]) -> 'LayerTable':
+    """The table of the same network with other bit-widths in its rows."""
+    return LayerTable(rows, self.coverage, self._find_memory and (lambda: self.memory))
 
 
 def learned(layer: Layer) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:

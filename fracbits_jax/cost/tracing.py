@@ -1,12 +1,14 @@
 """From a network to its layer table: the shapes of one call are traced, nothing is computed."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from flax import linen as nn
 
-from fracbits_jax.cost import program_tracing
+from fracbits_jax.cost import memory, program_tracing
 from fracbits_jax.cost.layer_table import Layer, LayerTable, add_row, checked_rows, identity_row, row
 from fracbits_jax.layers import FLOAT_BITS, QuantIdentity, Quantized, watch_layers
 from fracbits_jax.layers.examples import example_of, examples_in
@@ -36,7 +38,8 @@ def trace(model: Any, inputs: Any, *, batch_axes: Any = 0, strict: bool = False,
     if strict:
       coverage.check(network, program)
     rows_of_program = program_tracing.rows(network, program, examples_in(example, batch_axes))
-    return LayerTable(rows_of_program, coverage.measure(network, program))
+    find = functools.partial(memory.of_model, model, example, rows_of_program, batch_axes, kwargs)
+    return LayerTable(rows_of_program, coverage.measure(network, program), find)
   rows: dict[str, Layer] = {}
 
   def record(module: Quantized, x: jax.Array, y: jax.Array) -> None:
@@ -61,10 +64,12 @@ def trace(model: Any, inputs: Any, *, batch_axes: Any = 0, strict: bool = False,
 
   with watch_layers(record):
     variables = jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *example)
-  return LayerTable(checked_rows(rows, model), _of_layers(list(rows.values()), variables['params']))
+  found = checked_rows(rows, model)
+  find = functools.partial(memory.of_model, model, example, found, batch_axes, kwargs)
+  return LayerTable(found, _of_layers(found, variables['params']), find)
 
 
-def _of_layers(layers: list[Layer], params: Any) -> coverage.Coverage:
+def _of_layers(layers: Sequence[Layer], params: Any) -> coverage.Coverage:
   """How much of a network of quantized layers is quantized."""
   layers = [layer for layer in layers if layer.has_kernel]
   quantized = [layer for layer in layers if layer.kernel_bits != FLOAT_BITS]

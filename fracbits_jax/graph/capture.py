@@ -73,7 +73,22 @@ def capture(
   return dataclasses.replace(graph, note=note)
 
 
-def _captured(model: Any, variables: Mapping[str, Any], call: Call, number: Any) -> Graph:
+def outline(model: Any, variables: Any, inputs: Any, *, batch_axes: Any = 0, **kwargs: Any) -> Graph:
+  """The graph of a network as far as it follows from shapes: each real constant is 1, and kernels have no codes.
+
+  Nothing of the network is computed, so that fractional bits and channels that can be pruned are no matter.
+
+  Args:
+    model, inputs, batch_axes, **kwargs: as for `capture`.
+    variables: the shapes of its collections.
+  """
+  ones = lambda x: np.broadcast_to(np.ones((), x.dtype), x.shape)
+  call = call_of(model, inputs, kwargs, batch_axes)
+  given = jax.tree.map(ones, variables)
+  return for_any_number(call, lambda number: _captured(model, given, call, number, of_shapes=True))[0]
+
+
+def _captured(model: Any, variables: Mapping[str, Any], call: Call, number: Any, *, of_shapes: bool = False) -> Graph:
   def replacement(module: Any, which: str, x: jax.Array, bits: Any, alpha: Any, kept: Any = None) -> jax.Array:
     name = '/'.join(module.path)
     operands = [jnp.asarray(bits, jnp.float32), *(() if alpha is None else (alpha,))]
@@ -95,7 +110,7 @@ def _captured(model: Any, variables: Mapping[str, Any], call: Call, number: Any)
     interpreter.unrolled_loops(MOST_PASSES),
   ):
     closed, results = jax.make_jaxpr(network, return_shape=True)(*shapes)
-  reader = _Reader(call.names)
+  reader = _Reader(call.names, of_shapes)
   inputs = [
     Input(name=name, shape=tuple(_size(size) for size in x.shape), dtype=jnp.dtype(x.dtype).name)
     for name, x in zip(call.names, shapes, strict=True)
@@ -114,10 +129,14 @@ def _captured(model: Any, variables: Mapping[str, Any], call: Call, number: Any)
 
 
 class _Reader:
-  """Reads a jaxpr into nodes; what is known already is an array, what is not is the name of a value."""
+  """Reads a jaxpr into nodes; what is known already is an array, what is not is the name of a value.
 
-  def __init__(self, inputs: Sequence[str]):
+  With `of_shapes` real numbers that are known are ones, see `outline`.
+  """
+
+  def __init__(self, inputs: Sequence[str], of_shapes: bool):
     self.nodes: list[Node] = []
+    self._of_shapes = of_shapes
     self._taken = set(inputs)
     self._kernels: dict[Any, str] = {}
 
@@ -172,6 +191,8 @@ class _Reader:
     of_batch = any(_size(size) < 0 for v in equation.outvars for size in v.aval.shape)
     known = not any(isinstance(value, str) for value in values)
     if known and not of_batch and not _has_quantizers(equation):
+      if self._of_shapes and all(jnp.issubdtype(out.aval.dtype, jnp.floating) for out in equation.outvars):
+        return [np.broadcast_to(np.ones((), out.aval.dtype), out.aval.shape) for out in equation.outvars]
       return [_array(x) for x in interpreter.bind(equation, [jnp.asarray(value) for value in values])]
     simpler = lowering.simpler(equation, values, MOST_PASSES)
     if simpler is not None:
@@ -223,14 +244,14 @@ class _Reader:
   ) -> Any:
     if any(isinstance(value, str) for value in values):
       raise ValueError(f'{layer} has a kernel that depends on the input: only stablehlo can have it')
-    if len(values) > 2 + has_alpha:
+    if len(values) > 2 + has_alpha and not self._of_shapes:
       raise ValueError(f'{layer} has channels that can be pruned: take them away with compact.compact, then export')
-    whole = [np.asarray(values[0]).astype(np.float32), *map(np.asarray, values[1:])]
+    whole = [] if self._of_shapes else [np.asarray(values[0]).astype(np.float32), *map(np.asarray, values[1:])]
     key = (layer, quant, *(_digest(array) for array in whole))
     if key not in self._kernels:  # the same in each pass of a loop, and at each place that uses it
-      kernel: Kernel = kernel_codes(quant, *whole)
+      codes: dict[str, Kernel] = {} if self._of_shapes else {'kernel': kernel_codes(quant, *whole)}
       of_codes = jax.ShapeDtypeStruct(aval.shape, np.float32)
-      self._kernels[key] = self._node('kernel', (), of_codes, {'layer': layer, 'kernel': kernel}, place)
+      self._kernels[key] = self._node('kernel', (), of_codes, {'layer': layer, **codes}, place)
     found = self._kernels[key]
     if aval.dtype == np.float32:
       return found

@@ -9,6 +9,7 @@ from scipy import optimize, sparse
 
 from fracbits_jax import cost as costs
 from fracbits_jax.cost import Budget, Layer
+from fracbits_jax.cost.memory import memory_of
 from fracbits_jax.policy import policies
 
 Scores = Mapping[tuple[str, str], Mapping[int, float]]  # (layer, `kernel` or `input`) -> bit-width -> score
@@ -39,8 +40,8 @@ def solve(scores: Scores, layers: Sequence[Layer], budget: Budget) -> policies.P
       min sum_lp s_lp x_lp    with    sum_p x_lp = 1 for each layer l,    sum_lp c_lp x_lp <= target,    x_lp in {0, 1}
 
   s_lp is the sum of the two scores and c_lp the cost of layer l with the pair p: a multiple-choice knapsack, which
-  HiGHS solves to optimality. Layers with common bits of their inputs are chosen as one. All channels of a kernel get
-  the same bits, and none is pruned.
+  HiGHS solves to optimality. Layers with common bits of their inputs are chosen as one. A budget of memory is one such
+  constraint for each step, on what is stored then. All channels of a kernel get the same bits, and none is pruned.
 
   Args:
     scores: what each allowed bit-width of each learned kernel and input costs in accuracy; least is best.
@@ -55,14 +56,15 @@ def solve(scores: Scores, layers: Sequence[Layer], budget: Budget) -> policies.P
   score = np.array([score for found in options for _, score in found])
   owner = np.repeat(np.arange(len(groups)), [len(found) for found in options])
   one_each = sparse.csr_array((np.ones(owner.size), (owner, np.arange(owner.size))))
-  spent = sparse.csr_array([_prices(options, groups, held) for held in budget.all])
-  scale, limit = _LARGEST / max(float(np.abs(score).max()), float(np.finfo(float).tiny)), _TARGET
+  rows = [(held, row) for held in budget.all for row in _prices(options, groups, layers, held)]
+  spent = sparse.csr_array([row for _, row in rows])
+  scale, limits = _LARGEST / max(float(np.abs(score).max()), float(np.finfo(float).tiny)), np.full(len(rows), _TARGET)
   for attempt in range(_RETRIES):
     found = optimize.milp(
       scale * score,
       integrality=np.ones(score.size),
       bounds=optimize.Bounds(0, 1),
-      constraints=[optimize.LinearConstraint(one_each, 1, 1), optimize.LinearConstraint(spent, -np.inf, limit)],
+      constraints=[optimize.LinearConstraint(one_each, 1, 1), optimize.LinearConstraint(spent, -np.inf, limits)],
       options={'mip_rel_gap': 0},
     )
     if found.x is None:
@@ -73,7 +75,9 @@ def solve(scores: Scores, layers: Sequence[Layer], budget: Budget) -> policies.P
     bits = costs.fill_bits(layers, lambda layer, which, shape, choices: chosen[layer.name, which])  # noqa: B023
     if budget.holds(bits, layers):
       return policies.from_bits(bits, layers, budget)
-    limit = _TARGET - 1e-6 * 10**attempt  # the solver lets pass what is over by less than its tolerance
+    # The solver lets pass what is over by less than its tolerance, and knows of no gaps between tensors.
+    gaps = [not held.is_sum and not held.cost(bits, layers) <= held.target for held, _ in rows]
+    limits = _TARGET - np.where(gaps, 0.02 * (attempt + 1) * _TARGET, 1e-6 * 10**attempt)
   raise ValueError(
     f'no allowed assignment of bits meets {budget.target:.6g} {budget.unit}: raise the budget, or allow fewer bits'
   )
@@ -98,12 +102,32 @@ def _options(scores: Scores, group: Sequence[Layer]) -> list[_Option]:
   return found
 
 
-def _prices(options: Sequence[Sequence[_Option]], groups: Sequence[Sequence[Layer]], budget: Budget) -> list[float]:
-  """What every option of every group costs, in parts of the target."""
+def _prices(
+  options: Sequence[Sequence[_Option]], groups: Sequence[Sequence[Layer]], layers: Sequence[Layer], budget: Budget
+) -> list[np.ndarray]:
+  """What every option of every group costs, in parts of what may be spent: a row, or one for each step of memory."""
+  if not budget.is_sum:
+    return _stored(options, layers, budget)
   prices = []
   for group, found in zip(groups, options, strict=True):
     alone = [dataclasses.replace(layer, source=None) for layer in group]  # nothing that feeds them is pruned
     for way, _ in found:
       bits = costs.fill_bits(alone, lambda layer, which, shape, choices: way[layer.name, which])  # noqa: B023
       prices.append(_TARGET * float(budget.cost(bits, alone)) / budget.target)
-  return prices
+  return [np.array(prices)]
+
+
+def _stored(options: Sequence[Sequence[_Option]], layers: Sequence[Layer], budget: Budget) -> list[np.ndarray]:
+  """What every option stores in each step, in parts of what is left there."""
+  memory, learned = memory_of(layers), {layer.name for layer in layers if 'input' in costs.learned(layer)}
+  plain = costs.uniform_bits(layers, 1)
+  sizes = np.array(memory.sizes(plain, layers), np.float64)
+  owners = [t.bits if t.bits in learned else None for t in memory.tensors]
+  fixed = memory.live @ (sizes * [owner is None for owner in owners])
+  left = np.maximum(1e3 * budget.target - fixed, 1)  # bytes
+  of_way = lambda way: [
+    0 if owner is None else -(-t.elements * way.get((owner, 'input'), 0) // 8)
+    for t, owner in zip(memory.tensors, owners, strict=True)
+  ]
+  taken = np.array([memory.live @ of_way(way) for found in options for way, _ in found])
+  return list(_TARGET * taken.T / left[:, None])

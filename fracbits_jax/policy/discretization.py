@@ -4,6 +4,9 @@ It works on positions: a bit-width's position counts the allowed values below it
 next one, so sets such as (2, 4, 8) and runs of integers are treated alike. Bit-widths that the metric does not price,
 such as those of inputs under a size budget, are rounded to the nearest and otherwise left alone. Costs are counted in
 targets, so that 1 is what may be spent; where several budgets hold, the one that is used most counts.
+
+Memory is no sum over the layers: only what is stored where most is counts, so that inputs are lowered there alone, and
+raised elsewhere as far as other budgets let them.
 """
 
 import itertools
@@ -13,6 +16,7 @@ import numpy as np
 
 from fracbits_jax import cost as costs
 from fracbits_jax.cost import Bits, Budget, Layer
+from fracbits_jax.cost.memory import Memory, memory_of
 
 METHODS = ('exact', 'offset')
 CLOSE = 0.99  # the part of the budget that a policy should use
@@ -33,6 +37,9 @@ class Vector:
     self.last = np.repeat([len(choices) - 1 for *_, choices in self.slots], sizes).astype(float)
     self.lowest = np.zeros_like(self.last)
     self.priced_by = np.zeros((len(budget.all), self.last.size), bool)
+    self.memory: Memory | None = None if all(b.is_sum for b in budget.all) else memory_of(layers)
+    self.stored_in = self._stored_in()
+    self.is_input = np.repeat([which == 'input' for _, which, *_ in self.slots], sizes)
     least, most = self._costs(self.lowest), self._costs(self.last)
     for i in range(len(self.slots)):
       # From both ends: nothing depends on the kernels that a pruned layer feeds, and 4-bit inputs may cost as much as
@@ -41,6 +48,9 @@ class Vector:
       lowered[self.units(i)], raised[self.units(i)] = 0, self.last[self.units(i)]
       matters = (self._costs(lowered) < most) | (self._costs(raised) > least)
       self.priced_by[:, self.units(i)] = matters[:, None]
+    for k, held in enumerate(budget.all):
+      if not held.is_sum:
+        self.priced_by[k] = self.stored_in.any(0)
     self.priced: np.ndarray = np.logical_or.reduce(self.priced_by)
 
   def _costs(self, positions: np.ndarray) -> np.ndarray:
@@ -48,10 +58,44 @@ class Vector:
     bits = self.bits(positions)
     return np.array([float(b.cost(bits, self.layers)) / b.target for b in self.budget.all])
 
+  def _stored_in(self) -> np.ndarray:
+    """For each tensor that is stored whether a bit-width matters to its size, `[tensors, bit-widths]`."""
+    if self.memory is None:
+      return np.zeros((0, self.last.size), bool)
+    by_slot = {(layer.name, which): self.units(i) for i, (layer, which, *_) in enumerate(self.slots)}
+    found = np.zeros((len(self.memory.tensors), self.last.size), bool)
+    for row, slots in zip(found, self.memory.slots(self.layers), strict=True):
+      for slot in slots:
+        row[by_slot[slot]] = True
+    return found
+
+  def crowd(self, positions: np.ndarray, most: float = 0.0) -> np.ndarray:
+    """The tensors that are live where more than `most` bytes are, or else where most are, `[tensors]`."""
+    assert self.memory is not None
+    stored = self.memory.live @ np.array(self.memory.sizes(self.bits(positions), self.layers))
+    steps = stored > most if most and (stored > most).any() else stored >= ENOUGH * stored.max()
+    return self.memory.live[steps].any(0)
+
   def open(self, positions: np.ndarray) -> np.ndarray:
-    """The bit-widths that are priced, and by no budget that is used up."""
-    used_up = self._costs(positions) >= ENOUGH
-    return self.priced & ~np.logical_or.reduce(self.priced_by[used_up])
+    """The bit-widths that are priced, and whose rise costs nothing of a budget that is used up."""
+    priced, closed = np.zeros((2, self.last.size), bool)
+    for held, mine, spent in zip(self.budget.all, self.priced_by, self._costs(positions), strict=True):
+      if not held.is_sum:
+        mine = mine & (self.is_input | (positions == 0))  # a channel that is there takes its place at any bits
+      priced |= mine
+      if spent >= ENOUGH:
+        closed |= mine if held.is_sum else mine & self.stored_in[self.crowd(positions)].any(0)
+    return priced & ~closed
+
+  def saved(self, positions: np.ndarray, tensors: np.ndarray) -> np.ndarray:
+    """The bytes that some tensors lose when an input goes down by one position."""
+    assert self.memory is not None
+    elements = np.array([t.elements for t in self.memory.tensors]) * tensors
+    step = np.zeros_like(self.last)
+    for i in np.flatnonzero([which == 'input' for _, which, *_ in self.slots]):
+      choices, at = self.slots[i][3], int(positions[self.starts[i]])
+      step[self.starts[i]] = choices[at] - choices[at - 1] if at else 0
+    return elements @ self.stored_in * step / 8
 
   def keep_a_channel(self, wanted: np.ndarray) -> None:
     """Raises the lowest position of each prunable layer's widest channel to 1: no layer may vanish."""
@@ -100,6 +144,8 @@ def _offset(vector: Vector, wanted: np.ndarray) -> np.ndarray:
   """
   offsets = np.zeros_like(wanted)
   for budget, priced in zip(vector.budget.all, vector.priced_by, strict=True):
+    if not budget.is_sum:
+      continue
     shifted = lambda offset: vector.round(wanted + offset * priced)  # noqa: B023
     holds = lambda at: budget.cost(vector.bits(at), vector.layers) <= budget.target  # noqa: B023
     low, high = -(wanted.max(initial=0) + 1), 0.0
@@ -110,7 +156,33 @@ def _offset(vector: Vector, wanted: np.ndarray) -> np.ndarray:
       low, high = (middle, high) if holds(shifted(middle)) else (low, middle)
     offsets = np.minimum(offsets, low * priced)
   found = vector.round(wanted + offsets)
+  for budget in vector.budget.all:
+    if not budget.is_sum:
+      found = _under_peak(vector, wanted, found, budget)
   return found if vector.fits(found) else vector.lowest.copy()
+
+
+def _under_peak(vector: Vector, wanted: np.ndarray, at: np.ndarray, budget: Budget) -> np.ndarray:
+  """Positions that meet a budget of memory: inputs are lowered one by one where too much is stored.
+
+  The next is that which goes least away from its searched value for what it saves, by squares. Only where no input can
+  be lowered any more, channels are pruned, those with the fewest bits first.
+  """
+  at = at.copy()
+  while budget.cost(vector.bits(at), vector.layers) > budget.target:
+    lower = at > vector.lowest
+    saved = vector.saved(at, vector.crowd(at, 1e3 * budget.target)) * lower
+    if not saved.any():  # gaps between tensors, or what cannot be lowered
+      saved = vector.saved(at, np.ones(len(vector.stored_in), bool)) * lower
+    prunable = vector.stored_in.any(0) & ~vector.is_input & lower & (vector.lowest == 0)
+    if saved.any():
+      farther = 1 - 2 * (at - wanted)  # (at - 1 - wanted)^2 - (at - wanted)^2
+      at[np.argmin(np.divide(farther, saved, out=np.full_like(at, np.inf), where=saved > 0))] -= 1
+    elif prunable.any():
+      at[np.argmin(np.where(prunable, at, np.inf))] = 0
+    else:
+      break
+  return at
 
 
 def _raise(vector: Vector, wanted: np.ndarray, at: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -149,6 +221,8 @@ def _options(
     units, reach = vector.units(i), int(vector.last[vector.units(i)].max(initial=0))
     if not vector.priced[units].any():
       ways.append([at[units]])
+    elif vector.slots[i][1] == 'input' and vector.stored_in[:, units].any():  # or more would be stored
+      ways.append([np.asarray([position], float) for position in range(int(at[units][0]) + 1)])
     elif vector.slots[i][2]:
       moves = range(-reach, reach + 1)
       kept = (at[units] > 0) | ~np.array(vector.slots[i][0].prunes)
@@ -174,7 +248,10 @@ def _knapsack(vector: Vector, wanted: np.ndarray, at: np.ndarray) -> np.ndarray:
   of the target. Costs are rounded down to cells, so that nothing within reach is missed; what comes out is held against
   the exact cost. Of several budgets the one that is used most is the one to fill, and pruned channels stay as they are.
   """
-  tightest = max(vector.budget.all, key=lambda b: b.cost(vector.bits(at), vector.layers) / b.target)
+  sums = [b for b in vector.budget.all if b.is_sum]
+  if not sums:
+    return at
+  tightest = max(sums, key=lambda b: b.cost(vector.bits(at), vector.layers) / b.target)
   best = np.full(_CELLS + 1, np.inf)  # least distance by cells spent
   best[0] = 0.0
   steps = []

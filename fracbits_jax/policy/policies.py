@@ -156,7 +156,7 @@ def from_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> Policy:
   """The policy of integer bit-widths `bits`; raises `ValueError` where they are not integers."""
   total = float(budget.cost(bits, layers))
   entries = []
-  for l in layers:
+  for l, share in zip(layers, budget.shares(bits, layers), strict=True):
     kernel = _integers(costs.bits_of(bits, l, 'kernel') if l.kernel_bits is None else l.kernel_bits)
     inputs = _integers(costs.bits_of(bits, l, 'input') if l.input_bits is None else l.input_bits)
     entries.append(
@@ -166,7 +166,7 @@ def from_bits(bits: Bits, layers: Sequence[Layer], budget: Budget) -> Policy:
         input=int(inputs),
         macs=l.macs,
         weights=l.weights,
-        cost_share=round(float(budget.cost(bits, (l,))) / total, 6) if total else 0.0,
+        cost_share=round(share, 6),
         learned=tuple(costs.learned(l)),
       )
     )

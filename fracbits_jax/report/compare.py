@@ -83,8 +83,10 @@ def _numbered(i: int, g: Group) -> str:
 
 
 def _table(groups: Sequence[Group], front: Sequence[int], unit: str) -> str:
-  both = [('GBitOPs', 'bitops_g'), ('MB', 'size_mb')]
-  costs = [(unit, 'cost'), *((name, field) for name, field in both if name != unit)]
+  every = [('GBitOPs', 'bitops_g'), ('MB', 'size_mb')]
+  if not any(np.isnan(g.mean('memory_kb')) for g in groups):
+    every.append(('kB', 'memory_kb'))
+  costs = [(unit, 'cost'), *((name, field) for name, field in every if name != unit)]
   metric = _metric(groups)
   unit_of_float = f', {metric.unit}' if metric.unit else ''
   head = ('network', f'test {metric.label}', *(name for name, _ in costs), f'float{unit_of_float}', 'seeds')

@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from fracbits_jax import tasks
 from fracbits_jax.run.records import check_config, check_result, read_finished
+from fracbits_jax.run.settings import completed
 from fracbits_jax.system.files import readable
 
 # How a run is watched and kept, not what comes out of it.
@@ -56,7 +57,8 @@ class Group:
 
   def values(self, field: str) -> np.ndarray:
     """A field of the results `[runs]`; NaN where a run has none."""
-    return np.array([np.nan if run.result[field] is None else run.result[field] for run in self.runs], np.float64)
+    found = [run.result.get(field) for run in self.runs]
+    return np.array([np.nan if value is None else value for value in found], np.float64)
 
   def mean(self, field: str) -> float:
     """The mean of a field over the runs; NaN where one has none."""
@@ -99,7 +101,7 @@ def _read(folder: pathlib.Path, name: str) -> Run:
     raise ValueError(f'{folder} ended with {result["phase"]}, so its cost is not final: compare runs that finetune')
   check_config(folder / 'config.json', config)
   check_result(folder / 'result.json', result)
-  settings = traverse_util.flatten_dict(config, sep='.')
+  settings = traverse_util.flatten_dict(completed(config), sep='.')
   return Run(name=name, seed=config['seed'], settings=_compared(settings, config['phases']), result=result)
 
 

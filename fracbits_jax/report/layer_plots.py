@@ -235,13 +235,14 @@ def cost_by_layer(policy: Policy, *, narrow: bool = False) -> Figure:
     mark: dict[str, Any] = dict(
       color=plots.INK, linestyle='none', marker='|' if narrow else '_', markersize=7, markeredgewidth=1.4
     )
-    axis.plot(*((equal, range(len(equal))) if narrow else (range(len(equal)), equal)), **mark)
+    if policy.metric != 'memory':  # where most is stored, layers have no shares to compare with
+      axis.plot(*((equal, range(len(equal))) if narrow else (range(len(equal)), equal)), **mark)
     (axis.set_xlim if narrow else axis.set_ylim)(0, 1.08 * max(equal.max(), *(e.cost_share for e in entries)))
     (axis.xaxis if narrow else axis.yaxis).set_major_formatter(_PERCENT)
     handles = [
       (Patch(color=plots.COST), f'share of the {policy.unit}'),
       (Line2D([], [], **mark), f'share of the {"weights" if of_size else "multiply-accumulates"}'),
-    ]
+    ][: 1 if policy.metric == 'memory' else 2]
     figure.legend(*zip(*handles, strict=True), loc='outside upper left', ncols=1 if narrow else 2, fontsize=9)
     return figure
 

@@ -14,6 +14,7 @@ from fracbits_jax.report import course_plots, layer_plots, page, verdict
 from fracbits_jax.report.verdict import bits_text
 from fracbits_jax.run.progress import duration
 
+_OF_MEMORY = 'RAM: the most that is stored at once while it runs, in 10^3 bytes. '
 _AGAIN = """import json
 from ml_collections import ConfigDict
 from fracbits_jax.commands import train
@@ -57,12 +58,15 @@ def _about(config: Mapping[str, Any]) -> str:
 
 def _against(result: Mapping[str, Any]) -> str:
   rows, task = verdict.comparison(result), tasks.of_result(result)
-  head = ('network', *(f'test {metric.title}' for metric in task.metrics), 'GBitOPs', 'MB')
+  memory = verdict.knows_memory(result)
+  costs = ('GBitOPs', 'MB', *(['RAM, kB'] if memory else []))
+  head = ('network', *(f'test {metric.title}' for metric in task.metrics), *costs)
   label = f'{task.metric.heading} and cost against float and uniform bits'
   table = page.table(head, rows, label, strong=(len(rows) - 1,))
   note = (
     'BitOPs: the multiply-accumulates of one example, each times the bits of kernel and input. MB: kernels at their '
-    'bits, biases at 32. Uniform: all learned bit-widths the same, trained in runs of their own if at all.'
+    f'bits, biases at 32. {_OF_MEMORY if memory else ""}Uniform: all learned bit-widths the same, trained in runs of '
+    'their own if at all.'
   )
   note += f' {task.note}' if task.note else ''
   return page.section('Against float and uniform bits', table, page.note(note))
@@ -95,12 +99,15 @@ def _of_policy(policy: Policy | None, result: Mapping[str, Any], folder: pathlib
   )
   share = max(entries, key=lambda e: e.cost_share)
   marks = {'bitops': 'what it would cost if all layers had the same bits', 'size': 'its share of the weights'}
+  mark = f' Marks: {marks.get(policy.metric, "its share of the multiply-accumulates")}.'
+  of_memory = policy.metric == 'memory'
+  what = 'what its inputs take where most is stored at once.' if of_memory else f'what each layer costs.{mark}'
   cost = page.figure(
     lambda narrow: layer_plots.cost_by_layer(policy, narrow=narrow),
     folder,
     'cost_by_layer',
     f'Share of the cost by layer; the largest is that of {share.name}, {share.cost_share:.1%}.',
-    f'Bars: what each layer costs. Marks: {marks.get(policy.metric, "its share of the multiply-accumulates")}.{summed}',
+    f'Bars: {what}{summed}',
   )
   histograms = page.figure(
     lambda narrow: layer_plots.kernel_histograms(policy, narrow=narrow),

@@ -55,7 +55,8 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
       )
     if policy is not None and policy.pruned_channels:
       lines.append(f'          {policy.pruned_channels} channels pruned')
-    lines.append(f'          {result["bitops_g"]:.5g} GBitOPs, {result["size_mb"]:.5g} MB')
+    memory = f', {result["memory_kb"]:.5g} kB of RAM' if result.get('memory_kb') is not None else ''
+    lines.append(f'          {result["bitops_g"]:.5g} GBitOPs, {result["size_mb"]:.5g} MB{memory}')
   page = workdir / 'report.html'
   if page.exists():
     lines.append(f'report    {page}')

@@ -47,7 +47,7 @@ def _spent(result: Result) -> str:
     exceeded = (f'the budget of {amount(b["target"])} {b["unit"]} by {excess(b)}' for b in over(result))
     return f'{costs}, over {" and ".join(exceeded)}'
   uniform = result['reference']['uniform']
-  of_uniform = {'bitops': uniform['bitops_g'], 'size': uniform['size_mb']}
+  of_uniform = {'bitops': uniform['bitops_g'], 'size': uniform['size_mb'], 'memory': uniform.get('memory_kb', 0)}
   as_cheap = lambda b: b['cost'] <= of_uniform.get(b['metric'], b['target']) * (1 + _ROUNDING)
   if all(map(as_cheap, result['budgets'])):
     return f'{costs}, within what {uniform["bits"]:.3g} bits everywhere would cost'
@@ -110,14 +110,27 @@ def tiles(result: Result) -> list[tuple[str, str, str]]:
   computation, memory = _times(full, result)
   found.append(('BitOPs', f'{computation} fewer', f'than {amount(full["bitops_g"])} GBitOPs in float'))
   found.append(('Memory', f'{memory} less', f'{amount(result["size_mb"])} of {amount(full["size_mb"])} MB in float'))
+  if knows_memory(result):
+    at_8 = result['reference']['uniform_8']['memory_kb']
+    found.append(('RAM, kB', amount(result['memory_kb']), f'{amount(at_8)} with 8 bits everywhere'))
   return found
 
 
+def knows_memory(result: Result) -> bool:
+  """Whether a result says what its network takes of RAM, which one that cannot run with integers alone does not."""
+  references = [costs.get('memory_kb') for costs in result['reference'].values()]
+  return None not in references and (result['phase'] == 'pretrain' or result.get('memory_kb') is not None)
+
+
 def comparison(result: Result) -> list[tuple[str, ...]]:
-  """Rows of network, its metrics on the test split, GBitOPs and MB, the run's own last; `~` marks what is not known."""
+  """Rows of network, its metrics on the test split, GBitOPs, MB and, where it is known, kB of RAM, the run's own last.
+
+  `~` marks what is not known.
+  """
   metrics = tasks.of_result(result).metrics
   reference = result['reference']
-  cells = lambda costs: (amount(costs['bitops_g']), amount(costs['size_mb']))
+  fields = ('bitops_g', 'size_mb', *(['memory_kb'] if knows_memory(result) else []))
+  cells = lambda costs: tuple(amount(costs[field]) for field in fields)
   unknown = '~not measured'
   reached = lambda which: [
     unknown if result[f'{which}_{m.name}'] is None else m.text(result[f'{which}_{m.name}']) for m in metrics
@@ -131,5 +144,5 @@ def comparison(result: Result) -> list[tuple[str, ...]]:
   if result['phase'] == 'search':
     return [*rows, ('this run, fractional bits', *reached('test'), *cells(result))]
   if result[f'searched_{metrics[0].name}'] is not None:
-    rows.append(('before the bits were integers', *reached('searched'), '~-', '~-'))
+    rows.append(('before the bits were integers', *reached('searched'), *['~-'] * len(fields)))
   return [*rows, ('this run', *reached('test'), *cells(result))]

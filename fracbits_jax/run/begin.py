@@ -172,8 +172,9 @@ def budget_penalty(experiment: Experiment, rate: optax.Schedule) -> penalty.Pena
   config, bits_rate = experiment.config.budget, experiment.config.optimizer.bits_rate
   common: dict[str, Any] = dict(budget=experiment.budget, layers=experiment.layers)
   if not config.controlled:
-    # The paper's strength is 1 per GBitOP or MB; costs by a table have units of any size.
-    usual = 1.0 if experiment.budget.also or experiment.budget.table else experiment.budget.target
+    # The paper's strength is 1 per GBitOP or MB; costs by a table have units of any size, and there are many kB.
+    by_target = experiment.budget.metric in ('bitops', 'size') and not experiment.budget.also
+    usual = experiment.budget.target if by_target else 1.0
     return penalty.Penalty(**common, kappa=usual if config.kappa is None else config.kappa)
   controller = penalty.Controller(gain=config.gain, damping=config.damping, rate=lambda step: bits_rate * rate(step))
   return penalty.Penalty(**common, controller=controller)

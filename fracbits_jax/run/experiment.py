@@ -52,7 +52,7 @@ class Experiment:
   dataset: Dataset
   float_model: nn.Module
   quant_model: nn.Module
-  layers: tuple[cost.Layer, ...]
+  layers: cost.LayerTable
   budget: cost.Budget
   init_bits: float
   policy: policy.Policy | None

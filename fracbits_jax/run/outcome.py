@@ -33,10 +33,10 @@ def result(
   """
   config, budget, layers, task = experiment.config, experiment.budget, experiment.layers, experiment.task
   last = config.phases[-1]
-  costs = dict.fromkeys(('cost', 'bitops_g', 'size_mb', 'budgets'))
+  costs = dict.fromkeys(('cost', 'bitops_g', 'size_mb', 'memory_kb', 'budgets'))
   if bits is not None:
     spent = budget.spent(bits, layers)
-    costs = {'cost': spent[0]['cost'], **_both(bits, layers), 'budgets': list(spent)}
+    costs = {'cost': spent[0]['cost'], **_costs(bits, layers), 'budgets': list(spent)}
   return {
     **({} if task is tasks.CLASSIFICATION else {'task': task.name}),  # as results have been that name none
     'phase': last,
@@ -66,18 +66,24 @@ def reference_costs(budget: cost.Budget, layers: Sequence[cost.Layer]) -> dict[s
     layers: its layer table.
 
   Returns:
-    `float`, `uniform_8` and `uniform`, each with `bits`, `bitops_g` and `size_mb`: all kernels and inputs at 32 bits;
-    all that are learned at 8 bits; all that are learned at the largest bit-width with which they meet the budget.
-    Nothing is pruned.
+    `float`, `uniform_8` and `uniform`, each with `bits`, `bitops_g`, `size_mb` and `memory_kb`: all kernels and inputs
+    at 32 bits; all that are learned at 8 bits; all that are learned at the largest bit-width with which they meet the
+    budget. Nothing is pruned. The memory of a network that cannot run with integers alone is `None`.
   """
   plain = [dataclasses.replace(l, kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS, source=None) for l in layers]
-  uniform = lambda bits: {'bits': bits, **_both(cost.uniform_bits(layers, bits), layers)}
+  in_float = layers.with_rows(plain) if isinstance(layers, cost.LayerTable) else plain
+  uniform = lambda bits: {'bits': bits, **_costs(cost.uniform_bits(layers, bits), layers)}
   return {
-    'float': {'bits': FLOAT_BITS, **_both({}, plain)},
+    'float': {'bits': FLOAT_BITS, **_costs({}, in_float)},
     'uniform_8': uniform(8),
     'uniform': uniform(round(cost.equivalent_bits(budget, layers), 6)),
   }
 
 
-def _both(bits: Mapping[str, Any], layers: Sequence[cost.Layer]) -> dict[str, float]:
-  return {'bitops_g': float(cost.bitops(bits, layers)), 'size_mb': float(cost.model_size(bits, layers))}
+def _costs(bits: Mapping[str, Any], layers: Sequence[cost.Layer]) -> dict[str, Any]:
+  try:
+    memory = float(cost.peak_memory(bits, layers))
+  except ValueError:  # rows by themselves, or a network that is no program of integers
+    memory = None
+  computation, size = float(cost.bitops(bits, layers)), float(cost.model_size(bits, layers))
+  return {'bitops_g': computation, 'size_mb': size, 'memory_kb': memory}

@@ -83,6 +83,7 @@ def _kind(kind: str) -> Callable[..., Field]:
 
 _integer, _number, _flag, _text, _list = map(_kind, _KINDS)
 
+_METRICS = ('bitops', 'size', 'lookup', 'memory')
 _PHASE = {
   'epochs': _number(0, _MOST_EPOCHS),
   'learning_rate': _number(0, 1e30),
@@ -128,7 +129,7 @@ FIELDS: Mapping[str, Field] = {
   'budget.table': _text(optional=True),
   'budget.equivalent_bits': _number(0, 32),
   'budget.target': _number(0, 1e30, above=True, optional=True),
-  **{f'budget.also.{metric}': _number(0, 1e30, above=True, optional=True) for metric in ('bitops', 'size', 'lookup')},
+  **{f'budget.also.{metric}': _number(0, 1e30, above=True, optional=True) for metric in _METRICS},
   'budget.kappa': _number(0, 1e30, optional=True),
   'budget.controlled': _flag(),
   'budget.gain': _number(0, 1e6),
@@ -150,7 +151,11 @@ FIELDS: Mapping[str, Field] = {
 
 
 # What fields that are younger than a run's folder stand for in its configuration.
-_YOUNGER: Mapping[str, Any] = {'quant.quantize_residuals': False, 'data.random_crops': None}
+_YOUNGER: Mapping[str, Any] = {
+  'data.random_crops': None,
+  'quant.quantize_residuals': False,
+  'budget.also.memory': None,
+}
 
 
 def phase_steps(config: Any, images: int) -> dict[str, int]:
