@@ -56,6 +56,6 @@ def main(argv: Sequence[str] | None = None, *, program: str = 'fracbits-jax cost
   try:
     print(f'memory: {peak_memory(bits, layers):.3f} kB of RAM')
   except ValueError as error:
-    print(f'memory: not known, {error}')
+    print(error)
   print(f'bitops_g={float(bitops(bits, layers)):.3f} size_mb={float(model_size(bits, layers)):.3f}')
   return 0

@@ -27,6 +27,7 @@ from fracbits_jax.graph import schedule as schedules
 from fracbits_jax.graph.fold import fold_affine
 from fracbits_jax.graph.graph import Graph
 from fracbits_jax.program.functions import QuantizedFunction
+from fracbits_jax.program.linen import QuantizedModel
 from fracbits_jax.quantize import bitwidths
 
 POWER = 100  # of the smooth maximum
@@ -193,9 +194,9 @@ def of_model(model: Any, inputs: Any, layers: Sequence[Layer], batch_axes: Any, 
 
 
 def _graph(model: Any, inputs: tuple[Any, ...], batch_axes: Any, kwargs: Mapping[str, Any]) -> Graph:
-  if isinstance(model, QuantizedFunction):
-    variables = jax.eval_shape(model.init, model.example[0])
-  elif isinstance(model, nn.Module) or hasattr(model, 'init'):
+  if isinstance(model, QuantizedModel | QuantizedFunction):
+    variables: Any = model.shapes(inputs, kwargs)
+  elif isinstance(model, nn.Module):
     variables = jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *inputs)
   else:
     from fracbits_jax.program import nnx_adapter

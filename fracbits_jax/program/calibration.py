@@ -35,6 +35,17 @@ def initial_ranges(network: Network, params: Any, others: Any, args: Any, kwargs
   return found
 
 
+def unit_ranges(network: Network) -> Ranges:
+  """Ranges of 1, for what depends on the shapes of a network alone."""
+  found: Ranges = {}
+  for name, (weight, quant) in network.quantized().items():
+    ones = jnp.ones((*weight.stack, *([weight.count] if weight.rows else [])), jnp.float32)
+    has_alpha, clip = not quant.weight_only and weight.has_input, jnp.ones(weight.stack, jnp.float32)
+    has_kernel = operands.has_kernel_alpha(weight, quant) and not (weight.is_product and quant.weight_only)
+    found[name] = {**({'alpha': clip} if has_alpha else {}), **({'kernel_alpha': ones} if has_kernel else {})}
+  return found
+
+
 def _initial(weight: Weight, quant: QuantConfig, site: Site, taps: Mapping[str, np.ndarray]) -> jax.Array:
   values = taps['weight'] if weight.is_product else _of_weight(site, taps)
   return operands.initial_range(weight, site, quant, values)

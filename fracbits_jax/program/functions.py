@@ -49,6 +49,11 @@ class QuantizedFunction(QuantizedNetwork):
     ranges = calibration.best_ranges(self.network, params, {}, arguments_of(inputs), kwargs)
     return self._variables(params, ranges)
 
+  def shapes(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays, or shapes of arrays, that stand for the variables where values are no matter."""
+    del args, kwargs
+    return self._variables(self.example[0], calibration.unit_ranges(self.network))
+
   def _variables(self, params: Any, ranges: calibration.Ranges) -> dict[str, Any]:
     params = params if self.is_nested else {'model': params}
     return {

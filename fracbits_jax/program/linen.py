@@ -44,11 +44,17 @@ class QuantizedModel(QuantizedNetwork):
     """The variables of the float network with ranges, calibrated on these arguments or not, and bit-widths."""
     ranges_of = calibration.best_ranges if calibrated else calibration.initial_ranges
     params, others, kwargs = _arguments(variables, _some(rngs), _changing(variables, kwargs))
-    ranges = ranges_of(self.network, params, others, args, kwargs)
-    params = collections.with_ranges(params, ranges, self.network.shapes)
+    return self._with_ranges(variables, ranges_of(self.network, params, others, args, kwargs))
+
+  def shapes(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays, or shapes of arrays, that stand for the variables where values are no matter."""
+    variables, _ = _shapes(self.model, args, kwargs)
+    return self._with_ranges(variables, calibration.unit_ranges(self.network))
+
+  def _with_ranges(self, variables: Mapping[str, Any], ranges: Any) -> dict[str, Any]:
     return {
       **{name: value for name, value in variables.items() if name not in ('params', 'bits')},
-      'params': params,
+      'params': collections.with_ranges(variables.get('params', {}), ranges, self.network.shapes),
       'bits': collections.bits_tree(network.initial_bits(self.network)),
     }
 

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -104,8 +105,9 @@ def test_command_line(arguments, last_line, capsys):
   assert cost_command.main(arguments) == 0
   output = capsys.readouterr().out.splitlines()
   assert output[-1] == last_line
-  assert output[-3].startswith('classifier')
-  assert '100% of' in output[-2]  # multiply-accumulates are those of quantized layers
+  assert re.fullmatch(r'memory: \d+\.\d{3} kB of RAM', output[-2])
+  assert output[-4].startswith('classifier')
+  assert '100% of' in output[-3]  # multiply-accumulates are those of quantized layers
 
 
 def test_command_line_refuses_an_unknown_model(capsys):

@@ -85,10 +85,14 @@ def test_equivalent_bits_cost_what_the_paper_allows(name, argument, target, suff
 
 
 @pytest.mark.parametrize('name', ['tiny_resnet8', 'tiny_mobilenet', 'tiny_ds_cnn'])
-def test_the_size_beside_the_bitops_is_half_of_that_of_8_bits(name):
+def test_size_and_memory_beside_the_bitops_are_those_of_8_bits_in_part(name):
   table = traced(name)
   half = cost.model_size(cost.uniform_bits(table, 8), table) / 2
   np.testing.assert_allclose(module(name).get_config().budget.also.size, half, rtol=1e-6)
+  memory, part = module(name).get_config().budget.also.memory, {'tiny_resnet8': 1 / 2, 'tiny_mobilenet': 2 / 3}
+  assert (memory is None) == (name not in part)
+  if memory is not None:
+    assert 1 <= memory / (cost.peak_memory(cost.uniform_bits(table, 8), table) * part[name]) < 1.002
 
 
 @pytest.mark.parametrize('name', TARGETS)
