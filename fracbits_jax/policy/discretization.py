@@ -335,4 +335,17 @@ def discretize_bits(bits: Bits, layers: Sequence[Layer], budget: Budget, *, meth
       at = _knapsack(vector, wanted, at)
       break
     at = raised
-  return vector.bits(at)
+  return vector.bits(_filled(vector, wanted, at))
+
+
+def _filled(vector: Vector, wanted: np.ndarray, at: np.ndarray) -> np.ndarray:
+  """Positions that use a budget of memory as well: inputs that no other budget prices are raised as far as it lets."""
+  priced = list(zip(vector.budget.all, vector.priced_by, strict=True))
+  of_sums = np.logical_or.reduce([mine for held, mine in priced if held.is_sum] or [np.zeros(at.shape, bool)])
+  for held, mine in priced:
+    while not held.is_sum and held.cost(vector.bits(at), vector.layers) < CLOSE * held.target:
+      raised = _raise(vector, wanted, at, mine & vector.is_input & ~of_sums)
+      if np.array_equal(raised, at):
+        break
+      at = raised
+  return at
