@@ -99,14 +99,23 @@ class LayerTable(tuple[Layer, ...]):
   def __getnewargs__(self) -> tuple[Any, ...]:
     return tuple(self), self.coverage, self._find_memory
 
-  @functools.cached_property
+  @property
   def memory(self) -> Any:
     """What the network stores while it runs, a `memory.Memory`, found when it is asked for; `None` where nothing can.
 
     Raises:
       ValueError: the network cannot run with integers alone.
     """
-    return None if self._find_memory is None else self._find_memory()
+    if isinstance(self._memory, str):
+      raise ValueError(self._memory)
+    return self._memory
+
+  @functools.cached_property
+  def _memory(self) -> Any:
+    try:
+      return None if self._find_memory is None else self._find_memory()
+    except ValueError as error:
+      return str(error)
 
   def with_rows(self, rows: Iterable[Layer]) -> 'LayerTable':
     """The table of the same network with other bit-widths in its rows."""

@@ -99,6 +99,35 @@ def made_up(seed, *, kernels=False):
   return LayerTable(rows, resnet().coverage, lambda: Memory(tensors))
 
 
+def in_two_places():
+  """Inputs of 1001 numbers in the first step, beside 100 bytes, and of 333 in the second; kernels at 8 bits."""
+  rows = [Layer(name=name, macs=9, weights=9, channels=1, kernel_bits=8) for name in ('a', 'b')]
+  tensors = [
+    Tensor(name='image', elements=100, bits=8, first=0, last=0),
+    Tensor(name='x', elements=1001, bits='a', first=0, last=0),
+    Tensor(name='y', elements=333, bits='b', first=1, last=1),
+  ]
+  return LayerTable(rows, resnet().coverage, lambda: Memory(tensors))
+
+
+def bits_at(a, b):
+  return {'a': {'input': np.float64(a)}, 'b': {'input': np.float64(b)}}
+
+
+@pytest.mark.parametrize(('a', 'b', 'count'), [(3, 2, 100 + 376), (1, 8, 333), (1, 1, 100 + 126), (2.5, 1, 100 + 313)])
+def test_it_counts_whole_bytes_by_tensor_where_most_is_stored(a, b, count):
+  assert cost.peak_memory(bits_at(a, b), in_two_places()) == count / 1e3
+
+
+def test_inputs_that_are_stored_elsewhere_are_raised_though_the_memory_is_full():
+  table = in_two_places()
+  found = policy.discretize(bits_at(5.4, 3.2), table, cost.Budget(metric='memory', target=0.476))
+  assert [e.input for e in found.layers] == [3, 4]
+  assert found.cost == 0.476
+  offset = policy.discretize(bits_at(5.4, 3.2), table, cost.Budget(metric='memory', target=0.476), method='offset')
+  assert [e.input for e in offset.layers] == [3, 3]
+
+
 def exact_steps(bits, table):
   memory = table.memory
   return memory.live @ np.array([float(x) / 8e3 for x in memory.bits(bits, table)])
