@@ -51,13 +51,15 @@ class Layers(nn.Module):
     layer = lambda kind, *args, **how: lambda x: nn.relu(kind(*args, quant=self.quant, bias_init=_bias, **how)(x))
     conv = lambda *args, **how: layer(QuantConv, *args, **how)
     x = QuantConv(8, (3, 3), padding=1, quant=on_images, use_bias=False)(x - 128.0)
-    x = nn.relu(nn.BatchNorm(use_running_average=True, scale_init=_signs)(0.01 * x))
-    x = conv(8, (3, 3), strides=2, padding=1, feature_group_count=8)(x)
+    x = jnp.minimum(nn.BatchNorm(use_running_average=True, scale_init=_signs)(0.08 * x), 6.0)
+    x = conv(16, (3, 3), strides=2, padding=1, feature_group_count=8)(x)
     x = conv(12, (3, 3), padding='SAME', feature_group_count=2)(x)
     x = QuantIdentity(quant=self.quant)(x)
     y = QuantConv(12, (3, 3), kernel_dilation=2, padding='SAME', quant=self.quant, input_from='QuantIdentity_0')(x)
-    x = jnp.minimum(nn.relu(x + y), 6.0)
-    x = conv(16, (2, 2), padding='VALID')(nn.max_pool(x, (2, 2), (1, 1)))
+    x = 8 * nn.BatchNorm(use_running_average=True, scale_init=_signs)(x + y)
+    x = nn.max_pool(x, (2, 2), (1, 1), padding=((1, 0), (0, 0)))
+    signed = dataclasses.replace(self.quant, signed_input=True)
+    x = nn.relu(QuantConv(16, (2, 2), padding='VALID', quant=signed, bias_init=_bias)(x))
     x = nn.avg_pool(x[:, :, 1:], (2, 2), (2, 1))
     x = jnp.concatenate([conv(4, (1, 1))(x), conv(4, (1, 1))(x)], -1).reshape(x.shape[0], -1)
     x = layer(QuantDense, 16)(x)
@@ -71,11 +73,16 @@ def _signs(key, shape, dtype=jnp.float32):
 _bias = nn.initializers.normal(0.3)
 
 
+ROUNDED_TWICE = ('QuantConv_4', 'QuantConv_5', 'QuantConv_6')
+
+
 @pytest.fixture(scope='module')
 def source():
-  """`Layers` with 2, 4 and 8 bits side by side, but 4 where they are two."""
+  """`Layers` with 2, 4 and 8 bits side by side, but for those with 16 outputs, and some clips of their own."""
   model = Layers(QuantConfig(scheme='lsq', granularity='kernel', alpha_init=6.0))
   variables = jax.jit(model.init)(jax.random.key(0), PIXELS)
+  for layer, alpha in (('QuantConv_1', 8.0), ('QuantConv_4', 8.0), ('QuantConv_5', 1.5), ('QuantConv_6', 1.0)):
+    variables['params'][layer]['alpha'] = jnp.float32(alpha)
   found = source_of(model, variables, PIXELS, input_range=(0, 255))
   rng = np.random.default_rng(0)
   return with_bits(found, lambda b: np.full(b.shape, 4) if b.shape == (16,) else rng.choice([2, 4, 8], b.shape))
@@ -99,16 +106,22 @@ def test_codes_differ_by_a_rounding(file, inference, runtime):
   layers = litert_codes.layers_of(file)
   assert len(layers) == 8
   for name, layer in layers.items():
-    assert np.ptp(codes[name]) > 30, layer
-    assert np.abs(codes[name] - own[name]).max() <= 1, layer
-    assert np.mean(codes[name] != own[name]) < 0.25, layer
-  assert np.abs(outputs - expected).max() <= file.plan.outputs[0].quantization.scale
+    assert np.ptp(codes[name]) > 40, layer
+    # Behind the sum and the average pool, numbers have been rounded that no quantizer of the network rounds.
+    assert np.abs(codes[name] - own[name]).max() <= (3 if layer in ROUNDED_TWICE else 1), layer
+    assert np.mean(codes[name] != own[name]) < 0.4, layer
+  to = file.plan.outputs[0].quantization
+  assert np.abs(outputs - np.clip(expected, *to.interval)).max() <= to.scale
   np.testing.assert_array_equal(outputs.argmax(-1), expected.argmax(-1))
 
 
+@pytest.fixture(scope='module')
+def wide(source):
+  return litert_format.built(source, examples=PIXELS, narrow=False)
+
+
 @pytest.mark.parametrize('runtime', RUNTIMES)
-def test_weights_of_four_bits_take_four_and_give_the_same(source, file, runtime):
-  wide = litert_format.built(source, examples=PIXELS, narrow=False)
+def test_weights_of_four_bits_take_four_and_give_the_same(file, wide, runtime):
   assert set(file.weights) == {'int4', 'int8'}
   assert set(wide.weights) == {'int8'}
   assert sum(file.weights.values()) == sum(wide.weights.values())
@@ -125,9 +138,9 @@ def test_operations_are_those_of_int8(file):
   """Nothing but the operations that the docs name, and no floating point anywhere."""
   ops = [operation.op for operation in file.plan.operations]
   assert ops.count('CONV_2D') == 5 + 1  # with a dense layer that has four bits
-  assert ops.count('DEPTHWISE_CONV_2D') == 2  # with an average pool
+  assert ops.count('DEPTHWISE_CONV_2D') == 3  # with an average pool and the batch norm behind the sum
   assert ops.count('ADD') == ops.count('MAX_POOL_2D') == ops.count('CONCATENATION') == 1
-  assert ops.count('QUANTIZE') <= 1
+  assert ops.count('QUANTIZE') == 1  # for the smaller of two clips
   tensors = {x for operation in file.plan.operations for x in (*operation.inputs, operation.output)}
   assert {x.dtype for x in tensors} == {'int8', 'int4', 'int32'}
   assert file.plan.inputs[0].zero == 0  # 128 is taken from the images
