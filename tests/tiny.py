@@ -1,6 +1,9 @@
 """Runs that are over in seconds: the smallest network on small digits; also a recipe for `main.py --config`."""
 
+import atexit
 import functools
+import shutil
+import tempfile
 
 from benchmarks.shared.tiny import TINY
 from configs import digits
@@ -12,7 +15,6 @@ from fracbits_jax.models.resnet import ResNet
 smallest = functools.partial(ResNet, stages=(1,), small_images=True)
 models._MODELS['smallest'] = smallest
 SMALLEST = {**TINY, 'model.name': 'smallest', 'model.width': 0.125, 'data.image_size': 8}
-FLAGS = (f'--config={__file__}', *(f'--config.{name}={value}' for name, value in SMALLEST.items()))
 
 
 def get_config():
@@ -21,8 +23,22 @@ def get_config():
   return config
 
 
-def tiny(folder, **changes):
-  """The configuration, with its data beside the run's folder."""
+@functools.cache
+def data_dir():
+  """Where the runs of all tests in this process find digits, which the first of them prepares."""
+  folder = tempfile.mkdtemp(prefix='digits')
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  return folder
+
+
+def tiny(**changes):
+  """The configuration, with changes."""
   config = get_config()
-  config.update_from_flattened_dict({'data.data_dir': str(folder / 'tfds'), **changes})
+  config.update_from_flattened_dict({'data.data_dir': data_dir(), **changes})
   return config
+
+
+def flags():
+  """The same for `main.py`."""
+  settings = {**SMALLEST, 'data.data_dir': data_dir()}
+  return (f'--config={__file__}', *(f'--config.{name}={value}' for name, value in settings.items()))

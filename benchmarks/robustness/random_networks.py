@@ -295,17 +295,29 @@ def _value(rng: np.random.Generator, path: Any, shape: tuple[int, ...], widths: 
 
 def _with_clips(source: Source, rng: np.random.Generator, x: np.ndarray) -> Source:
   """A source with a clip for the inputs of each layer near the size of what it sees."""
-  values, clips, nodes = {source.graph.input: jnp.asarray(x)}, {}, []
-  read = lambda value: values[value] if isinstance(value, str) else jnp.asarray(value)
+  draws = {node.output: rng.uniform(0.4, 1.1) for node in source.graph.nodes if node.op == 'quantize'}
+
+  @jax.jit  # by themselves the operations take longer to compile than all together
+  def clips_of(x: Any) -> dict[str, Any]:
+    values, clips = {source.graph.input: x}, {}
+    for node in source.graph.nodes:
+      inputs = [values[v] if isinstance(v, str) else jnp.asarray(v) for v in node.inputs]
+      params = node.params
+      if node.op == 'quantize':
+        largest = jnp.abs(inputs[0]).max() * draws[node.output]
+        clips[node.output] = jnp.where(largest > 0, largest, 1.0)
+        params = {**params, 'grid': dataclasses.replace(params['grid'], alpha=clips[node.output])}
+      values[node.output] = ops.apply(node.op, params, inputs, len(x))
+    return clips
+
+  found, clips, nodes = {name: np.float32(alpha) for name, alpha in clips_of(x).items()}, {}, []
   for node in source.graph.nodes:
     if node.op == 'quantize':
-      layer, grid = node.params['layer'], node.params['grid']
-      alpha = np.float32(np.abs(read(node.inputs[0])).max() * rng.uniform(0.4, 1.1) or 1.0)
-      clips[layer] = alpha
-      grid = dataclasses.replace(grid, alpha=float(alpha))
-      node = dataclasses.replace(node, params={**node.params, 'grid': grid})
+      alpha = clips[node.params['layer']] = found[node.output]
+      node = dataclasses.replace(
+        node, params={**node.params, 'grid': dataclasses.replace(node.params['grid'], alpha=float(alpha))}
+      )
     nodes.append(node)
-    values[node.output] = ops.apply(node.op, node.params, [read(v) for v in node.inputs], len(x))
 
   def replaced(path: Any, leaf: np.ndarray) -> np.ndarray:
     collection, *layer, name = (key.key for key in path)

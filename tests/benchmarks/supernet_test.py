@@ -72,7 +72,7 @@ def test_the_bits_that_are_chosen_round_to_the_likeliest_and_lean_to_the_expecte
 
 def test_a_run_goes_on_from_a_supernet(tmp_path):
   changes = {'quant.choices': (2, 4, 8), 'search.epochs': 2.0, 'finetune.epochs': 1.0, 'quant.stochastic': False}
-  config = tiny(tmp_path, **changes, phases=('search', 'finetune'))
+  config = tiny(**changes, phases=('search', 'finetune'))
   supernet.search(config, tmp_path / 'run')
   rows = progress.read_rows(tmp_path / 'run')
   assert [(row['phase'], row['step']) for row in rows] == [('search', 9), ('search', 18)]

@@ -31,7 +31,7 @@ def root(tmp_path):
 
 def start(root, workdir, *, accept_changes=False, initial=None):
   """What a run does before its first phase."""
-  config = tiny(workdir, **{'data.dataset': 'folder', 'data.data_dir': str(root), 'init_from': 'runs/a'})
+  config = tiny(**{'data.dataset': 'folder', 'data.data_dir': str(root), 'init_from': 'runs/a'})
   dataset = sets.load('folder', data_dir=str(root))
   experiment = types.SimpleNamespace(config=config, dataset=dataset, initial=initial)
   return runner._finished(workdir, experiment, accept_changes)
@@ -137,9 +137,7 @@ def test_what_weights_were_trained_on_is_kept_with_them(root, tmp_path):
 
 
 def test_a_finished_run_is_not_read_back_with_other_classes(root, tmp_path):
-  config = tiny(
-    tmp_path, **{'data.dataset': 'folder', 'data.data_dir': root, 'data.batch_size': 4, 'model.width': 0.25}
-  )
+  config = tiny(**{'data.dataset': 'folder', 'data.data_dir': root, 'data.batch_size': 4, 'model.width': 0.25})
   workdir, now = tmp_path / 'run', sets.load('folder', data_dir=root).contents
   claim(workdir, config, accept_changes=False, say=print)
   (workdir / 'result.json').write_text('{"phase": "finetune"}')

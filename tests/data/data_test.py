@@ -266,7 +266,7 @@ def test_orientation_and_background_reach_the_batches_where_they_are_configured(
 
 
 def test_a_background_of_the_configuration_is_checked_before_the_data_are_opened(tmp_path):
-  config = tiny(tmp_path, **{'data.background': (255, 255, 300)})
+  config = tiny(**{'data.background': (255, 255, 300)})
   with pytest.raises(ValueError, match=r'^data.background=\(255, 255, 300\) is no colour: give red, green and blue'):
     experiment.prepare(config)
   assert not (tmp_path / 'tfds').exists()

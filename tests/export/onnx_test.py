@@ -1,6 +1,7 @@
 """Exports to ONNX and QONNX, run by onnxruntime and by the package qonnx."""
 
 import dataclasses
+import functools
 import types
 
 import export_nets
@@ -57,6 +58,13 @@ class Only(nn.Module):
 
 def to_standard_widths(bits):
   return 2.0 ** np.clip(np.round(np.log2(bits)), 1, 3)
+
+
+@functools.cache
+def in_jax(name):
+  """Inputs of one of the `FUNCTIONS`, and what it gives, as one program."""
+  x = np.random.default_rng(0).standard_normal((5, 3, 4)).astype(np.float32)
+  return x, np.asarray(jax.jit(FUNCTIONS[name])(x))
 
 
 def logits(source, inputs):
@@ -204,9 +212,9 @@ FUNCTIONS = {
 @pytest.mark.parametrize('opset', [13, 21])
 @pytest.mark.parametrize('name', FUNCTIONS)
 def test_operations(name, opset, tmp_path):
-  x = np.random.default_rng(0).standard_normal((5, 3, 4)).astype(np.float32)
+  x, expected = in_jax(name)
   written(FUNCTIONS[name], x, tmp_path / 'f.onnx', opset)
-  np.testing.assert_allclose(run_onnx(tmp_path / 'f.onnx', x), FUNCTIONS[name](x), rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(run_onnx(tmp_path / 'f.onnx', x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_of_an_embedding(tmp_path):

@@ -140,14 +140,14 @@ def test_every_clip_of_a_network_is_set_from_its_own_inputs():
   shape = (32, 32, 1)
   quant = QuantConfig(init_bits=3.5)
   plain, quantized = (models.create('resnet8', num_classes=10, width=0.5, quant=q) for q in (None, quant))
-  variables = plain.init(jax.random.key(0), jnp.zeros((1, *shape)))
+  variables = jax.jit(plain.init)(jax.random.key(0), jnp.zeros((1, *shape)))
   images = jax.random.uniform(jax.random.key(1), (8, *shape)) * 255
   samples = calibrate.sample_inputs(plain, variables, [(images,), (images,)])
   layers = cost.trace(quantized, shape)
   assert samples.keys() >= {layer.name for layer in layers}  # and what comes into residual blocks
   assert samples['classifier'].shape == (2, 4096)
   np.testing.assert_allclose(samples['stem'].max(), images.max(), rtol=0.01)
-  start = quantized.init(jax.random.key(0), jnp.zeros((1, *shape)))
+  start = jax.jit(quantized.init)(jax.random.key(0), jnp.zeros((1, *shape)))
   params = calibrate.clips(start['params'], start['bits'], samples, calibrate.quant_configs(quantized, shape))
   assert 'alpha' not in params['stem']
   for layer in layers[1:]:

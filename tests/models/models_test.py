@@ -2,7 +2,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import traverse_util
 
@@ -74,28 +73,6 @@ def test_the_mobilenet_of_mlperf_tiny_is_a_quarter_as_wide():
     assert tiny == models.create('mobilenet_v1', num_classes=2, width=width / 4)
 
 
-@pytest.mark.parametrize('name', models.names())
-def test_float_and_quantized_networks_share_their_parameters(name):
-  plain = shapes(name, size=32, num_classes=10, small_images=True)
-  quantized = shapes(name, size=32, num_classes=10, small_images=True, quant=QuantConfig())
-  added = quantized.keys() - plain.keys()
-  assert not plain.keys() - quantized.keys()
-  assert all(quantized[k] == v for k, v in plain.items())
-  assert all(k.startswith('bits/') or k.endswith('/alpha') for k in added)
-  assert not any(k.startswith('bits/stem') for k in added)
-  last = 'output' if name == 'autoencoder' else 'classifier'
-  assert f'bits/{last}/input' in added
-  assert f'bits/{last}/kernel' not in added
-
-
-@pytest.mark.parametrize('name', models.names())
-def test_images_become_logits(name):
-  model = models.create(name, num_classes=7, small_images=True, quant=QuantConfig(), width=0.5)
-  images = jax.ShapeDtypeStruct((2, 32, 32, 1), jnp.float32)
-  logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
-  assert logits.shape == (2, 7)
-
-
 def test_depths_of_the_networks_for_small_images():
   for name, depth in (('resnet8', 8), ('tiny_resnet8', 8 + 2), ('resnet20', 20), ('resnet56', 56), ('resnet110', 110)):
     assert len(cost.trace(models.create(name, num_classes=10), (1, 32, 32, 3))) == depth
@@ -124,26 +101,6 @@ def test_sat_rescales_only_what_no_batch_norm_follows():
     if expected is None:
       expected = {'classifier', *(k for k in configs if k.endswith(('_conv2', '_shortcut')))}
     assert scaled == expected
-
-
-class Seen(Exception):
-  pass
-
-
-@pytest.mark.parametrize('name', models.names())
-def test_every_network_subtracts_the_mean_of_the_images(name):
-  plain, centred = (models.create(name, small_images=True, width=0.25, image_mean=m) for m in ((), (1.0, 2.0, 3.0)))
-  assert cost.trace(centred, (32, 32, 3)) == cost.trace(plain, (32, 32, 3))
-  images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 3)).astype(np.float32)
-
-  def stop(module, x, y):
-    raise Seen(x)
-
-  for model, expected in ((plain, images), (centred, images - np.float32([1, 2, 3])[None, None, None])):
-    with watch_layers(stop), pytest.raises(Seen) as caught:
-      model.init(jax.random.key(0), images)
-    found = caught.value.args[0]  # the autoencoder's are vectors
-    np.testing.assert_array_equal(found, expected.reshape(found.shape))
 
 
 @pytest.mark.parametrize('mean', [(1.0,), (1.0, 2.0, 300.0), (1.0, 2.0, float('nan')), ('red', 'green', 'blue')])

@@ -100,7 +100,7 @@ def test_packed_integers_compute_what_the_network_does(name, tmp_path):
   assert found.different <= 2
   assert found.farthest_from_tie < 1e-3
   np.testing.assert_allclose(
-    integer.inference(read.graph)(x)[0], model.apply(variables, x), atol=0.02 * found.largest_output
+    integer.inference(read.graph)(x)[0], jax.jit(model.apply)(variables, x), atol=0.02 * found.largest_output
   )
 
 

@@ -67,7 +67,7 @@ def problems(draw, largest=12, per_channel=_BOTH, sets=_SETS):
   return bits, tuple(table), cost.Budget(metric=metric, target=target)
 
 
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=150, deadline=None)
 @hypothesis.given(problems())
 def test_the_discretized_cost_never_exceeds_the_target(problem):
   bits, table, limit = problem
@@ -362,7 +362,7 @@ def test_kernel_wise_discretization_is_never_worse_than_the_single_offset(metric
       layers,
       lambda l, which, shape, c: np.clip(np.round(cost.bits_of(bits, l.name, which) + d), c[0], c[-1]),  # noqa: B023
     )
-    offsets = [d for d in np.linspace(-1, 0, 400) if limit.holds(moved(d), layers)]
+    offsets = [d for d in np.linspace(-1, 0, 100) if limit.holds(moved(d), layers)]
     paper = max(float(limit.cost(moved(d), layers)) for d in offsets)
     ours = policy.discretize(bits, layers, limit).cost
     assert paper <= ours <= limit.target

@@ -118,7 +118,7 @@ def test_a_quantized_kernel_has_the_scale_at_which_it_is_nearest():
 
 
 def test_the_command_makes_a_policy_for_the_float_network_of_a_run(tmp_path, capsys):
-  config = tiny(tmp_path, **{'pretrain.epochs': 1.0, 'phases': ('pretrain',)})
+  config = tiny(**{'pretrain.epochs': 1.0, 'phases': ('pretrain',)})
   runner.run(config, tmp_path / 'run')
   capsys.readouterr()
   out = tmp_path / 'policy.json'

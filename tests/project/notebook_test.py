@@ -1,3 +1,4 @@
+import os
 import pathlib
 import shutil
 import subprocess
@@ -46,6 +47,9 @@ def test_it_runs_from_top_to_bottom_in_an_empty_folder_with_a_clone(path, tmp_pa
   monkeypatch.setenv('JUPYTER_PATH', str(tmp_path / 'jupyter'))
   monkeypatch.setenv('IPYTHONDIR', str(tmp_path / 'ipython'))
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  # It computes more than it compiles: what the other tests run without any optimization takes it twice as long.
+  flags = os.environ['XLA_FLAGS'].replace('backend_optimization_level=0', 'backend_optimization_level=1')
+  monkeypatch.setenv('XLA_FLAGS', flags)
   monkeypatch.delenv('PYTHONPATH', raising=False)
   folder = tmp_path / 'content'
   _clone(folder)

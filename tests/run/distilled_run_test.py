@@ -32,7 +32,7 @@ class Stop(Exception):
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory):
   folder = tmp_path_factory.mktemp('distilled')
-  return folder, runner.run(tiny(folder, **CHANGES), folder / 'run')
+  return folder, runner.run(tiny(**CHANGES), folder / 'run')
 
 
 def test_only_the_phases_that_are_named_are_distilled(undisturbed):
@@ -78,7 +78,7 @@ def test_a_run_that_is_cut_off_finds_its_teacher_and_its_statistics_again(undist
       raise Stop
     original(self, step, state, metrics)
 
-  config = tiny(folder, **CHANGES, checkpoint_steps=5)
+  config = tiny(**CHANGES, checkpoint_steps=5)
   with monkeypatch.context() as patch:
     patch.setattr(monitor.Monitor, 'report', cut)
     with pytest.raises(Stop):
@@ -93,6 +93,6 @@ def test_a_run_that_is_cut_off_finds_its_teacher_and_its_statistics_again(undist
 def test_the_teacher_may_be_the_network_that_the_run_starts_from(undisturbed):
   folder, expected = undisturbed
   changes = {**CHANGES, 'phases': ('search', 'finetune'), 'init_from': str(folder / 'run'), 'finetune.epochs': 1.0}
-  result = runner.run(tiny(folder, **changes), folder / 'from')
+  result = runner.run(tiny(**changes), folder / 'from')
   assert result['float_accuracy'] == expected['float_accuracy']
   assert any('distill_loss' in row for row in progress.read_rows(folder / 'from'))

@@ -29,7 +29,7 @@ README = (pathlib.Path(__file__).parents[2] / 'README.md').read_text()
 def pruned(tmp_path_factory):
   """Pruned, quantized with learned steps, two budgets."""
   folder = tmp_path_factory.mktemp('options')
-  config = tiny(folder, **TINY)  # with layers enough to meet two budgets
+  config = tiny(**TINY)  # with layers enough to meet two budgets
   config.phases = ('search', 'finetune')
   config.quant.granularity = 'kernel'
   config.quant.choices = tuple(range(9))

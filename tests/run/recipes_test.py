@@ -7,8 +7,10 @@ import inspect
 import pathlib
 import re
 
+import fewer_blocks
 import numpy as np
 import pytest
+from tiny import data_dir
 
 from fracbits_jax import cost
 from fracbits_jax.run import experiment
@@ -64,11 +66,6 @@ def uniform_cost(name: str, argument: str | None) -> float:
   return cost.budget(config.budget.metric, table, equivalent_bits=config.budget.equivalent_bits).target
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-  return str(tmp_path_factory.mktemp('tfds'))
-
-
 def test_there_are_recipes():
   assert len(RECIPES) >= 20
   assert set(TARGETS) < set(RECIPES)
@@ -111,18 +108,6 @@ def test_variants_differ_in_what_their_names_say(name):
 
 
 @pytest.mark.parametrize('name', RECIPES)
-def test_every_recipe_prepares_on_digits_with_one_override(name, data_dir):
-  config = module(name).get_config()
-  config.update_from_flattened_dict({'data.dataset': 'digits', 'data.data_dir': data_dir})
-  found = experiment.prepare(config)
-  searched = 0.5 if 'search' in config.phases else 0
-  assert found.init_bits == pytest.approx(config.budget.equivalent_bits + searched, abs=1e-5)
-  low, high = cost.cost_range(config.budget.metric, found.layers)
-  assert low < found.budget.target < high
-  assert {row.input_bits for row in found.layers[1:]} == ({32} if config.quant.weight_only else {None})
-
-
-@pytest.mark.parametrize('name', RECIPES)
 def test_every_header_names_its_own_command_and_its_budgets(name):
   header = inspect.getdoc(module(name))
   found = COMMAND.findall(header)
@@ -149,3 +134,23 @@ def test_the_text_after_the_colon_has_to_be_a_number(name):
     ) as caught:
       module(name).get_config(text)
     assert '\n' not in str(caught.value)
+
+
+@pytest.fixture(scope='module')
+def _fewer_blocks():
+  """From here on: what the costs of the paper are is tested before."""
+  with fewer_blocks.mobilenets():
+    yield
+
+
+@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.usefixtures('_fewer_blocks')
+def test_every_recipe_prepares_on_digits_with_one_override(name):
+  config = module(name).get_config()
+  config.update_from_flattened_dict({'data.dataset': 'digits', 'data.data_dir': data_dir()})
+  found = experiment.prepare(config)
+  searched = 0.5 if 'search' in config.phases else 0
+  assert found.init_bits == pytest.approx(config.budget.equivalent_bits + searched, abs=1e-5)
+  low, high = cost.cost_range(config.budget.metric, found.layers)
+  assert low < found.budget.target < high
+  assert {row.input_bits for row in found.layers[1:]} == ({32} if config.quant.weight_only else {None})

@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from tiny import SMALLEST
+from tiny import SMALLEST, data_dir
 
 from configs import tiny_autoencoder
 from fracbits_jax.commands import export as export_command
@@ -40,7 +40,7 @@ def run(tmp_path_factory):
   """A run that is cut off within its search and goes on: its folder, its configuration, its result."""
   folder = tmp_path_factory.mktemp('regression')
   config = tiny_autoencoder.get_config()
-  config.update_from_flattened_dict({**CHANGES, 'data.data_dir': str(folder / 'tfds'), 'checkpoint_steps': 5})
+  config.update_from_flattened_dict({**CHANGES, 'data.data_dir': data_dir(), 'checkpoint_steps': 5})
   original = monitor.Monitor.report
 
   def cut(self, step, state, metrics):

@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
-  return folder, runner.run(tiny(folder), folder / 'run', report=summary)
+  return folder, runner.run(tiny(), folder / 'run', report=summary)
 
 
 def test_a_run_leaves_a_policy_within_budget_and_a_result(finished):
@@ -39,7 +39,7 @@ def test_a_run_leaves_a_policy_within_budget_and_a_result(finished):
   assert 0.9 * result['target'] <= result['cost'] <= result['target']
   assert result['steps'] == 8 * 9
   assert result['made_with']['jax'] == jax.__version__
-  table = experiment.prepare(tiny(folder)).layers
+  table = experiment.prepare(tiny()).layers
   found = policy.load(workdir / 'policy.json', table)
   assert found.cost == result['cost']
   np.testing.assert_allclose(cost.bitops(found.bits(), table), result['bitops_g'], rtol=1e-9)
@@ -79,7 +79,7 @@ def test_the_report_holds_its_plots_and_the_summary_its_numbers(finished):
 def test_a_finished_run_prints_its_result_and_trains_nothing(finished, capsys):
   folder, result = finished
   before = {p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*') if p.is_file()}
-  assert runner.run(tiny(folder), folder / 'run', report=summary) == result
+  assert runner.run(tiny(), folder / 'run', report=summary) == result
   assert 'is finished' in capsys.readouterr().out
   assert before == {p: p.stat().st_mtime_ns for p in (folder / 'run').rglob('*') if p.is_file()}
 
@@ -87,37 +87,11 @@ def test_a_finished_run_prints_its_result_and_trains_nothing(finished, capsys):
 def test_another_configuration_in_the_same_folder_is_refused(finished):
   folder, _ = finished
   with pytest.raises(ValueError, match=r'seed is 5 and was 0; choose another --workdir'):
-    runner.run(tiny(folder, seed=5), folder / 'run')
+    runner.run(tiny(seed=5), folder / 'run')
 
 
 class Stop(Exception):
   pass
-
-
-def test_a_run_that_was_cut_off_continues_and_ends_where_the_undisturbed_one_ends(finished, monkeypatch, capsys):
-  folder, expected = finished
-  workdir = folder / 'cut'
-  original = monitor.Monitor.report
-
-  def cut(self, step, state, metrics):
-    original(self, step, state, metrics)
-    if (self._phase, step) == ('search', 18):
-      raise Stop
-
-  config = tiny(folder, checkpoint_seconds=0.0)  # a checkpoint after every report
-  with monkeypatch.context() as patch:
-    patch.setattr(monitor.Monitor, 'report', cut)
-    with pytest.raises(Stop):
-      runner.run(config, workdir)
-  result = runner.run(config, workdir)
-  output = capsys.readouterr().out
-  assert 'pretrain continues' not in output
-  assert 'search continues at step 17 of 27' in output  # between two rows
-  same = ('test_accuracy', 'float_accuracy', 'searched_accuracy', 'cost', 'steps')
-  assert {k: result[k] for k in same} == {k: expected[k] for k in same}
-  rows, others = progress.read_rows(workdir), progress.read_rows(folder / 'run')
-  assert [r['step'] for r in rows] == [r['step'] for r in others]
-  assert rows[-1]['loss'] == others[-1]['loss']
 
 
 def test_what_an_attempt_leaves_that_is_not_gone_on_with_is_made_anew(finished, monkeypatch):
@@ -136,7 +110,7 @@ def test_what_an_attempt_leaves_that_is_not_gone_on_with_is_made_anew(finished, 
 
     with monkeypatch.context() as patch:
       patch.setattr(monitor.Monitor, 'report', cut)
-      return runner.run(tiny(folder, **how, **{'finetune.learning_rate': rate}), workdir)
+      return runner.run(tiny(**how, **{'finetune.learning_rate': rate}), workdir)
 
   with pytest.raises(Stop):
     attempt(0.3, stop_at=12)  # of whose states that of the third step is the best, with no checkpoint behind it
@@ -168,14 +142,14 @@ def test_what_an_attempt_leaves_that_is_not_gone_on_with_is_made_anew(finished, 
 def test_a_given_policy_is_finetuned_without_a_search(finished):
   folder, searched = finished
   changes = {'phases': ('finetune',), 'policy': str(folder / 'run' / 'policy.json'), 'finetune.epochs': 1.0}
-  result = runner.run(tiny(folder, **changes), folder / 'given')
+  result = runner.run(tiny(**changes), folder / 'given')
   assert result['cost'] == searched['cost']
   assert policy.load(folder / 'given' / 'policy.json') == policy.load(folder / 'run' / 'policy.json')
 
 
 def test_without_search_and_policy_the_bits_are_uniform(finished):
   folder, searched = finished
-  result = runner.run(tiny(folder, **{'phases': ('finetune',), 'finetune.epochs': 1 / 9}), folder / 'uniform')
+  result = runner.run(tiny(**{'phases': ('finetune',), 'finetune.epochs': 1 / 9}), folder / 'uniform')
   found = policy.load(folder / 'uniform' / 'policy.json')
   assert {getattr(e, which) for e in found.layers for which in e.learned} == {3}
   assert result['cost'] == result['target'] == searched['target']
@@ -232,9 +206,8 @@ def test_without_search_and_policy_the_bits_are_uniform(finished):
     ({'policy': 'nowhere.json'}, 'leave search out of phases'),
   ],
 )
-def test_bad_settings_are_one_sentence_before_anything_is_written(changes, message, finished, tmp_path):
-  folder, _ = finished
-  config = tiny(folder, **changes)
+def test_bad_settings_are_one_sentence_before_anything_is_written(changes, message, tmp_path):
+  config = tiny(**changes)
   with pytest.raises(ValueError, match=message) as caught:
     runner.run(config, tmp_path / 'run')
   assert '\n' not in str(caught.value)
@@ -245,19 +218,19 @@ def test_a_policy_for_another_network_is_refused(finished, tmp_path):
   folder, _ = finished
   changes = {'model.width': 1.0, 'phases': ('finetune',), 'policy': str(folder / 'run' / 'policy.json')}
   with pytest.raises(ValueError, match='for another network'):
-    runner.run(tiny(folder, **changes), tmp_path / 'run')
+    runner.run(tiny(**changes), tmp_path / 'run')
 
 
 def test_a_policy_over_the_budget_is_refused(finished, tmp_path):
   folder, _ = finished
   changes = {'budget.equivalent_bits': 2.5, 'phases': ('finetune',), 'policy': str(folder / 'run' / 'policy.json')}
   with pytest.raises(ValueError, match='over the budget'):
-    runner.run(tiny(folder, **changes), tmp_path / 'run')
+    runner.run(tiny(**changes), tmp_path / 'run')
 
 
 def test_a_policy_that_was_edited_in_the_folder_is_checked_as_a_given_one(finished, tmp_path):
   folder, _ = finished
-  config = tiny(folder, **{'phases': ('finetune',), 'finetune.epochs': 1.0})
+  config = tiny(**{'phases': ('finetune',), 'finetune.epochs': 1.0})
   path = tmp_path / 'run' / 'policy.json'
   path.parent.mkdir()
   original = (folder / 'run' / 'policy.json').read_text()
@@ -273,10 +246,9 @@ def test_a_policy_that_was_edited_in_the_folder_is_checked_as_a_given_one(finish
     assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path):
-  folder, _ = finished
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   with pytest.raises(FloatingPointError, match=r'the loss is (nan|inf) at step [0-9]+ of pretrain'):
-    runner.run(tiny(folder, **{'pretrain.learning_rate': 1e30}), tmp_path / 'run')
+    runner.run(tiny(**{'pretrain.learning_rate': 1e30}), tmp_path / 'run')
 
 
 def test_the_paper_recipe_explains_where_its_data_is_missing(tmp_path):

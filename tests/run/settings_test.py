@@ -36,8 +36,7 @@ def test_every_field_of_the_recipes_has_a_type_and_a_range():
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory):
   """A configuration as plain dictionaries, where its data are, and `prepare` that opens and traces nothing twice."""
-  folder = tmp_path_factory.mktemp('settings')
-  config = tiny(folder, **{'model.width': 0.25})
+  config = tiny(**{'model.width': 0.25})
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sets, 'load', functools.cache(sets.load))
     patch.setattr(cost, 'trace', functools.cache(cost.trace))

@@ -19,15 +19,15 @@ from fracbits_jax.run import experiment, monitor, runner, torchvision, weights
 from fracbits_jax.run.checkpoint import Checkpoints
 
 
-def tiny(folder, **changes):
+def tiny(**changes):
   epochs = {'pretrain.epochs': 6.0, 'search.epochs': 1.0, 'finetune.epochs': 0.0}
-  return tiny_run(folder, **{'phases': ('pretrain', 'search'), **epochs, **changes})
+  return tiny_run(**{'phases': ('pretrain', 'search'), **epochs, **changes})
 
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp('weights')
-  return folder, runner.run(tiny(folder), folder / 'run')
+  return folder, runner.run(tiny(), folder / 'run')
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def without_clips(params):
 def test_a_search_starts_from_the_float_weights_of_a_run_bit_for_bit(finished, tmp_path):
   folder, _ = finished
   (tmp_path / 'new').mkdir()
-  config = tiny(folder, phases=('search',), init_from=str(folder / 'run'), seed=7)
+  config = tiny(phases=('search',), init_from=str(folder / 'run'), seed=7)
   found, source = first_variables(config, tmp_path / 'new'), last_state(folder / 'run', 'pretrain')
   assert_same(without_clips(found['params']), source['params'])
   assert_same(found['batch_stats'], source['batch_stats'])
@@ -74,14 +74,13 @@ def test_a_search_starts_from_the_float_weights_of_a_run_bit_for_bit(finished, t
 def test_pretrain_goes_on_from_the_weights(finished, searched, tmp_path):
   folder, _ = finished
   for source, phase in ((folder / 'run', 'pretrain'), (searched, 'search')):
-    found = first_variables(tiny(folder, init_from=str(source)), tmp_path, 'pretrain')
+    found = first_variables(tiny(init_from=str(source)), tmp_path, 'pretrain')
     assert_same(found['params'], without_clips(last_state(source, phase)['params']))
     assert not found['bits']
 
 
-def test_a_quantized_network_hands_on_its_clips_but_not_its_bits(finished, searched, tmp_path):
-  folder, _ = finished
-  config = tiny(folder, phases=('search',), init_from=str(searched))
+def test_a_quantized_network_hands_on_its_clips_but_not_its_bits(searched, tmp_path):
+  config = tiny(phases=('search',), init_from=str(searched))
   found, source = first_variables(config, tmp_path), last_state(searched, 'search')
   assert_same(found['params'], source['params'])
   assert_same(found['batch_stats'], source['batch_stats'])
@@ -97,7 +96,7 @@ class Stop(Exception):
 def test_a_run_that_has_begun_needs_its_source_no_more_and_tells_the_float_accuracy(finished, tmp_path, monkeypatch):
   folder, expected = finished
   source, workdir = shutil.copytree(folder / 'run', tmp_path / 'source'), tmp_path / 'new'
-  config = tiny(folder, phases=('search',), init_from=str(source))
+  config = tiny(phases=('search',), init_from=str(source))
 
   def cut(*_):
     raise Stop
@@ -122,7 +121,7 @@ def coloured(monkeypatch):
 def narrow(folder, path, **changes):
   """A run of resnet18 x 0.25 whose weights are in `path`."""
   changes = {'model.name': 'resnet18', 'model.width': 0.25, 'data.image_size': 32, 'init_from': str(path), **changes}
-  return tiny(folder, **changes)
+  return tiny(**changes)
 
 
 @pytest.fixture(scope='module')
@@ -204,14 +203,14 @@ def test_what_is_no_source_is_refused(finished, tmp_path):
     'odd': 'is broken: "relu6" is 6',
     'torn': 'config.json is broken',
   }.items():
-    message = refused(tiny(folder, init_from=str(tmp_path / name)), tmp_path / 'new')
+    message = refused(tiny(init_from=str(tmp_path / name)), tmp_path / 'new')
     assert re.search(expected, message), message
     assert name in message
 
 
 def test_a_run_of_another_network_is_refused(finished, tmp_path):
   folder, _ = finished
-  refuse = lambda **changes: refused(tiny(folder, init_from=str(folder / 'run'), **changes), tmp_path / 'new')
+  refuse = lambda **changes: refused(tiny(init_from=str(folder / 'run'), **changes), tmp_path / 'new')
   message = refuse(**{'model.name': 'resnet20'})
   assert 'holds weights of smallest, but model.name is resnet20' in message
   message = refuse(**{'model.width': 0.25})
@@ -226,7 +225,7 @@ def test_a_damaged_checkpoint_is_refused(finished, tmp_path):
   for path in (source / 'checkpoints' / 'pretrain').rglob('*'):
     if path.is_file() and 'state' in path.parts:
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  message = refused(tiny(folder, init_from=str(source)), tmp_path / 'new')
+  message = refused(tiny(init_from=str(source)), tmp_path / 'new')
   assert re.search('checkpoint pretrain/54 in .* is damaged', message)
 
 

@@ -9,12 +9,12 @@ from fracbits_jax.run import workdir
 @pytest.fixture
 def folder(tmp_path):
   folder = tmp_path / 'run'
-  workdir.claim(folder, tiny(tmp_path), accept_changes=False, say=print)
+  workdir.claim(folder, tiny(), accept_changes=False, say=print)
   return folder
 
 
 def claim(folder, accept_changes=False, **changes):
-  workdir.claim(folder, tiny(folder.parent, **changes), accept_changes=accept_changes, say=print)
+  workdir.claim(folder, tiny(**changes), accept_changes=accept_changes, say=print)
 
 
 def test_the_same_configuration_goes_on_without_a_word(folder, capsys):

@@ -86,7 +86,7 @@ def last(workdir, phase):
 
 
 def test_two_hosts_do_what_one_with_all_devices_does_and_one_folder_holds_it(tmp_path, monkeypatch):
-  config = tiny(tmp_path, **SEARCH)
+  config = tiny(**SEARCH)
   with TwoHosts(tmp_path, config) as two:
     assert two.wait() == [0, 0], two.output(0) + two.output(1)
   assert '4 cpu device(s) of 2 hosts' in two.output(0)
@@ -112,7 +112,7 @@ def test_two_hosts_do_what_one_with_all_devices_does_and_one_folder_holds_it(tmp
 
 
 def test_a_host_that_is_killed_or_asked_to_stop_ends_both_and_one_process_goes_on(tmp_path):
-  config = tiny(tmp_path, **PRETRAIN)
+  config = tiny(**PRETRAIN)
   with TwoHosts(tmp_path, config) as two:
     two.wait_for_checkpoint(after=0)
     two.processes[1].kill()
@@ -135,7 +135,7 @@ def test_a_host_that_is_killed_or_asked_to_stop_ends_both_and_one_process_goes_o
 
 def test_a_users_mistake_is_said_on_both_hosts(tmp_path):
   (tmp_path / 'run-0').write_text('a file in the place of the folder')
-  with TwoHosts(tmp_path, tiny(tmp_path, **SEARCH)) as two:
+  with TwoHosts(tmp_path, tiny(**SEARCH)) as two:
     assert two.wait() == [1, 1]
   for host in range(2):
     assert re.search('^error: .*run-0 cannot be written: File exists; choose another', two.output(host), re.MULTILINE)
@@ -143,7 +143,7 @@ def test_a_users_mistake_is_said_on_both_hosts(tmp_path):
 
 
 def test_hosts_with_other_settings_end_with_the_same_sentence(tmp_path):
-  with TwoHosts(tmp_path, tiny(tmp_path, **SEARCH), '--config.search.learning_rate=0.123', '--config.seed=4') as two:
+  with TwoHosts(tmp_path, tiny(**SEARCH), '--config.search.learning_rate=0.123', '--config.seed=4') as two:
     assert two.wait() == [1, 1]
   for host in range(2):
     (line,) = [line for line in two.output(host).splitlines() if line.startswith('error: ')]
