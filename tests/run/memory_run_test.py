@@ -27,7 +27,7 @@ CHANGES = {
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
-  config = tiny(folder, **CHANGES)
+  config = tiny(**CHANGES)
   return config, folder / 'run', runner.run(config, folder / 'run', report=summary)
 
 
