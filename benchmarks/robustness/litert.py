@@ -27,13 +27,10 @@ from benchmarks.shared.after_training import images_of, source_and_run
 from fracbits_jax import models
 from fracbits_jax.export import integer, litert_format
 from fracbits_jax.export.litert_format import Written
-from fracbits_jax.export.litert_plan import Plan, Tensor
 from fracbits_jax.export.source import Source, source_of
 from fracbits_jax.fast import platforms
 from fracbits_jax.layers import QuantConfig, calibrate, wrap
 
-_EXACT = ('CONV_2D', 'DEPTHWISE_CONV_2D', 'FULLY_CONNECTED')
-_MOVES = ('CONCATENATION', 'MAX_POOL_2D', 'PAD', 'PADV2', 'RESHAPE', 'STRIDED_SLICE', 'TRANSPOSE')
 _SHAPES = {'ds_cnn': (49, 10, 1), 'autoencoder': (640,)}
 _MEANS = {'ds_cnn': (128,), 'autoencoder': (128,) * 640}
 
@@ -65,20 +62,6 @@ def random_source(name: str, *, kernel_bits: int, width: float, side: int, seed:
   return dataclasses.replace(source, training=lambda: images), images
 
 
-def made_by(plan: Plan, tensor: Tensor) -> str:
-  """The operations that compute a tensor from codes of layers' inputs, or from a sum of them."""
-  makers = {operation.output: operation for operation in plan.operations}
-  codes = {*plan.inputs, *plan.codes.values()}
-  found: list[str] = []
-  while (made := makers.get(tensor)) is not None:
-    if made.op not in _MOVES:
-      found.insert(0, made.op)
-    tensor = made.inputs[0]
-    if made.op == 'ADD' or tensor in codes:
-      break
-  return ', '.join(found)
-
-
 def table(file: Written, images: np.ndarray) -> bool:
   """Prints a row for each layer; whether all is as it should be."""
   layers = litert_codes.layers_of(file)
@@ -86,7 +69,7 @@ def table(file: Written, images: np.ndarray) -> bool:
   logits, own = run(images.astype(np.float32))
   found = {}
   for runtime in litert_runtimes.RUNTIMES:
-    outputs, codes = litert_codes.codes_of(file, runtime, images)
+    outputs, codes = litert_codes.codes_of(file, runtime, litert_codes.as_int8(images))
     _, given = run(images.astype(np.float32), codes)
     found[runtime] = codes, given
     other = np.sum(outputs.argmax(-1) != logits.argmax(-1))
@@ -98,7 +81,7 @@ def table(file: Written, images: np.ndarray) -> bool:
   print('|---' * (2 + 2 * len(found)) + '|')
   given_codes = collections.defaultdict(list)  # by what made them
   for name, layer in layers.items():
-    made, cells = made_by(file.plan, file.plan.codes[name]), []
+    made, cells = litert_codes.made_by(file.plan, file.plan.codes[name]), []
     for codes, given in found.values():
       for expected in (given, own):
         other = np.abs(codes[name] - expected[name])
@@ -110,7 +93,7 @@ def table(file: Written, images: np.ndarray) -> bool:
     other = np.concatenate(parts)
     more = f', of them {np.sum(other > 1):,} by 2 or more' if other.max() > 1 else ''
     print(f'{made}: {np.mean(other > 0):.3%} of {other.size:,} codes differ, by up to {other.max()}{more}')
-  return all(part.max() <= 1 for made in _EXACT for part in given_codes[made])
+  return all(part.max() <= 1 for made in litert_codes.EXACT for part in given_codes[made])
 
 
 def main() -> int:

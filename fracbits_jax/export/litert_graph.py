@@ -333,10 +333,11 @@ class _Walk:
   def _dense(self, node: Node) -> Value:
     layer, kernel = self.layers[node.inputs[1]], self.values[node.inputs[1]]
     (of_x, of_kernel), batch = node.params['dimension_numbers']
-    if len(node.shape) != 2 or kernel.integers.ndim != 2 or tuple(of_x) != (1,) or any(batch):
+    rank = len(self._shape(node.inputs[0]))
+    if rank < 2 or kernel.integers.ndim != 2 or tuple(of_x) != (rank - 1,) or any(batch):
       raise ValueError(
-        f'{layer} multiplies other than vectors [N, K] by a matrix, which LiteRT files are not written for: export '
-        'with --format packed or onnx'
+        f'{layer} multiplies other than the last axis of [N, ..., K] by a matrix, which LiteRT files are not written '
+        'for: export with --format packed or onnx'
       )
     x = self._inputs(node, layer)
     summed = int(of_kernel[0])

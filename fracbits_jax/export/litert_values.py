@@ -182,15 +182,17 @@ class Storer:
     assert product.x.scale is not None
     of_input = np.float64(product.x.scale[0])
     dtype = 'int4' if self.narrow and _fits(integers, 'int4') else 'int8'
-    finer = _finer(integers, dtype, float(np.max(step)) / to.scale)
-    integers, of_weights = integers << finer, np.ldexp(step / of_input, -finer).astype(np.float32)
+    finer = _finer(integers, product.summed, dtype, step / to.scale)
+    if product.op == 'FULLY_CONNECTED' and (step == step[0]).all():
+      finer = np.full_like(finer, finer.min(initial=0))  # one scale, which takes less than one for each channel
+    integers, of_weights = integers << finer.reshape(shape), np.ldexp(step / of_input, -finer).astype(np.float32)
     step = of_input * of_weights
     largest = 255.0 * np.sum(np.abs(integers), axis=product.summed, dtype=np.float64)
     least, most = to.interval
     # Beyond these ends no input brings the sum back to where int8 has more than one integer for it.
     bias = np.round(np.clip(offset, least - largest * step, most + largest * step) / step)
     _check(product.layer, largest + np.abs(bias), step / to.scale)
-    if product.op == 'FULLY_CONNECTED' and len(set(of_weights.tolist())) == 1:
+    if product.op == 'FULLY_CONNECTED' and (of_weights == of_weights[0]).all():
       of_weights = of_weights[:1]
     self.weights[dtype] = self.weights.get(dtype, 0) + integers.size
     return self._written(product, integers, dtype, of_weights, bias.astype(np.int32), to, activation, name)
@@ -207,8 +209,10 @@ class Storer:
     name: str,
   ) -> Tensor:
     b, options = self.b, {**product.options, 'fusedActivationFunction': activation}
-    # Dense layers with four bits and scales of channels: tflite-micro has these as convolutions only.
-    as_conv = product.op == 'FULLY_CONNECTED' and dtype == 'int4' and scale.size > 1
+    # tflite-micro has dense layers with four bits and scales of channels as convolutions only; those of more than
+    # vectors are convolutions as well.
+    many = len(product.x.shape) > 2
+    as_conv = product.op == 'FULLY_CONNECTED' and (many or (dtype == 'int4' and scale.size > 1))
     if as_conv:
       integers = integers.reshape(integers.shape[0], 1, 1, -1)
       options = {'padding': 'VALID', 'strideW': 1, 'strideH': 1, 'fusedActivationFunction': activation}
@@ -217,8 +221,11 @@ class Storer:
     biases = b.constant(f'{product.layer}/bias', bias, 'int32', product.x.scale * scale)
     if not as_conv:
       return b.add(product.op, (product.x, weights, biases), b.activation(name, product.shape, to), **options)
-    x = b.reshaped(product.x, (1, 1, 1, product.x.shape[-1]), f'{name}/image')
-    y = b.activation(name, (1, 1, 1, product.shape[-1]), to)
+    shape = (
+      product.x.shape if len(product.x.shape) == 4 else (1, math.prod(product.x.shape[1:-1]), 1, len(integers[0].flat))
+    )
+    x = b.reshaped(product.x, shape, f'{name}/image')
+    y = b.activation(name, (*shape[:-1], product.shape[-1]), to)
     return b.reshaped(b.add('CONV_2D', (x, weights, biases), y, **options), product.shape, f'{name}/vector')
 
 
@@ -260,17 +267,21 @@ def _fits(integers: np.ndarray, dtype: str) -> bool:
   return bool(integers.min(initial=0) >= least and integers.max(initial=0) <= most)
 
 
-def _finer(integers: np.ndarray, dtype: str, step: float) -> int:
+def _finer(integers: np.ndarray, summed: tuple[int, ...], dtype: str, step: np.ndarray) -> np.ndarray:
   """How many binary digits weights get behind the point, so that biases have them where accumulators are coarse.
 
   Args:
     integers: the weights.
+    summed: their axes that are summed over.
     dtype: in which they still have to fit.
-    step: of the accumulators, in codes of what is stored.
+    step: of the accumulators of each channel, in codes of what is stored.
   """
-  digits = 0
-  while np.ldexp(step, -digits) > _FINE and integers.any() and _fits(integers << digits + 1, dtype):
-    digits += 1
+  low, high = _OF_TYPE[dtype]
+  least, most = integers.min(axis=summed, initial=0), integers.max(axis=summed, initial=0)
+  digits = np.zeros(step.shape, np.int64)
+  for _ in range(7):
+    fits = (least << digits + 1 >= low) & (most << digits + 1 <= high) & (most > least)
+    digits += fits & (np.ldexp(step, -digits) > _FINE)
   return digits
 
 

@@ -101,7 +101,7 @@ def inference(file):
 @pytest.mark.parametrize('runtime', RUNTIMES)
 def test_codes_differ_by_a_rounding(file, inference, runtime):
   """Each layer's codes, given the runtime's own before it, and the outputs."""
-  outputs, codes = litert_codes.codes_of(file, runtime, PIXELS)
+  outputs, codes = litert_codes.codes_of(file, runtime, litert_codes.as_int8(PIXELS))
   expected, own = inference(PIXELS, codes)
   layers = litert_codes.layers_of(file)
   assert len(layers) == 8
@@ -192,9 +192,8 @@ def test_real_inputs_have_the_quantizer_of_the_layer():
   source = only(VECTORS)
   file = litert_format.built(source, examples=VECTORS)
   assert [operation.op for operation in file.plan.operations] == ['FULLY_CONNECTED']
-  scale, zero = file.plan.inputs[0].quantization.scale, file.plan.inputs[0].zero
-  assert (scale, zero) == (pytest.approx(2 / 255), -128)
-  integers = np.clip(np.round(VECTORS / scale) + zero, -128, 127).astype(np.int8)
+  assert file.plan.inputs[0].quantization.scale == pytest.approx(2 / 255)
+  integers = litert_codes.quantized(file, VECTORS)
   (found,) = litert_runtimes.in_order(litert_runtimes.loaded(file.content, 'LiteRT'), integers)
   expected, _ = evaluate(source.graph, VECTORS)
   np.testing.assert_allclose(litert_codes.real(file, found), expected, atol=file.plan.outputs[0].scale[0])
