@@ -4,6 +4,7 @@ A convolution or a dense layer becomes one operation with its batch norm, bias a
 scale and zero of the inputs of the next layer.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -244,42 +245,38 @@ class _Walk:
   def _moved(self, node: Node, name: str) -> Value | None:
     """What an operation gives that moves integers, or takes some of them."""
     x: Value = self.values[name]
-    is_coded = name in self.coded
-    if is_coded:
-      self.coded.add(node.output)
     shape = self._shape(node.output)
+    if name in self.coded:
+      self.coded.add(node.output)
     if shape == self._shape(name) and _moves_nothing(node):
       return x
-    moves = is_coded and np.size(x.offset) == 1 and not (node.op == 'pad' and x.offset)
-    if is_coded and not (moves or (x.as_it_is and not x.limited)):
+    if name not in self.coded:
+      found = MOVED[node.op](self.b, node, self.storer.store(x, self.ranges.of(node.output), name), shape)
+      return None if found is None else Value(source=found)
+    # What follows the integers of a layer's inputs moves with them where it is the same for all and leaves 0 at 0.
+    if np.size(x.scale) > 1 or np.size(x.offset) > 1 or x.scale < 0 or (node.op == 'pad' and x.offset):
       return None
-    tensor = x.source if is_coded else self.storer.store(x, self.ranges.of(node.output), name)
-    assert isinstance(tensor, Tensor)
-    found = MOVED[node.op](self.b, node, tensor, shape)
-    return (
-      None
-      if found is None
-      else Value(source=found, scale=x.scale, offset=x.offset)
-      if is_coded
-      else Value(source=found)
-    )
+    assert isinstance(x.source, Tensor)
+    found = MOVED[node.op](self.b, node, x.source, shape)
+    return None if found is None else dataclasses.replace(x, source=found)
 
   def _window_sum(self, node: Node, name: str) -> Value | None:
     """Sums of windows, channel by channel, as a convolution with ones."""
     window = image_window(node)
     if window is None:
       return None
-    x = self._tensor(name)
-    x, options = windows(self.b, x, window, self._shape(node.output))
-    integers = np.ones((1, *window.sizes, x.shape[-1]), np.int64)
-    options['depthMultiplier'] = 1
-    scale = np.float64(x.quantization.scale)
     shape = self._shape(node.output)
-    return Value(
-      source=Product(
-        op='DEPTHWISE_CONV_2D', x=x, integers=integers, scale=scale, shape=shape, options=options, layer=node.output
-      )
+    x, options = windows(self.b, self._tensor(name), window, shape)
+    source = Product(
+      op='DEPTHWISE_CONV_2D',
+      x=x,
+      integers=np.ones((1, *window.sizes, x.shape[-1]), np.int64),
+      scale=np.float64(x.quantization.scale),
+      shape=shape,
+      options={**options, 'depthMultiplier': 1},
+      layer=node.output,
     )
+    return Value(source=source)
 
   def _inputs(self, node: Node, layer: str) -> Value:
     """What a layer multiplies: the integers of its inputs, and what they stand for."""
