@@ -47,7 +47,11 @@ class Budget:
   @property
   def unit(self) -> str:
     """The unit of the target."""
-    return {'bitops': 'GBitOPs', 'size': 'MB', 'memory': 'kB'}[self.metric] if self.table is None else self.table.total
+    return (
+      {'bitops': 'GBitOPs', 'size': 'MB', 'memory': 'kB of RAM'}[self.metric]
+      if self.table is None
+      else self.table.total
+    )
 
   @property
   def all(self) -> tuple['Budget', ...]:

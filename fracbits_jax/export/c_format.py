@@ -15,7 +15,8 @@ import jinja2
 import numpy as np
 
 from fracbits_jax.export import integer
-from fracbits_jax.export.c_program import Op, Product, Program, Run, Scaling, integer_graph, program_of
+from fracbits_jax.export.c_program import Product, Program, Run, integer_graph, program_of
+from fracbits_jax.export.c_vectors import Op, Scaling
 from fracbits_jax.export.source import Source
 from fracbits_jax.export.values import sized
 from fracbits_jax.system.files import write_whole

@@ -19,7 +19,6 @@ more than 2^-10 of a step of a layer's codes, the network is refused. The codes 
 exact arithmetic, unless that is within 2^-10 of a step of the middle between two codes.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -65,7 +64,7 @@ def inference(
     integer_inputs: whether inputs are integers from 0 to 255, such as images, which the first layer takes as they are;
       where they are real numbers, `quantize` nodes make codes of them in floating point first.
     keep: names of values to return as well: codes of `quantize` nodes, real numbers of others.
-    fixed_outputs: whether outputs are int32 instead, 2^digits times the real numbers, as `record` has them.
+    fixed_outputs: whether outputs are int32 instead, 2^digits times the real numbers, as `recording.record` has them.
 
   Returns:
     `function(inputs, given={})`, which gives the output in real numbers, float32, or a tuple of several, and the values
@@ -80,49 +79,12 @@ def inference(
     arrays = {name: np.asarray(x) for name, x in graph.given(inputs).items()}
     for x in graph.inputs:
       array = arrays[x.name]
-      if integer_inputs and _is_image(x) and ((array != np.round(array)) | (array < 0) | (array > 255)).any():
+      if integer_inputs and is_image(x) and ((array != np.round(array)) | (array < 0) | (array > 255)).any():
         raise ValueError('the inputs are not integers from 0 to 255: give images as they are, or integer_inputs=False')
     with jax.enable_x64(True):
       return jax.tree.map(np.asarray, compiled(arrays, dict(given)))
 
   return run
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Recording:
-  """What integer inference does with one example, for a program in another language.
-
-  Attributes:
-    integers: of the values of the graph, by name.
-    codes: of the quantizers, by name.
-    outputs: of the network: integers, each 2^digits times the real number.
-    digits: of each output.
-  """
-
-  integers: dict[str, Recorded]
-  codes: dict[str, Any]
-  outputs: dict[str, Recorded]
-  digits: dict[str, int]
-
-
-def record(graph: Graph) -> Recording:
-  """Records integer inference of images from 0 to 255; raises `ValueError` for what has no meaning in integers."""
-  for x in graph.inputs:
-    if not _is_image(x):
-      raise ValueError(f'the input {x.name} has the type {x.dtype}: a program of integers takes integers from 0 to 255')
-  inputs = {
-    x.name: Recorded(op='input', operands=(), params={'name': x.name}, shape=sized(x.shape, 1)) for x in graph.inputs
-  }
-  first = _Pass(graph, True, 1)
-  first(inputs, {})
-  stops = needed(graph, first.intervals, first.shapes, ())
-  second = _Pass(graph, True, 1, first.intervals, stops)
-  values, codes = second(inputs, {})
-  outputs, digits = {}, {}
-  for name in graph.outputs:
-    outputs[name], digits[name] = second.fixed(values[name], name)
-  integers = {name: x.integers for name, x in values.items() if isinstance(x, Value)}
-  return Recording(integers=integers, codes=codes, outputs=outputs, digits=digits)
 
 
 def float_operations(graph: Graph, *, integer_inputs: bool = True) -> tuple[str, ...]:
@@ -147,13 +109,13 @@ class Interpreter:
   def __call__(self, inputs: Any, keep: Sequence[str], given: dict[str, Any]) -> tuple[Any, dict[str, jax.Array]]:
     inputs = self.graph.given(inputs)
     count = self.graph.count(inputs)
-    first = _Pass(self.graph, self.integer_inputs, count)
+    first = Pass(self.graph, self.integer_inputs, count)
     shapes = {name: jax.ShapeDtypeStruct(np.shape(x), jnp.asarray(x).dtype) for name, x in inputs.items()}
     jax.eval_shape(lambda xs: first(xs, {})[1], shapes)
     quantizers = {node.output for node in self.graph.nodes if node.op == 'quantize'}
     outside = [name for name in keep if name not in quantizers]
     stops = needed(self.graph, first.intervals, first.shapes, outside)
-    second = _Pass(self.graph, self.integer_inputs, count, first.intervals, stops)
+    second = Pass(self.graph, self.integer_inputs, count, first.intervals, stops)
     values, codes = second(inputs, given)
     self.in_float = second.in_float
     real = lambda name: second.real(values[name], name)
@@ -162,7 +124,7 @@ class Interpreter:
     return outputs, {name: codes[name] if name in codes else real(name) for name in keep}
 
 
-class _Pass:
+class Pass:
   """One pass over a graph; without `stops` it only finds intervals, and no number is too coarse for it."""
 
   def __init__(
@@ -189,7 +151,7 @@ class _Pass:
         values[x.name] = value(values[x.name], 0.0, 255.0, 1.0)
         continue
       values[x.name] = jnp.asarray(values[x.name])
-      if self.integer_inputs and _is_image(x):
+      if self.integer_inputs and is_image(x):
         values[x.name] = value(values[x.name].astype(jnp.int32), 0.0, 255.0, 1.0)
       elif _is_real(x.dtype):
         values[x.name] = values[x.name].astype(jnp.float32)
@@ -338,7 +300,7 @@ def _is_real(dtype: str) -> bool:
   return bool(jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
 
 
-def _is_image(x: Input) -> bool:
+def is_image(x: Input) -> bool:
   """Whether an input can be an image; integers of other types are places in a table, and booleans masks."""
   return x.dtype == 'uint8' or _is_real(x.dtype)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fracbits_jax.export.litert_check import SETTINGS
 from fracbits_jax.export.litert_moves import MOVED, Window, image_window, windows
 from fracbits_jax.export.litert_plan import LEAST, MOST, Builder, Plan, Quantization, Tensor
 from fracbits_jax.export.litert_ranges import MOVES, Ranges, limits_of, of_grid
@@ -19,10 +20,8 @@ from fracbits_jax.export.values import Value as Integers
 from fracbits_jax.export.values import moved_kernel, of_kernel
 from fracbits_jax.graph.fold import as_affine
 from fracbits_jax.graph.graph import Graph, Node
-from fracbits_jax.graph.grid import Grid, Kernel
+from fracbits_jax.graph.grid import Grid
 
-SETTINGS = """--config.quant.input_choices='(8,)' --config.quant.choices='(4, 8)'"""
-WIDTHS = (0, 2, 4, 8)  # of kernels; channels with 0 bits are 0
 _NHWC = (0, 3, 1, 2)
 
 
@@ -42,43 +41,6 @@ def plan(graph: Graph, ranges: Ranges, *, images: bool, narrow: bool) -> tuple[P
     ValueError: one sentence: what LiteRT's kernels for int8 cannot compute, and what they can.
   """
   return _Walk(graph, ranges, images, narrow).plan()
-
-
-def check(graph: Graph) -> None:
-  """Raises `ValueError` for bit-widths and zeros of layers that int8 does not have."""
-  for node in graph.nodes:
-    if node.op == 'quantize':
-      _check_inputs(node.params['layer'], node.params['grid'])
-    elif node.op == 'kernel':
-      _check_kernel(node.params['layer'], node.params['kernel'])
-
-
-def _check_inputs(layer: str, grid: Grid) -> None:
-  if grid.bits != 8:
-    raise ValueError(
-      f'the inputs of {layer} have {grid.bits} bits, and LiteRT computes with int8: search with {SETTINGS}'
-    )
-  if grid.zero % 1:
-    raise ValueError(
-      f'the inputs of {layer} have their zero between two codes, and int8 has it at one: train with '
-      '--config.quant.scheme=lsq'
-    )
-  if not grid.alpha > 0:
-    raise ValueError(f'the inputs of {layer} are clipped at 0, so they are all 0: give the layer a larger clip')
-
-
-def _check_kernel(layer: str, kernel: Kernel) -> None:
-  other = sorted(set(np.unique(kernel.bits).tolist()) - set(WIDTHS))
-  if other:
-    raise ValueError(
-      f'the kernel of {layer} has {other[0]} bits, and LiteRT files are written with those of 2, 4 and 8: search with '
-      f'{SETTINGS}'
-    )
-  if np.abs(of_kernel(kernel).integers).max(initial=0) > MOST:
-    raise ValueError(
-      f'the kernel of {layer} has its zero between two codes of {int(np.max(kernel.bits))} bits, and int8 has it at '
-      'one: train with --config.quant.scheme=lsq or modified'
-    )
 
 
 class _Walk:

@@ -85,7 +85,7 @@ def _numbered(i: int, g: Group) -> str:
 def _table(groups: Sequence[Group], front: Sequence[int], unit: str) -> str:
   every = [('GBitOPs', 'bitops_g'), ('MB', 'size_mb')]
   if not any(np.isnan(g.mean('memory_kb')) for g in groups):
-    every.append(('kB', 'memory_kb'))
+    every.append(('kB of RAM', 'memory_kb'))
   costs = [(unit, 'cost'), *((name, field) for name, field in every if name != unit)]
   metric = _metric(groups)
   unit_of_float = f', {metric.unit}' if metric.unit else ''

@@ -23,7 +23,7 @@ def amount(value: float) -> str:
 
 
 def _times(reference: Mapping[str, float], result: Result) -> tuple[str, str]:
-  """How many times fewer BitOPs and how many times less memory than a reference."""
+  """How many times fewer BitOPs and how many times fewer bytes of weights than a reference."""
   text = lambda ratio: f'{ratio:,.0f}\u00d7' if ratio >= 100 else f'{ratio:#.3g}\u00d7'
   ratio = lambda field: text(reference[field] / result[field]) if result[field] else 'infinitely'
   return ratio('bitops_g'), ratio('size_mb')
@@ -84,12 +84,10 @@ def sentence(result: Result, pruned_channels: int = 0) -> str:
       f'{reached} at fractional bit-widths{from_float} for {_spent(result)}; this run ended with the search, and what '
       'is saved is known once the bits are integers.'
     )
-  (computation, memory), (computation_8, memory_8) = (
-    _times(reference[name], result) for name in ('float', 'uniform_8')
-  )
-  saved = f'{computation} fewer BitOPs and {memory} less memory than in float'
+  (computation, size), (computation_8, size_8) = (_times(reference[name], result) for name in ('float', 'uniform_8'))
+  saved = f'{computation} fewer BitOPs and {size} fewer bytes of weights than in float'
   if reference['uniform']['bits'] < 8:
-    saved += f', {computation_8} and {memory_8} less than with 8 bits everywhere'
+    saved += f', {computation_8} and {size_8} fewer than with 8 bits everywhere'
   pruned = f', with {pruned_channels:,} channels pruned' if pruned_channels else ''
   return f'{reached}{from_float} for {_spent(result)}{pruned}: {saved}.'
 
@@ -107,10 +105,10 @@ def tiles(result: Result) -> list[tuple[str, str, str]]:
   if result['phase'] != 'finetune':
     return found
   full = result['reference']['float']
-  computation, memory = _times(full, result)
+  computation, size = _times(full, result)
   found.append(('BitOPs', f'{computation} fewer', f'than {amount(full["bitops_g"])} GBitOPs in float'))
-  found.append(('Memory', f'{memory} less', f'{amount(result["size_mb"])} of {amount(full["size_mb"])} MB in float'))
-  if knows_memory(result):
+  found.append(('Size', f'{size} smaller', f'{amount(result["size_mb"])} of {amount(full["size_mb"])} MB in float'))
+  if knows_memory(result) and all(b['metric'] != 'memory' for b in result['budgets']):
     at_8 = result['reference']['uniform_8']['memory_kb']
     found.append(('RAM, kB', amount(result['memory_kb']), f'{amount(at_8)} with 8 bits everywhere'))
   return found

@@ -199,6 +199,11 @@ def _budget(config: Any, layers: tuple[cost.Layer, ...]) -> cost.Budget:
     raise ValueError(
       f'budget.table={config.table!r} is used by no budget: give budget.metric=lookup or budget.also.lookup as well'
     )
+  if config.also.get(config.metric) is not None:
+    raise ValueError(
+      f'budget.also.{config.metric}={config.also[config.metric]:g} stands beside budget.metric={config.metric}: leave '
+      f'it out by --config.budget.also.{config.metric}=None, and give what may be spent as budget.target'
+    )
   table = None if config.table is None else lookup.load(config.table)
   of = lambda metric: table if metric == 'lookup' else None
   also = [

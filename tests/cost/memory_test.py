@@ -157,7 +157,7 @@ def test_the_smooth_maximum_is_above_the_largest_by_a_few_percent_and_has_its_gr
 def test_a_search_s_penalty_moves_only_what_is_stored_where_most_is():
   table = resnet()
   budget = cost.budget('memory', table, equivalent_bits=3)
-  assert (budget.unit, budget.target) == ('kB', cost.peak_memory(cost.uniform_bits(table, 3), table))
+  assert (budget.unit, budget.target) == ('kB of RAM', cost.peak_memory(cost.uniform_bits(table, 3), table))
   assert cost.equivalent_bits(budget, table) == pytest.approx(3, abs=0.01)
   bits = jax.tree.map(jnp.asarray, cost.uniform_bits(table, 4.0))
   slope = jax.grad(lambda bits: budget.penalty(bits, table))(bits)
@@ -206,9 +206,9 @@ def test_a_target_below_the_least_bits_is_refused_in_one_sentence():
   with pytest.raises(ValueError, match=r'cannot be met by any allowed assignment of bits: give a target of at least'):
     cost.budget('memory', table, target=0.2)
   tight = cost.Budget(metric='memory', target=0.2)
-  with pytest.raises(ValueError, match=r'no allowed assignment of bits meets 0\.2 kB: they reach from'):
+  with pytest.raises(ValueError, match=r'no allowed assignment of bits meets 0\.2 kB of RAM: they reach from'):
     policy.discretize(cost.uniform_bits(table, 4), table, tight)
-  with pytest.raises(ValueError, match=r'the memory budget beside it, 0\.2 kB, cannot be met'):
+  with pytest.raises(ValueError, match=r'the memory budget beside it, 0\.2 kB of RAM, cannot be met'):
     cost.budget('bitops', table, equivalent_bits=3, also=[tight])
 
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from benchmarks.device import cortex_m
 from benchmarks.robustness import c_networks
-from fracbits_jax.export import c_format, c_program, c_tables, integer
+from fracbits_jax.export import c_format, c_program, c_tables, c_vectors, integer, recording
 from fracbits_jax.export.source import source_of
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
 
@@ -72,7 +72,7 @@ def test_the_code_needs_neither_floating_point_nor_a_heap(written, tmp_path):
 def test_outputs_are_the_real_numbers_in_fixed_point(written):
   _, source = written
   graph = c_program.integer_graph(source.graph)
-  (digits,) = integer.record(graph).digits.values()
+  (digits,) = recording.record(graph).digits.values()
   fixed, _ = integer.inference(graph, fixed_outputs=True)(export_nets.IMAGES)
   real, _ = integer.inference(graph)(export_nets.IMAGES)
   assert fixed.dtype == np.int32
@@ -145,5 +145,5 @@ def test_what_has_no_meaning_in_integers_is_refused_by_name(make, words):
 def test_the_loops_have_what_the_tables_are_made_for():
   header = (pathlib.Path(c_format.__file__).parent / 'c' / 'fracbits.h').read_text()
   defined = {name: int(number) for name, number in re.findall(r'#define FB_(\w+) (\d+)', header)}
-  assert (defined['TAPS'], defined['REGISTERS']) == (c_program.TAPS, c_program.REGISTERS)
+  assert (defined['TAPS'], defined['REGISTERS']) == (c_program.TAPS, c_vectors.REGISTERS)
   assert defined['BLOCK'] == c_format.BLOCK

@@ -34,7 +34,7 @@ def finished(tmp_path_factory):
 def test_both_budgets_hold_and_are_used(finished):
   config, folder, result = finished
   size, memory = result['budgets']
-  assert (size['metric'], size['unit'], memory['metric'], memory['unit']) == ('size', 'MB', 'memory', 'kB')
+  assert (size['metric'], size['unit'], memory['metric'], memory['unit']) == ('size', 'MB', 'memory', 'kB of RAM')
   assert max(spent['cost'] / spent['target'] for spent in (size, memory)) <= 1
   assert size['cost'] > 0.99 * size['target']
   assert memory['cost'] > 0.8 * memory['target']
@@ -54,7 +54,7 @@ def test_the_search_lowers_what_is_stored_where_most_is(finished):
 
 def test_the_report_and_the_summary_tell_the_memory(finished):
   _, folder, result = finished
-  assert 'RAM, kB' in (folder / 'report.html').read_text()
+  assert 'kB of RAM' in (folder / 'report.html').read_text()
   assert f'{result["memory_kb"]:.5g} kB of RAM' in summary.summary(folder, result)
 
 

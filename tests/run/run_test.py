@@ -168,6 +168,7 @@ def test_without_search_and_policy_the_bits_are_uniform(finished):
     ({'budget.table': 'bit_fusion'}, 'used by no budget: give budget.metric=lookup'),
     ({'budget.metric': 'lookup', 'budget.table': 'nowhere.csv'}, 'lookup table nowhere.csv: there is no such file'),
     ({'budget.also.size': 1e-6}, 'the size budget beside it, 1e-06 MB, cannot be met'),
+    ({'budget.also.bitops': 1.0}, 'budget.also.bitops=1 stands beside budget.metric=bitops: leave it out'),
     ({'quant.choices': (0, 1, 2, 4)}, 'a pruned channel: set quant.granularity=kernel'),
     ({'quant.input_choices': (0, 2, 4)}, 'inputs of 0 bits'),
     (
