@@ -1,6 +1,5 @@
 """One cell of the study, run in this process: the float network, the policy where it is known before, the training."""
 
-import hashlib
 import pathlib
 import resource
 import sys
@@ -26,8 +25,7 @@ def float_network(dataset: str, network: str, seed: int, workdir: pathlib.Path) 
   """Trains the float network of a seed, unless it is there; its folder."""
   cells.set_up()
   config = study_methods.float_config(dataset, network, seed)
-  digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:12]
-  folder = workdir / f'float-{network}-{seed}-{digest}'
+  folder = workdir / f'float-{network}-{seed}-{study_methods.float_digest(config)}'
   runs.run(config, folder)
   return folder
 

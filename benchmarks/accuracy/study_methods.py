@@ -290,5 +290,25 @@ def set_epochs(dataset: str, epochs: float) -> None:
 
 def digest(cell: Cell) -> str:
   """Of everything that a cell's result depends on but the code: results with another one are of another study."""
-  config = json.loads(config_of(cell).to_json())
-  return hashlib.sha256(json.dumps([config, METHODS[cell.method].how], sort_keys=True).encode()).hexdigest()[:12]
+  return _sha([settings_of(config_of(cell)), METHODS[cell.method].how])
+
+
+def float_digest(config: ConfigDict) -> str:
+  """Of the configuration of a float network, as `digest` of a cell."""
+  return _sha(settings_of(config))
+
+
+def settings_of(config: ConfigDict) -> dict[str, Any]:
+  """What a configuration has by path where it differs from the base: a field that is added there changes no digest."""
+  usual = _flat(json.loads(base.get_config().to_json()))
+  return {path: value for path, value in _flat(json.loads(config.to_json())).items() if value != usual[path]}
+
+
+def _flat(tree: Any, path: str = '') -> dict[str, Any]:
+  if not isinstance(tree, dict):
+    return {path: tree}
+  return {k: v for key, value in tree.items() for k, v in _flat(value, f'{path}.{key}' if path else key).items()}
+
+
+def _sha(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
