@@ -75,10 +75,12 @@ def get_config() -> ConfigDict:
   config.quant.quantize_residuals = False  # what comes into a residual block once, for convolution and shortcut
   config.quant.scheme = 'original'  # or modified (kernels by floor), lsq (learned step sizes)
   config.quant.stochastic = False  # draw one of the two neighbouring bit-widths instead of interpolating
+  config.quant.mixture = 'values'  # or elements
   config.quant.sat = True  # rescale the classifier's kernel as SAT does
   config.quant.alpha_init = 8.0  # where the clips of the inputs start without calibration
   config.quant.calibration_batches = 8  # over which the clips are calibrated; 0 leaves every clip at alpha_init
   config.quant.calibration = 'squares'  # or absolute, trimmed: where activations have outliers
+  config.quant.recalibrate = False  # clips and ranges anew for the integer bits that a search ends with
 
   config.budget = ConfigDict()
   config.budget.metric = 'bitops'  # or size, lookup, memory (RAM: the most that is stored at once while it runs)
@@ -99,10 +101,13 @@ def get_config() -> ConfigDict:
   config.budget.discretization = 'exact'  # or offset, the paper's: one offset for all, whatever it leaves unused
 
   config.optimizer = ConfigDict()
-  config.optimizer.name = 'sgd'  # with Nesterov momentum, or adamw; the bits move by SGD in either case
+  config.optimizer.name = 'sgd'  # with Nesterov momentum, or adamw; of the weights
   config.optimizer.momentum = 0.9  # of adamw: beta 1
   config.optimizer.weight_decay = 4e-5  # of the kernels of dense layers and of convolutions that are not depthwise
+  config.optimizer.bits_name = 'sgd'  # what moves the bits; or adam
   config.optimizer.bits_rate = 1.0  # the bits' learning rate as a multiple of the weights'
+  config.optimizer.hardening = 0.0  # part of the search, its last, in which the bits are drawn to integers
+  config.optimizer.dampening = 0.0  # of the finetuning: what draws weights to their levels, with quant.scheme=lsq
 
   config.distill = ConfigDict()
   config.distill.weight = 0.0  # share of the loss that is the distance from the float network's logits; 0: none

@@ -203,6 +203,27 @@ def kernel_ranges(params: Any, bits: Any, configs: dict[str, Any]) -> Any:
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
+def at_other_bits(params: Any, before: Any, after: Any, samples: dict[str, np.ndarray], configs: dict[str, Any]) -> Any:
+  """`params` with every clip and range multiplied by the ratio of the best ones at the bits `after` and `before`.
+
+  Args:
+    params: parameters of the quantized network, trained at the bits `before`.
+    before: a collection `bits`.
+    after: another one.
+    samples: inputs of each layer, by path, as for `clips`.
+    configs: `QuantConfig` of each layer, by path.
+  """
+
+  def best(bits: Any) -> dict[str, Any]:
+    found = clips(kernel_ranges(params, bits, configs), bits, samples, configs)
+    return traverse_util.flatten_dict(found, sep='/')
+
+  old, new = best(before), best(after)
+  flat = traverse_util.flatten_dict(params, sep='/')
+  flat |= {name: value * new[name] / old[name] for name, value in flat.items() if name.endswith('alpha')}
+  return traverse_util.unflatten_dict(flat, sep='/')
+
+
 def _of_layer(what: str, x: np.ndarray, bits: Any, **how: Any) -> jax.Array:
   """`best_clip`, whose errors say of what."""
   try:

@@ -28,6 +28,7 @@ from fracbits_jax.layers.quant_config import QuantConfig
 from fracbits_jax.quantize import bitwidths, lsq
 
 OUTPUTS = 'layer_outputs'  # what `jax.checkpoint`'s policies know the outputs of these layers by
+DISTANCES = 'distances'  # the collection, where it is mutable, of the squared distances of kernels from their levels
 
 
 class Quantized(nn.Module):
@@ -90,6 +91,8 @@ class Quantized(nn.Module):
   def _quantized_input(self, quant: QuantConfig, inputs: jax.Array) -> jax.Array:
     alpha = super().param('alpha', nn.initializers.constant(quant.alpha_init), (), jnp.float32)
     bits, how = self._bits(quant, 'input', quant.input_bits, quant.allowed_input_bits, ())
+    if quant.mixture == 'elements' and 'choices' in how:
+      how['noise'] = bitwidths.thresholds(inputs.shape[1:])
     return apply_quantizer(self, 'input', inputs, bits, alpha, **how)
 
   @nn.nowrap
@@ -101,8 +104,15 @@ class Quantized(nn.Module):
     alpha = None
     if quant.scheme == 'lsq':
       alpha = super().param('kernel_alpha', lambda key: lsq.initial_range(kernel, bits))
+    if quant.mixture == 'elements' and 'choices' in how:
+      how['noise'] = bitwidths.thresholds(kernel.shape)
     how['kept'] = self._kept(quant, kernel, bits)
-    return over_channels(lambda flat: apply_quantizer(self, 'kernel', flat, bits, alpha, **how), kernel, axes)
+    quantized = over_channels(lambda flat: apply_quantizer(self, 'kernel', flat, bits, alpha, **how), kernel, axes)
+    if alpha is not None and self.is_mutable_collection(DISTANCES):
+      inside = jnp.clip(kernel, -jnp.abs(alpha), jnp.abs(alpha))
+      distance = jnp.sum(jnp.square(inside - jax.lax.stop_gradient(quantized)))
+      self.variable(DISTANCES, 'kernel', lambda: distance).value = distance
+    return quantized
 
   @nn.nowrap
   def _kept(self, quant: QuantConfig, kernel: jax.Array, bits: jax.Array | int) -> jax.Array | None:

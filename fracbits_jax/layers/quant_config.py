@@ -63,6 +63,7 @@ class QuantConfig:
   scheme: str = 'original'
   learned: bool = True
   stochastic: bool = False
+  mixture: str = 'values'
   sat: bool = False
   alpha_init: float = 8.0
   calibration: str = 'squares'

@@ -117,6 +117,17 @@ def draw_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return jax.random.logistic(key, shape, jnp.float32)
 
 
+_LEAST_SHARE = 1 / 16
+
+
+def thresholds(shape: tuple[int, ...]) -> jax.Array:
+  """One for each element of an array, evenly spread over [0, 1) among the elements that are near each other."""
+  index = jnp.zeros(shape, jnp.uint32)
+  for axis, size in enumerate(shape):
+    index = index * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, shape, axis)
+  return (index * jnp.uint32(2654435769)).astype(jnp.float32) * jnp.float32(2**-32)
+
+
 def mixture(fraction: jax.Array, noise: jax.Array | None) -> tuple[jax.Array, jax.Array]:
   """How much of the upper neighbour a bit-width takes, and the derivative of that with respect to its fraction.
 
@@ -137,6 +148,10 @@ def mixture(fraction: jax.Array, noise: jax.Array | None) -> tuple[jax.Array, ja
   slope = jnp.ones_like(fraction)
   if noise is None:
     return fraction, slope
+  if noise.shape != fraction.shape:
+    upper, f = fraction > noise, jnp.clip(fraction, _LEAST_SHARE, 1 - _LEAST_SHARE)
+    share = jnp.where(upper, 1.0, jnp.where(fraction <= noise, 0.0, fraction))
+    return share, 0.5 / jnp.where(upper, f, 1 - f)
   threshold = jax.nn.sigmoid(-noise)
   # What is neither above nor below is not a number, and stays that.
   return jnp.where(fraction > threshold, 1, jnp.where(fraction <= threshold, 0, fraction)), slope

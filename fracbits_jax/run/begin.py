@@ -22,6 +22,7 @@ from fracbits_jax.run.experiment import Experiment
 from fracbits_jax.run.settings import PHASES
 from fracbits_jax.train import optim, penalty, placement, preemption, reestimate, step
 from fracbits_jax.train.distill import Distillation
+from fracbits_jax.train.hardening import Hardening
 from fracbits_jax.train.step import TrainState
 
 Variables = dict[str, Any]
@@ -79,6 +80,25 @@ def quantized_variables(experiment: Experiment, variables: Variables, bits: Any)
   return {'params': params, 'bits': bits, 'batch_stats': variables['batch_stats']}
 
 
+def at_integer_bits(experiment: Experiment, variables: Variables, bits: Any) -> Variables:
+  """A searched network's variables with the integer `bits` that discretization gave, and clips and ranges to suit them.
+
+  What training made of each clip and range is kept: it changes by the ratio of those that quantize the network's own
+  activations and kernels best at the integer and at the searched bits.
+  """
+  config, dataset = experiment.config, experiment.dataset
+  if not (config.quant.recalibrate and config.quant.calibration_batches):
+    return {**variables, 'bits': bits}
+  reader = train_batches(dataset, batch_size=config.data.batch_size, seed=config.seed, wait=preemption.waiting)
+  with contextlib.closing(reader) as batches:
+    inputs = [(experiment.task.inputs(next(batches)),) for _ in range(config.quant.calibration_batches)]
+  network = experiment.quant_model.clone(axis_name=None)
+  samples = calibrate.sample_inputs(network, variables, inputs, train=True, mutable=['batch_stats'])
+  configs = calibrate.quant_configs(experiment.quant_model, dataset.image_shape)
+  params = calibrate.at_other_bits(variables['params'], variables['bits'], bits, samples, configs)
+  return {**variables, 'params': params, 'bits': bits}
+
+
 def schedule(experiment: Experiment, phase: str, *, steps: int, steps_per_epoch: int) -> optax.Schedule:
   """The configured learning rate of a phase by step."""
   settings = experiment.config[phase]
@@ -99,6 +119,7 @@ def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax
     weight_decay=common.weight_decay,
     mask=optim.decay_mask(shapes(experiment, phase)['params'], experiment.layers),
     bits_rate=common.bits_rate if phase == 'search' else None,
+    bits_name=common.bits_name,
   )
 
 
@@ -120,8 +141,9 @@ def train_step(
   optimizer: optax.GradientTransformation,
   rate: optax.Schedule,
   teacher: Variables | None = None,
+  steps: int = 0,
 ) -> Any:
-  """The step of a phase, mapped over the local devices; it takes over the buffers of the state.
+  """The step of a phase of so many `steps`, mapped over the local devices; it takes over the buffers of the state.
 
   With the variables of a `teacher`, of the float network, the phase is distilled from it.
   """
@@ -130,8 +152,14 @@ def train_step(
   if phase == 'search':
     settings['penalty'] = budget_penalty(experiment, rate)
     settings['bits_range'] = as_float32(cost.bits_range(experiment.layers))
+    if experiment.config.optimizer.hardening:
+      start = steps - round(experiment.config.optimizer.hardening * steps)
+      settings['hardening'] = Hardening(layers=experiment.layers, start=start, steps=steps)
     if experiment.config.quant.stochastic:
       settings['draw_seed'] = experiment.config.seed
+  if phase == 'finetune' and experiment.config.optimizer.dampening:
+    largest = experiment.config.optimizer.dampening
+    settings['dampening'] = lambda step: largest / 2 * (1 - jnp.cos(jnp.pi * jnp.minimum(step / max(steps, 1), 1)))
   if teacher is not None:
     how = experiment.config.distill
     settings['distillation'] = Distillation(

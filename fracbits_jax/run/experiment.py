@@ -163,6 +163,7 @@ def quant_config(config: ConfigDict) -> QuantConfig:
     quantize_residuals=q.quantize_residuals,
     scheme=q.scheme,
     stochastic=q.stochastic,
+    mixture=q.mixture,
     sat=q.sat,
     alpha_init=q.alpha_init,
     calibration=q.calibration,

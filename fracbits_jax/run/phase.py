@@ -59,7 +59,7 @@ class Phase:
       return begin.float_variables(self.experiment)
     bits = begin.initial_bits(self.experiment) if self.policy is None else begin.as_float32(self.policy.bits())
     if 'search' in self.states:
-      return {**self.states['search'].variables, 'bits': bits}
+      return begin.at_integer_bits(self.experiment, self.states['search'].variables, bits)
     earlier = self.states['pretrain'].variables if 'pretrain' in self.states else None
     earlier = begin.float_variables(self.experiment) if earlier is None else earlier
     return begin.quantized_variables(self.experiment, earlier, bits)
@@ -68,7 +68,7 @@ class Phase:
     """The optimizer of the phase and its mapped step, a distilled one where the configuration says so."""
     rate = begin.schedule(self.experiment, self.name, steps=steps, steps_per_epoch=self.steps_per_epoch)
     optimizer = begin.optimizer(self.experiment, self.name, rate)
-    return optimizer, begin.train_step(self.experiment, self.name, optimizer, rate, self._teacher())
+    return optimizer, begin.train_step(self.experiment, self.name, optimizer, rate, self._teacher(), steps)
 
   def _teacher(self) -> begin.Variables | None:
     """The variables of the float network, where the phase is distilled from it."""

@@ -121,10 +121,12 @@ FIELDS: Mapping[str, Field] = {
   'quant.quantize_residuals': _flag(),
   'quant.scheme': _text(),
   'quant.stochastic': _flag(),
+  'quant.mixture': _text(),
   'quant.sat': _flag(),
   'quant.alpha_init': _number(1e-6, 1e6),
   'quant.calibration_batches': _integer(0, 1000),
   'quant.calibration': _text(),
+  'quant.recalibrate': _flag(),
   'budget.metric': _text(),
   'budget.table': _text(optional=True),
   'budget.equivalent_bits': _number(0, 32),
@@ -138,7 +140,10 @@ FIELDS: Mapping[str, Field] = {
   'optimizer.name': _text(),
   'optimizer.momentum': _number(0, 1, below=True),
   'optimizer.weight_decay': _number(0, 1e6),
+  'optimizer.bits_name': _text(),
   'optimizer.bits_rate': _number(0, 1e6),
+  'optimizer.hardening': _number(0, 1),
+  'optimizer.dampening': _number(0, 1e6),
   'distill.weight': _number(0, 1),
   'distill.temperature': _number(0.01, 1e6),
   'distill.phases': _list(),
@@ -154,7 +159,12 @@ FIELDS: Mapping[str, Field] = {
 _YOUNGER: Mapping[str, Any] = {
   'data.random_crops': None,
   'quant.quantize_residuals': False,
+  'quant.recalibrate': False,
+  'quant.mixture': 'values',
   'budget.also.memory': None,
+  'optimizer.bits_name': 'sgd',
+  'optimizer.hardening': 0.0,
+  'optimizer.dampening': 0.0,
 }
 
 

@@ -1,7 +1,7 @@
 """The optimizer of every phase: one for the weights, and SGD at a rate of their own for the bits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,7 @@ def sgd(
   weight_decay: float,
   mask: Any,
   bits_rate: float | None,
+  bits_name: str = 'sgd',
 ) -> optax.GradientTransformation:
   """SGD with Nesterov momentum for the tree `{'params': ..., 'bits': ...}`.
 
@@ -62,15 +63,22 @@ def sgd(
     weight_decay: added to the gradients where `mask` is true, before the momentum.
     mask: tree of booleans like `params`.
     bits_rate: the bits' learning rate as a multiple of the schedule; `None` keeps the bits as they are.
+    bits_name: what moves the bits, of `BITS_OPTIMIZERS`.
   """
   schedule = _computed_once(schedule)
   decay = optax.add_decayed_weights(weight_decay, {'params': mask, 'bits': False})
   weights = optax.chain(decay, optax.sgd(schedule, momentum, nesterov=True))
-  return with_bits(weights, _bits_sgd(schedule, momentum, bits_rate))
+  return with_bits(weights, _of_bits(schedule, momentum, bits_rate, bits_name))
 
 
 def adamw(
-  schedule: optax.Schedule, *, momentum: float, weight_decay: float, mask: Any, bits_rate: float | None
+  schedule: optax.Schedule,
+  *,
+  momentum: float,
+  weight_decay: float,
+  mask: Any,
+  bits_rate: float | None,
+  bits_name: str = 'sgd',
 ) -> optax.GradientTransformation:
   """AdamW for the parameters, with `momentum` as its beta 1, and SGD for the bits; arguments as `sgd`.
 
@@ -78,7 +86,7 @@ def adamw(
   """
   schedule = _computed_once(schedule)
   weights = optax.adamw(schedule, momentum, weight_decay=weight_decay, mask={'params': mask, 'bits': False})
-  return with_bits(weights, _bits_sgd(schedule, momentum, bits_rate))
+  return with_bits(weights, _of_bits(schedule, momentum, bits_rate, bits_name))
 
 
 OPTIMIZERS = {'sgd': sgd, 'adamw': adamw}
@@ -89,12 +97,18 @@ def _computed_once(schedule: optax.Schedule) -> optax.Schedule:
   return lambda step: stored_on_cpu(lambda step: jnp.asarray(schedule(step), jnp.float32), step)
 
 
-def _bits_sgd(
-  schedule: optax.Schedule, momentum: float, bits_rate: float | None
+BITS_OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], optax.GradientTransformation]] = {
+  'sgd': lambda rate, momentum: optax.sgd(rate, momentum, nesterov=True),
+  'adam': lambda rate, momentum: optax.adam(rate, momentum, b2=0.99),
+}
+
+
+def _of_bits(
+  schedule: optax.Schedule, momentum: float, bits_rate: float | None, name: str
 ) -> optax.GradientTransformation | None:
   if bits_rate is None:
     return None
-  return optax.sgd(lambda step: bits_rate * schedule(step), momentum, nesterov=True)
+  return BITS_OPTIMIZERS[name](lambda step: bits_rate * schedule(step), momentum)
 
 
 def with_bits(

@@ -13,8 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fracbits_jax import layers, tasks
 from fracbits_jax.fast import platforms
+from fracbits_jax.layers.linen import DISTANCES
 from fracbits_jax.train import optim
 from fracbits_jax.train.distill import Distillation
+from fracbits_jax.train.hardening import Hardening
 from fracbits_jax.train.penalty import Penalty
 
 AXIS = 'batch'  # the mapped axis: the devices that share a batch
@@ -44,6 +46,8 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   penalty: Penalty | None = None,
   bits_range: tuple[Any, Any] | None = None,
+  hardening: Hardening | None = None,
+  dampening: optax.Schedule | None = None,
   draw_seed: int | None = None,
   remat: bool = False,
   accumulate: int = 1,
@@ -60,6 +64,7 @@ def make_train_step(
     penalty: the cost term of the loss; `None` leaves it out.
     bits_range: least and largest value of every bit-width, into which they are projected after each update; `None`
       for networks whose bits do not change.
+    hardening: what draws the bits to allowed ones after each update; `None` leaves them between.
     draw_seed: seed of the stream from which stochastic layers draw their bit-widths, the same on every device and
       another at every step; `None` where they interpolate.
     remat: keep of the forward pass only the outputs of convolutions and dense layers, and compute batch norm,
@@ -80,7 +85,8 @@ def make_train_step(
 
       def forward(learned):
         variables = {**learned, 'batch_stats': batch_stats}
-        return model.apply(variables, inputs, train=True, mutable=['batch_stats'], rngs=rngs)
+        mutable = ['batch_stats'] if dampening is None else ['batch_stats', DISTANCES]
+        return model.apply(variables, inputs, train=True, mutable=mutable, rngs=rngs)
 
       if remat:
         forward = jax.checkpoint(forward, policy=jax.checkpoint_policies.save_only_these_names(layers.OUTPUTS))
@@ -95,6 +101,9 @@ def make_train_step(
         if penalty.controller is not None:
           metrics['multiplier'] = state.multiplier
         loss = loss + term
+      if dampening is not None:
+        distances = jax.tree.leaves(updated[DISTANCES])
+        loss = loss + dampening(state.step) * sum(distances)
       return loss, (metrics, updated.get('batch_stats', {}))
 
     learned = {'params': state.params, 'bits': state.bits}
@@ -105,6 +114,8 @@ def make_train_step(
     gradients, metrics = lax.pmean((gradients, metrics), AXIS)
     updates, opt_state = optimizer.update(gradients, state.opt_state, learned)
     learned = optim.apply_updates(learned, updates, bits_range)
+    if hardening is not None:
+      learned['bits'] = hardening(learned['bits'], state.step)
     multiplier = state.multiplier
     if penalty is not None:
       multiplier = penalty.update(multiplier, metrics['cost_ratio'], state.step)
