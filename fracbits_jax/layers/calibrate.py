@@ -1,12 +1,6 @@
-"""Where the clips start: the values that quantize the float network's activations, and for LSQ its kernels, best.
+"""Where the clips start: the values that quantize the float network's activations, and for LSQ its kernels, best."""
 
-What best means is a criterion of `quant_config.CALIBRATIONS`, a mean over all values. The squared error follows one
-value among thousands that is large enough, and gives up all others for it. In the absolute error such a value weighs
-little, and `trimmed` leaves it out: the squared error without the thousandth of the values that is largest.
-"""
-
-import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,33 +9,11 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import quantize
+from fracbits_jax.layers.channel_ranges import channel_ranges
+from fracbits_jax.layers.clip_search import best_clip, resized, sample
 from fracbits_jax.layers.examples import example_of
 from fracbits_jax.layers.linen import watch_layers
-from fracbits_jax.layers.quant_config import check_calibration
-from fracbits_jax.quantize import bitwidths, lsq
-from fracbits_jax.quantize.unit import SMALLEST
-
-_SAMPLES = 4096  # values of a layer's inputs, of each batch
-_CANDIDATES = 100  # up to the largest value, and as many beyond it
-_EXACT = 128  # candidates of which levels are the largest value
-_NOT_FINITE = 'there are values that are not finite: no clip quantizes them; mend the network or its inputs'
-
-
-def sample(x: jax.Array) -> jax.Array:
-  """4096 values of an array; the same positions for the same shape. Of nothing it is 0 throughout.
-
-  Of a smaller array they are all of its values, as often as one another, so that its largest is among them.
-  """
-  if not x.size:
-    return jnp.zeros(_SAMPLES, x.dtype)
-  return x.reshape(-1)[_positions(x.size)]
-
-
-def _positions(size: int) -> np.ndarray:
-  """Where the values of a sample lie: at random, since evenly spaced ones would all lie in the same few channels."""
-  rng = np.random.default_rng(0)
-  return rng.integers(size, size=_SAMPLES) if size > _SAMPLES else np.resize(rng.permutation(size), _SAMPLES)
+from fracbits_jax.layers.operands import with_last_channels
 
 
 def sample_inputs(
@@ -75,98 +47,6 @@ def sample_inputs(
   return {name: np.stack(values) for name, values in found.items()}
 
 
-def best_clip(
-  x: jax.Array | np.ndarray,
-  bits: jax.Array,
-  *,
-  signed: bool,
-  choices: tuple[int, ...],
-  scheme: str = 'original',
-  criterion: str = 'squares',
-) -> jax.Array:
-  """The clip that quantizes `x` with the least error.
-
-  Args:
-    x: sample of a layer's inputs, or of a kernel, any shape and scale.
-    bits: their bit-width, `()`, fractional or not.
-    signed: whether the range is two-sided.
-    choices: allowed bit-widths.
-    scheme: `lsq` for two's complement levels where the range is two-sided.
-    criterion: of `quant_config.CALIBRATIONS`: the mean of the squared errors, of the absolute ones, or of the squared
-      ones without the thousandth of x that is largest.
-
-  Returns:
-    The best of the candidates: 100 evenly spaced up to max |x|, as many beyond it, and those of which a level is
-    max |x| itself, so that a grid on which all of x lies is found. With other criteria than squares 200 more, up to
-    twice what 99 in 100 values are below, since an outlier spreads the others. 1 where x is 0 throughout.
-
-  Raises:
-    ValueError: values that are not finite, or an unknown criterion.
-  """
-  x = jnp.asarray(x)
-  if not isinstance(x, jax.core.Tracer) and not jnp.isfinite(x).all():
-    raise ValueError(_NOT_FINITE)
-  how = dict(signed=signed, choices=choices, scheme=scheme, criterion=check_calibration(criterion))
-  return _best_clip(x, jnp.float32(bits), **how) if x.size else jnp.float32(1)
-
-
-@functools.partial(jax.jit, static_argnames=('signed', 'choices', 'scheme', 'criterion'))
-def _best_clip(
-  x: jax.Array, bits: jax.Array, *, signed: bool, choices: tuple[int, ...], scheme: str, criterion: str
-) -> jax.Array:
-  x = x.astype(jnp.float32)
-  largest = jnp.max(jnp.abs(x))
-  found = largest >= SMALLEST
-  x = x / jnp.where(found, largest, 1)  # or squares of very large and very small values would not be there
-  quantizer = lsq.activation if scheme == 'lsq' else quantize.activation
-  distance = jnp.abs if criterion == 'absolute' else jnp.square
-  bulk, most = jnp.quantile(jnp.abs(x), jnp.array([0.99, 0.999]))
-  counts = jnp.abs(x) <= most if criterion == 'trimmed' else jnp.ones_like(x, bool)
-
-  def error(alpha):
-    return jnp.mean(distance(quantizer(x, bits, alpha, signed=signed, choices=choices) - x), where=counts)
-
-  evenly = jnp.arange(1, 2 * _CANDIDATES + 1) / _CANDIDATES
-  parts = [evenly, _exact(bits, signed=signed, choices=choices, scheme=scheme)]
-  if criterion != 'squares':
-    parts.append(jnp.where(bulk > 0, bulk, 1) * evenly)
-  candidates = jnp.concatenate(parts)
-  best = candidates[jnp.argmin(jax.lax.map(error, candidates))]
-  return jnp.where(found, jnp.minimum(best * largest, jnp.finfo(jnp.float32).max), 1.0)
-
-
-@functools.partial(jax.jit, static_argnames=('signed', 'choices', 'scheme', 'criterion'))
-def best_clips(
-  x: jax.Array, bits: jax.Array, *, signed: bool, choices: tuple[int, ...], scheme: str, criterion: str
-) -> jax.Array:
-  """`best_clip` for several samples `[n, values]` at once, with a bit-width each, `[n]`: `[n]`."""
-  how = dict(signed=signed, choices=choices, scheme=scheme, criterion=criterion)
-  return jax.vmap(functools.partial(_best_clip, **how))(x, bits)
-
-
-def checked(x: np.ndarray, what: str) -> np.ndarray:
-  """The sample; raises `ValueError`, with what it is of, where a value is not finite."""
-  if not np.isfinite(x).all():
-    raise ValueError(f'{what}: {_NOT_FINITE}')
-  return x
-
-
-def _exact(bits: jax.Array, *, signed: bool, choices: tuple[int, ...], scheme: str) -> jax.Array:
-  """Clips of which a level is 1, those of the lower neighbour of `bits`: `[128]`, the last ones repeated.
-
-  With n steps up to the clip they are n / k for a level of k steps. Below n / 2, or n / 3 where the levels are odd, a
-  finer grid has the same levels, so that they go up to 2, or 3.
-  """
-  low, high, fraction = bitwidths.neighbours(bits, choices)
-  low = jnp.where(fraction == 1, high, low)
-  power, step = bitwidths.power_of_two(low), 1
-  if scheme == 'lsq' and signed:
-    steps = jnp.where(low <= 1, 2, power / 2)  # at 1 bit the levels are half the clip and its negative
-  else:
-    steps, step = jnp.maximum(power - 1, 1), 2 if signed else 1
-  return steps / jnp.maximum(steps - step * jnp.arange(_EXACT), jnp.ceil(steps / (step + 1)))
-
-
 def clips(params: Any, bits: Any, samples: dict[str, np.ndarray], configs: dict[str, Any]) -> Any:
   """`params` with every `alpha` replaced by the best clip for its layer's samples, by the layer's own criterion.
 
@@ -190,16 +70,31 @@ def clips(params: Any, bits: Any, samples: dict[str, np.ndarray], configs: dict[
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def kernel_ranges(params: Any, bits: Any, configs: dict[str, Any]) -> Any:
-  """`params` with every `kernel_alpha` replaced by the best range for its kernel; arguments as `clips`."""
+def kernel_ranges(
+  params: Any, bits: Any, configs: dict[str, Any], axes: Mapping[str, tuple[int, ...]] | None = None
+) -> Any:
+  """`params` with every `kernel_alpha` replaced by the best range, or ranges, for its kernel.
+
+  Args:
+    params, bits, configs: as for `clips`.
+    axes: the axes of kernels that are output channels, by path, where they are others than the last one; see
+      `output_axes`.
+  """
   flat, flat_bits = (traverse_util.flatten_dict(tree, sep='/') for tree in (params, bits))
+  by_channel = {}
   for name, quant in configs.items():
     if f'{name}/kernel_alpha' in flat:
       fixed = quant.kernel_bits
-      width = np.mean(flat_bits[f'{name}/kernel']) if fixed is None else fixed
-      how = dict(signed=True, choices=quant.choices if fixed is None else (fixed,), scheme='lsq')
-      x = resized(np.asarray(flat[f'{name}/kernel']))
-      flat[f'{name}/kernel_alpha'] = _of_layer(f'kernel of {name}', x, width, **how, criterion=quant.calibration)
+      width, kernel = flat_bits[f'{name}/kernel'] if fixed is None else fixed, np.asarray(flat[f'{name}/kernel'])
+      if quant.kernel_ranges == 'channel':
+        kernel = np.asarray(with_last_channels(kernel, (axes or {}).get(name, (kernel.ndim - 1,))))
+        by_channel[name] = (kernel.reshape(-1, kernel.shape[-1]).T, width, quant)
+      else:
+        how = dict(signed=True, choices=quant.choices if fixed is None else (fixed,), scheme='lsq')
+        found = _of_layer(f'kernel of {name}', resized(kernel), np.mean(width), **how, criterion=quant.calibration)
+        flat[f'{name}/kernel_alpha'] = found
+  for name, ranges in channel_ranges(by_channel).items():
+    flat[f'{name}/kernel_alpha'] = jnp.asarray(ranges)
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
@@ -232,15 +127,26 @@ def _of_layer(what: str, x: np.ndarray, bits: Any, **how: Any) -> jax.Array:
     raise ValueError(f'{what}: {error}') from None
 
 
-def resized(kernel: np.ndarray) -> np.ndarray:
-  """4096 entries of an array, all of them as often as one another where there are fewer; zeros where there are none."""
-  flat = kernel.reshape(-1)
-  return flat[_positions(flat.size)] if flat.size else np.zeros(_SAMPLES, np.float32)
-
-
 def quant_configs(model: nn.Module, inputs: Any, **kwargs: Any) -> dict[str, Any]:
   """The `QuantConfig` of each quantized layer, by path; shapes alone are traced. Arguments as `cost.trace`."""
-  configs = {}
-  with watch_layers(lambda module, x, y: configs.update({'/'.join(module.path): module.quant})):
+  found = {name: module.quant for name, module in _modules(model, inputs, kwargs).items()}
+  return {name: quant for name, quant in found.items() if quant is not None}
+
+
+def output_axes(model: nn.Module, inputs: Any, params: Any, **kwargs: Any) -> dict[str, tuple[int, ...]]:
+  """The axes of each layer's kernel that are its output channels, by path; arguments as `quant_configs`."""
+  flat = traverse_util.flatten_dict(params, sep='/')
+  modules = _modules(model, inputs, kwargs)
+  return {
+    name: module.output_axes(np.shape(flat[f'{name}/kernel']))
+    for name, module in modules.items()
+    if f'{name}/kernel' in flat
+  }
+
+
+def _modules(model: nn.Module, inputs: Any, kwargs: Any) -> dict[str, Any]:
+  """Each quantized layer by path, as a module on its own."""
+  found: dict[str, Any] = {}
+  with watch_layers(lambda module, x, y: found.update({'/'.join(module.path): module.clone(parent=None)})):
     jax.eval_shape(lambda *args: model.init(jax.random.key(0), *args, **kwargs), *example_of(inputs))
-  return {name: quant for name, quant in configs.items() if quant is not None}
+  return found

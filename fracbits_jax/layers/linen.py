@@ -4,7 +4,7 @@ nothing but quantize.
 A quantized layer owns, beside the parameters of the layer it extends:
 
 * `params/alpha`: the clip of its inputs, `()`;
-* `params/kernel_alpha`: with the scheme `lsq`, the range of its kernel, `()`;
+* `params/kernel_alpha`: with the scheme `lsq`, the range of its kernel, `()` or `[C_out]`;
 * `bits/kernel`: the bit-width of its kernel, `()` or `[C_out]`;
 * `bits/input`: the bit-width of its inputs, `()`.
 
@@ -23,7 +23,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from fracbits_jax.fast import conv
-from fracbits_jax.layers.operands import apply_quantizer, einsum_output_axes, over_channels
+from fracbits_jax.layers.operands import apply_quantizer, einsum_output_axes, over_channels, with_last_channels
 from fracbits_jax.layers.quant_config import QuantConfig
 from fracbits_jax.quantize import bitwidths, lsq
 
@@ -103,7 +103,9 @@ class Quantized(nn.Module):
     bits, how = self._bits(quant, 'kernel', quant.kernel_bits, quant.allowed_kernel_bits, shape)
     alpha = None
     if quant.scheme == 'lsq':
-      alpha = super().param('kernel_alpha', lambda key: lsq.initial_range(kernel, bits))
+      each = quant.kernel_ranges == 'channel'
+      start = lambda key: lsq.initial_range(with_last_channels(kernel, axes), bits, each=each)
+      alpha = super().param('kernel_alpha', start)
     if quant.mixture == 'elements' and 'choices' in how:
       how['noise'] = bitwidths.thresholds(kernel.shape)
     how['kept'] = self._kept(quant, kernel, bits)

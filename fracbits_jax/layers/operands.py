@@ -1,6 +1,7 @@
 """A layer's operands, its inputs and its kernel, as its configuration quantizes them; the same for linen and NNX."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,7 +30,7 @@ def quantize_kernel(
     quant: the configuration.
     kernel: the float kernel.
     bits: `()` or `[C_out]`.
-    alpha: its range, `()`, with the scheme `lsq`.
+    alpha: its range, `()` or `[C_out]`, with the scheme `lsq`.
     kept: false for the entries of pruned channels, or `None`.
     **how: `choices`, `noise`, `learned`.
   """
@@ -75,8 +76,15 @@ def over_channels(function: Callable[[jax.Array], jax.Array], kernel: jax.Array,
     return function(kernel)
   last = range(-len(axes), 0)
   moved = jnp.moveaxis(kernel, axes, last)
-  flat = moved.reshape(*moved.shape[: -len(axes)], -1)
-  return jnp.moveaxis(function(flat).reshape(moved.shape), last, axes)
+  return jnp.moveaxis(function(with_last_channels(kernel, axes)).reshape(moved.shape), last, axes)
+
+
+def with_last_channels(kernel: Any, axes: tuple[int, ...]) -> Any:
+  """A kernel whose output channels are spread over `axes` as `[..., C_out]`."""
+  if axes == (kernel.ndim - 1,):
+    return kernel
+  moved = jnp.moveaxis(kernel, axes, range(-len(axes), 0))
+  return moved.reshape(*moved.shape[: -len(axes)], math.prod(moved.shape[-len(axes) :]))
 
 
 def einsum_output_axes(einsum_str: str, rank: int) -> tuple[int, ...]:

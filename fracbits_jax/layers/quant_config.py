@@ -9,6 +9,7 @@ from fracbits_jax import quantize
 from fracbits_jax.quantize import bitwidths
 
 GRANULARITIES = ('layer', 'kernel')
+KERNEL_RANGES = ('layer', 'channel')
 SCHEMES = (*quantize.SCHEMES, 'lsq')
 FLOAT_BITS = 32
 CALIBRATIONS = ('squares', 'absolute', 'trimmed')
@@ -39,6 +40,7 @@ class QuantConfig:
     signed_input: inputs are quantized on [-alpha, alpha] rather than on [0, alpha].
     scheme: `original` or `modified` for DoReFa kernels, whose inputs are always `original`; `lsq` for a learned step
       size of kernels and inputs.
+    kernel_ranges: with `lsq`, `layer` for one range a kernel, `channel` for one per output channel.
     learned: false says that the bit-widths in the collection `bits` are integers, fixed after a search: the layer is
       then as fast as one with fixed bits.
     stochastic: draw one of the two neighbouring bit-widths instead of interpolating, wherever the network is applied
@@ -61,6 +63,7 @@ class QuantConfig:
   quantize_residuals: bool = False
   signed_input: bool = False
   scheme: str = 'original'
+  kernel_ranges: str = 'layer'
   learned: bool = True
   stochastic: bool = False
   mixture: str = 'values'
@@ -73,6 +76,13 @@ class QuantConfig:
       raise ValueError(f'granularity={self.granularity!r} is unknown: choose one of {", ".join(GRANULARITIES)}')
     if self.scheme not in SCHEMES:
       raise ValueError(f'scheme={self.scheme!r} is unknown: choose one of {", ".join(map(repr, SCHEMES))}')
+    if self.kernel_ranges not in KERNEL_RANGES:
+      raise ValueError(f'kernel_ranges={self.kernel_ranges!r} is unknown: choose one of {", ".join(KERNEL_RANGES)}')
+    if self.kernel_ranges == 'channel' and self.scheme != 'lsq':
+      raise ValueError(
+        f"kernel_ranges='channel' is for learned ranges, and scheme={self.scheme!r} has none: set scheme='lsq', or "
+        "kernel_ranges='layer'"
+      )
     check_calibration(self.calibration)
     object.__setattr__(self, 'choices', bitwidths.check_choices(self.choices))
     if self.choices == (0,):

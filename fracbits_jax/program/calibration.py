@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fracbits_jax.layers import calibrate
+from fracbits_jax.layers import clip_search
+from fracbits_jax.layers.channel_ranges import channel_ranges
 from fracbits_jax.layers.quant_config import QuantConfig
 from fracbits_jax.program import operands
 from fracbits_jax.program.interpreter import Interpreter, bind
@@ -39,7 +40,8 @@ def unit_ranges(network: Network) -> Ranges:
   """Ranges of 1, for what depends on the shapes of a network alone."""
   found: Ranges = {}
   for name, (weight, quant) in network.quantized().items():
-    ones = jnp.ones((*weight.stack, *([weight.count] if weight.rows else [])), jnp.float32)
+    each = operands.has_channel_ranges(weight, quant)
+    ones = jnp.ones((*weight.stack, *([weight.count] if each else [])), jnp.float32)
     has_alpha, clip = not quant.weight_only and weight.has_input, jnp.ones(weight.stack, jnp.float32)
     has_kernel = operands.has_kernel_alpha(weight, quant) and not (weight.is_product and quant.weight_only)
     found[name] = {**({'alpha': clip} if has_alpha else {}), **({'kernel_alpha': ones} if has_kernel else {})}
@@ -62,6 +64,7 @@ def best_ranges(network: Network, params: Any, others: Any, args: Any, kwargs: A
   found = samples(network, params, others, args, kwargs)
   wanted: list[tuple[tuple[str, str], Weight, tuple, np.ndarray, float]] = []
   factors: dict[tuple[str, str], np.ndarray] = {}
+  by_channel: dict[str, tuple[np.ndarray, Any, QuantConfig]] = {}
   for name, (weight, quant) in network.quantized().items():
     values = found[name]
     if 'input' in values:
@@ -71,12 +74,19 @@ def best_ranges(network: Network, params: Any, others: Any, args: Any, kwargs: A
       continue
     kernels = values['kernel']
     signed, scheme = (weight.weight_signed, quant.scheme) if weight.is_product else (True, 'lsq')
+    if operands.has_channel_ranges(weight, quant) and not weight.rows:
+      by_channel[name] = (kernels, _start(quant, 'kernel'), quant)
+      continue
     if weight.rows:
       kernels, factors[name, 'kernel_alpha'] = _in_units(kernels)
     how = (signed, quant.allowed_kernel_bits, quant.kernel_bits, scheme, quant.calibration)
     flat = kernels.reshape(len(kernels), -1)
     wanted.append(((name, 'kernel_alpha'), weight, _how(*how), flat, _start(quant, 'kernel')))
-  return _solved(wanted, factors)
+  ranges = _solved(wanted, factors)
+  for name, best in channel_ranges(by_channel).items():
+    shape = (*network.weights[name].stack, best.shape[-1])
+    ranges.setdefault(name, {})['kernel_alpha'] = jnp.asarray(best.reshape(shape))
+  return ranges
 
 
 def samples(network: Network, params: Any, others: Any, args: Any, kwargs: Any) -> dict[str, dict[str, np.ndarray]]:
@@ -124,11 +134,11 @@ def _solved(wanted: list, factors: Mapping[tuple[str, str], np.ndarray]) -> Rang
     for (name, which), _, _, samples, width in group:
       for row in samples:
         what = f'{"inputs" if which == "alpha" else "kernel"} of {name}'
-        rows.append(calibrate.checked(calibrate.resized(row), what))
+        rows.append(clip_search.checked(clip_search.resized(row), what))
         widths.append(width)
     signed, choices, scheme, criterion = how
     settings = dict(signed=signed, choices=choices, scheme=scheme, criterion=criterion)
-    best = iter(np.asarray(calibrate.best_clips(np.stack(rows), np.asarray(widths, np.float32), **settings)))
+    best = iter(np.asarray(clip_search.best_clips(np.stack(rows), np.asarray(widths, np.float32), **settings)))
     for (name, which), weight, _, samples, _ in group:
       values = np.array([next(best) for _ in samples], np.float32)
       factor = factors.get((name, which))
@@ -187,7 +197,7 @@ def _sampled(x: jax.Array, stacked: tuple[int, ...]) -> jax.Array:
   x = jnp.moveaxis(x, stacked, range(len(stacked)))
   sizes = x.shape[: len(stacked)]
   x = x.astype(jnp.float32).reshape(math.prod(sizes), *x.shape[len(stacked) :])
-  return jax.vmap(calibrate.sample)(x).reshape(*sizes, -1)
+  return jax.vmap(clip_search.sample)(x).reshape(*sizes, -1)
 
 
 def _ordered(site: Site, tap: np.ndarray) -> tuple[np.ndarray, int, int]:

@@ -38,6 +38,11 @@ def has_kernel_alpha(weight: Weight, quant: QuantConfig) -> bool:
   return weight.is_product or quant.scheme == 'lsq'
 
 
+def has_channel_ranges(weight: Weight, quant: QuantConfig) -> bool:
+  """Whether each output channel has a range of its own, as the rows of an embedding always have."""
+  return weight.rows or (quant.kernel_ranges == 'channel' and not weight.is_product)
+
+
 def bits_shapes(weight: Weight, quant: QuantConfig) -> dict[str, tuple[int, ...]]:
   """The shapes of the learned bit-widths of a weight and its inputs."""
   shapes = {}
@@ -192,7 +197,7 @@ def _over_stack(
 
 
 def initial_range(weight: Weight, site: Site, quant: QuantConfig, w: np.ndarray) -> jax.Array:
-  """Where the range of a weight starts before calibration: the axes of the stack, and the rows where they have one.
+  """Where the range of a weight starts before calibration: the axes of the stack, and of the channels that have one.
 
   Args:
     weight, site, quant: the weight, where it is used, and its configuration.
@@ -202,10 +207,10 @@ def initial_range(weight: Weight, site: Site, quant: QuantConfig, w: np.ndarray)
   if weight.is_product:
     return jnp.full(weight.stack, quant.alpha_init, jnp.float32)
   kernels = kernels_of(weight, site, w)
-  of_kernel = lambda kernel: lsq.initial_range(kernel, bits)
-  if weight.rows:
-    return jax.vmap(jax.vmap(of_kernel))(kernels).reshape(*weight.stack, weight.count)
-  return jnp.stack([of_kernel(kernel) for kernel in kernels]).reshape(weight.stack)
+  each = has_channel_ranges(weight, quant)
+  of_kernel = lambda kernel: lsq.initial_range(kernel.T, bits, each=each)
+  shape = (*weight.stack, *((weight.count,) if each else ()))
+  return jnp.stack([of_kernel(kernel) for kernel in kernels]).reshape(shape)
 
 
 def kernels_of(weight: Weight, site: Site, w: np.ndarray) -> np.ndarray:

@@ -154,8 +154,21 @@ def activation(
   return _twos_complement(x, bits, alpha, noise, allowed(choices, learned))
 
 
-def initial_range(w: jax.Array, bits: jax.Array | float) -> jax.Array:
-  """LSQ's start, s = 2 mean |w| / sqrt(Q_P), as a range for kernels: `()`; 1 where `w` is 0 throughout."""
-  half = jnp.exp2(jnp.mean(jnp.asarray(bits, jnp.float32)) - 1)
-  alpha = 2 * jnp.mean(jnp.abs(w)) * half / jnp.sqrt(jnp.maximum(half - 1, 1))
-  return jnp.where(alpha > 0, alpha, 1).astype(jnp.float32)
+def initial_range(w: jax.Array, bits: jax.Array | float, *, each: bool = False) -> jax.Array:
+  """LSQ's start, s = 2 mean |w| / sqrt(Q_P), as a range for kernels.
+
+  Args:
+    w: `[..., C_out]`.
+    bits: `()` or `[C_out]`.
+    each: a range for each output channel.
+
+  Returns:
+    `()`, of the mean bit-width; with `each` `[C_out]`. A channel of zeros has the mean of the others; 1 where `w` is 0
+    throughout.
+  """
+  bits = jnp.asarray(bits, jnp.float32)
+  half = jnp.exp2((bits if each else jnp.mean(bits)) - 1)
+  sizes = jnp.mean(jnp.abs(w), axis=tuple(range(w.ndim - 1)) if each else None)
+  alpha = 2 * sizes * half / jnp.sqrt(jnp.maximum(half - 1, 1))
+  some = jnp.mean(alpha, where=alpha > 0)  # not a number where there are none
+  return jnp.where(alpha > 0, alpha, jnp.where(some > 0, some, 1)).astype(jnp.float32)

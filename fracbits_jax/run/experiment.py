@@ -162,6 +162,7 @@ def quant_config(config: ConfigDict) -> QuantConfig:
     weight_only=q.weight_only,
     quantize_residuals=q.quantize_residuals,
     scheme=q.scheme,
+    kernel_ranges=q.kernel_ranges,
     stochastic=q.stochastic,
     mixture=q.mixture,
     sat=q.sat,

@@ -120,6 +120,7 @@ FIELDS: Mapping[str, Field] = {
   'quant.weight_only': _flag(),
   'quant.quantize_residuals': _flag(),
   'quant.scheme': _text(),
+  'quant.kernel_ranges': _text(),
   'quant.stochastic': _flag(),
   'quant.mixture': _text(),
   'quant.sat': _flag(),
@@ -159,6 +160,7 @@ FIELDS: Mapping[str, Field] = {
 _YOUNGER: Mapping[str, Any] = {
   'data.random_crops': None,
   'quant.quantize_residuals': False,
+  'quant.kernel_ranges': 'layer',
   'quant.recalibrate': False,
   'quant.mixture': 'values',
   'budget.also.memory': None,
