@@ -91,8 +91,6 @@ class Quantized(nn.Module):
   def _quantized_input(self, quant: QuantConfig, inputs: jax.Array) -> jax.Array:
     alpha = super().param('alpha', nn.initializers.constant(quant.alpha_init), (), jnp.float32)
     bits, how = self._bits(quant, 'input', quant.input_bits, quant.allowed_input_bits, ())
-    if quant.mixture == 'elements' and 'choices' in how:
-      how['noise'] = bitwidths.thresholds(inputs.shape[1:])
     return apply_quantizer(self, 'input', inputs, bits, alpha, **how)
 
   @nn.nowrap
@@ -106,8 +104,6 @@ class Quantized(nn.Module):
       each = quant.kernel_ranges == 'channel'
       start = lambda key: lsq.initial_range(with_last_channels(kernel, axes), bits, each=each)
       alpha = super().param('kernel_alpha', start)
-    if quant.mixture == 'elements' and 'choices' in how:
-      how['noise'] = bitwidths.thresholds(kernel.shape)
     how['kept'] = self._kept(quant, kernel, bits)
     quantized = over_channels(lambda flat: apply_quantizer(self, 'kernel', flat, bits, alpha, **how), kernel, axes)
     if alpha is not None and self.is_mutable_collection(DISTANCES):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fracbits_jax import quantize
 from fracbits_jax.layers.quant_config import QuantConfig
-from fracbits_jax.quantize import lsq
+from fracbits_jax.quantize import bitwidths, lsq
 
 _replacements: list[Callable[..., jax.Array]] = []
 
@@ -47,6 +47,9 @@ def apply_quantizer(layer: Any, which: str, x: jax.Array, bits: Any, alpha: jax.
     x = x.astype(jnp.float32)  # integers, which the layer itself would bring to the dtype of its kernel
   if _replacements:
     return _replacements[-1](layer, which, x, bits, alpha, how.get('kept'))
+  if layer.quant.mixture == 'elements' and len(how.get('choices', ())) > 1:
+    # Of inputs `[N, ...]` the same for each example.
+    how['noise'] = bitwidths.thresholds(x.shape if which == 'kernel' else x.shape[1:])
   quantizer: Callable[..., jax.Array] = quantize_input if which == 'input' else quantize_kernel
   return quantizer(layer.quant, x, bits, alpha, **how)
 

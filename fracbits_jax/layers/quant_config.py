@@ -11,6 +11,7 @@ from fracbits_jax.quantize import bitwidths
 GRANULARITIES = ('layer', 'kernel')
 KERNEL_RANGES = ('layer', 'channel')
 SCHEMES = (*quantize.SCHEMES, 'lsq')
+MIXTURES = ('values', 'elements')
 FLOAT_BITS = 32
 CALIBRATIONS = ('squares', 'absolute', 'trimmed')
 _MOST_ALPHA = 1e30  # far inside float32, so that what is computed with it stays finite
@@ -45,6 +46,8 @@ class QuantConfig:
       then as fast as one with fixed bits.
     stochastic: draw one of the two neighbouring bit-widths instead of interpolating, wherever the network is applied
       with a random stream `bits`.
+    mixture: what a bit-width between two allowed ones is: `values`, the two quantizers interpolated, as in the paper; or
+      `elements`, of which each takes one of the two, so that the error between integers is between theirs.
     sat: rescale the quantized kernel as SAT does where no batch norm follows the layer; not with `lsq`, whose ranges
       are learned.
     alpha_init: where the clip of the inputs starts.
@@ -103,6 +106,12 @@ class QuantConfig:
     if self.quantize_residuals and self.weight_only:
       raise ValueError(
         'quantize_residuals=True quantizes inputs, which weight_only=True leaves as they are: set one of them to False'
+      )
+    if self.mixture not in MIXTURES:
+      raise ValueError(f'mixture={self.mixture!r} is unknown: choose one of {", ".join(map(repr, MIXTURES))}')
+    if self.stochastic and self.mixture != 'values':
+      raise ValueError(
+        f'stochastic=True draws bit-widths as wholes, and mixture={self.mixture!r} mixes them by element: take one of them'
       )
     if self.stochastic and self.prunes:
       raise ValueError(

@@ -11,6 +11,9 @@ from jax import lax
 
 MAX_BITS = 16
 
+_GOLDEN = 2654435769  # 2^32 / golden ratio
+_LEAST_SHARE = 1 / 16
+
 _ALL_CHOICES = tuple(range(MAX_BITS + 1))
 
 
@@ -117,22 +120,34 @@ def draw_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return jax.random.logistic(key, shape, jnp.float32)
 
 
-_LEAST_SHARE = 1 / 16
-
-
 def thresholds(shape: tuple[int, ...]) -> jax.Array:
-  """One for each element of an array, evenly spread over [0, 1) among the elements that are near each other."""
+  """Thresholds by which `mixture` gives each element of an array one of the two neighbours: uint32, in 2^-32.
+
+  They are multiples of the golden ratio (Weyl 1916), so that any stretch of elements has nearly the share that the
+  fraction says, and the same elements have it at every step: no noise.
+  """
   index = jnp.zeros(shape, jnp.uint32)
   for axis, size in enumerate(shape):
     index = index * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, shape, axis)
-  return (index * jnp.uint32(2654435769)).astype(jnp.float32) * jnp.float32(2**-32)
+  return index * jnp.uint32(_GOLDEN)
 
 
 def mixture(fraction: jax.Array, noise: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-  """How much of the upper neighbour a bit-width takes, and the derivative of that with respect to its fraction.
+  """How much of the upper neighbour a bit-width takes, and the derivative of that with respect to its fraction f.
 
-  Without noise the two neighbours are interpolated: the share is the fraction f itself. With logistic noise n one of
-  them is drawn, the upper one with probability f:
+  Without noise the two neighbours are interpolated: the share is f itself. The error between integers is then smaller
+  than at either of them, since the errors of the two cancel in part, and its slope at an integer is not what the next
+  bit gives.
+
+  With `thresholds` t each element takes one of the two, so that the *errors* of the neighbours are mixed:
+
+      share = 1 where f > t, else 0;    d share / df = 1 / (2 f) where that is 1, 1 / (2 (1 - f)) where it is 0
+
+  Of a quadratic loss whose elements do not interact this slope, summed against its gradient, is L(q_h) - L(q_l) at every
+  f: half of the gradient at the one and half of that at the other, each weighed by how seldom it is seen. Below f = 1/16
+  and above 15/16, where one of them is hardly seen, the weights stay.
+
+  With logistic noise n one of the two is drawn for the bit-width as a whole, the upper one with probability f:
 
       share = 1 where f > sigmoid(-n), else 0,    E[share] = f,    d share / df = 1
 
@@ -143,18 +158,18 @@ def mixture(fraction: jax.Array, noise: jax.Array | None) -> tuple[jax.Array, ja
 
   Args:
     fraction: f from 0 to 1, any shape.
-    noise: logistic noise of the same shape, or `None`.
+    noise: `None`; or of `thresholds`, an array that broadcasts with f; or of `draw_noise`, in the shape of f.
   """
-  slope = jnp.ones_like(fraction)
   if noise is None:
-    return fraction, slope
-  if noise.shape != fraction.shape:
-    upper, f = fraction > noise, jnp.clip(fraction, _LEAST_SHARE, 1 - _LEAST_SHARE)
-    share = jnp.where(upper, 1.0, jnp.where(fraction <= noise, 0.0, fraction))
-    return share, 0.5 / jnp.where(upper, f, 1 - f)
+    return fraction, jnp.ones_like(fraction)
+  if noise.dtype == jnp.uint32:
+    upper, f = fraction > noise.astype(jnp.float32) * 2**-32, jnp.clip(fraction, _LEAST_SHARE, 1 - _LEAST_SHARE)
+    share, slope = upper.astype(jnp.float32), 0.5 / jnp.where(upper, f, 1 - f)
+    return jnp.where(fraction == fraction, share, fraction), slope
   threshold = jax.nn.sigmoid(-noise)
   # What is neither above nor below is not a number, and stays that.
-  return jnp.where(fraction > threshold, 1, jnp.where(fraction <= threshold, 0, fraction)), slope
+  share = jnp.where(fraction > threshold, 1, jnp.where(fraction <= threshold, 0, fraction))
+  return share, jnp.ones_like(fraction)
 
 
 def check_kernel_bits(w: jax.Array, bits: jax.Array, what: str = 'bits') -> None:
