@@ -120,6 +120,7 @@ FIELDS: Mapping[str, Field] = {
   'quant.weight_only': _flag(),
   'quant.quantize_residuals': _flag(),
   'quant.scheme': _text(),
+  'quant.kernel_ranges': _text(),
   'quant.stochastic': _flag(),
   'quant.sat': _flag(),
   'quant.alpha_init': _number(1e-6, 1e6),
@@ -154,6 +155,7 @@ FIELDS: Mapping[str, Field] = {
 _YOUNGER: Mapping[str, Any] = {
   'data.random_crops': None,
   'quant.quantize_residuals': False,
+  'quant.kernel_ranges': 'layer',
   'budget.also.memory': None,
 }
 
