@@ -79,7 +79,7 @@ ROUNDED_TWICE = ('QuantConv_4', 'QuantConv_5', 'QuantConv_6')
 @pytest.fixture(scope='module')
 def source():
   """`Layers` with 2, 4 and 8 bits side by side, but for those with 16 outputs, and some clips of their own."""
-  model = Layers(QuantConfig(scheme='lsq', granularity='kernel', alpha_init=6.0))
+  model = Layers(QuantConfig(scheme='lsq', granularity='kernel', kernel_ranges='channel', alpha_init=6.0))
   variables = jax.jit(model.init)(jax.random.key(0), PIXELS)
   for layer, alpha in (('QuantConv_1', 8.0), ('QuantConv_4', 8.0), ('QuantConv_5', 1.5), ('QuantConv_6', 1.0)):
     variables['params'][layer]['alpha'] = jnp.float32(alpha)
