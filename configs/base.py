@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
   config.quant.weight_only = False  # leave the inputs of layers as they are
   config.quant.quantize_residuals = False  # what comes into a residual block once, for convolution and shortcut
   config.quant.scheme = 'original'  # or modified (kernels by floor), lsq (learned step sizes)
-  config.quant.kernel_ranges = 'layer'  # of lsq: one range a kernel; or channel, one for each output channel
+  config.quant.kernel_ranges = 'layer'  # with lsq one range a kernel; or channel, one for each output channel
   config.quant.stochastic = False  # draw one of the two neighbouring bit-widths instead of interpolating
   config.quant.mixture = 'values'  # or elements
   config.quant.sat = True  # rescale the classifier's kernel as SAT does

@@ -43,8 +43,10 @@ class Net(nn.Module):
 
 @functools.cache
 def network(scheme='original', granularity='layer', mean=0.0):
-  """A network and variables with 1 to 8 bits."""
-  model = Net(QuantConfig(scheme=scheme, granularity=granularity, init_bits=3, alpha_init=2.0), mean)
+  """A network and variables with 1 to 8 bits; channels with bits of their own have ranges of their own under `lsq`."""
+  ranges = 'channel' if (scheme, granularity) == ('lsq', 'kernel') else 'layer'
+  how = dict(scheme=scheme, granularity=granularity, kernel_ranges=ranges)
+  model = Net(QuantConfig(**how, init_bits=3, alpha_init=2.0), mean)
   return model, _trained(model, IMAGES)
 
 

@@ -98,11 +98,14 @@ class Net(nn.Module):
   scheme: str
   granularity: str
   dtype: str
+  ranges: str = 'layer'
 
   @nn.compact
   def __call__(self, x):
     choices = range(self.granularity == 'kernel', 9)  # channels of 0 bits are taken away before the export
-    settings = {'scheme': self.scheme, 'granularity': self.granularity, 'choices': choices}
+    settings = {
+      'scheme': self.scheme, 'granularity': self.granularity, 'kernel_ranges': self.ranges, 'choices': choices
+    }  # fmt: skip
     quant = QuantConfig(signed_input=True, init_bits=3, alpha_init=2.0, **settings)
     for piece, layer in zip(self.pieces, self.layers, strict=True):
       x = jnp.clip(x / 2 + PIECES[piece](x).astype(x.dtype), -3, 3)

@@ -7,6 +7,7 @@ outputs have to be those of integer inference, to the last bit.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import subprocess
 import sys
@@ -18,6 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from benchmarks.robustness import random_networks
 from fracbits_jax.export import c_format
 from fracbits_jax.export.source import Source, source_of
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
@@ -35,19 +39,20 @@ class Network(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     rng = np.random.default_rng(self.seed)
+    scheme, granularity = str(rng.choice(['original', 'modified', 'lsq'])), str(rng.choice(['layer', 'kernel']))
     quant = QuantConfig(
-      scheme=str(rng.choice(['original', 'modified', 'lsq'])), granularity=str(rng.choice(['layer', 'kernel']))
+      scheme=scheme, granularity=granularity, kernel_ranges=random_networks.ranges_of(self.seed, scheme)
     )
 
     def conv(x: jax.Array, features: int, **how: Any) -> jax.Array:
       signed = bool(rng.random() < 0.3)
-      fields = QuantConfig(scheme=quant.scheme, granularity=quant.granularity, signed_input=signed)
-      return QuantConv(features, quant=fields, **how)(x)
+      return QuantConv(features, quant=dataclasses.replace(quant, signed_input=signed), **how)(x)
 
     def norm(x: jax.Array) -> jax.Array:
       return nn.BatchNorm(use_running_average=True)(x) if rng.random() < 0.7 else x
 
-    first = QuantConfig(scheme=quant.scheme, kernel_bits=8, input_bits=8, weight_only=True)
+    whole = dataclasses.replace(quant, granularity='layer', kernel_bits=8)
+    first = dataclasses.replace(whole, input_bits=8, weight_only=True)
     x = QuantConv(int(rng.integers(2, 9)), (3, 3), quant=first, name='stem')(x)
     x = nn.relu(norm(x))
     for _ in range(int(rng.integers(1, 4))):
@@ -80,8 +85,7 @@ class Network(nn.Module):
         x = jnp.pad(x[:, ::2], ((0, 0), (0, 1), (1, 0), (0, 2)))
       x = nn.relu(norm(x)) if rng.random() < 0.7 else norm(x)
     x = x.mean((1, 2)) if rng.random() < 0.5 else x.reshape(x.shape[0], -1)
-    dense = QuantConfig(scheme=quant.scheme, kernel_bits=8, signed_input=True)
-    return QuantDense(3, quant=dense, name='classifier')(x)
+    return QuantDense(3, quant=dataclasses.replace(whole, signed_input=True), name='classifier')(x)
 
 
 def network(seed: int) -> Source:

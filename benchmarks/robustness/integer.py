@@ -26,6 +26,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
+from benchmarks.robustness import random_networks  # noqa: E402
 from fracbits_jax.export import comparison, integer, rescale  # noqa: E402
 from fracbits_jax.fast import platforms  # noqa: E402
 from fracbits_jax.graph.capture import capture  # noqa: E402
@@ -48,6 +49,7 @@ class Net(nn.Module):
   blocks: tuple[str, ...]
   scheme: str = 'original'
   granularity: str = 'layer'
+  ranges: str = 'layer'
   signed: bool = False
   bits: int = 8
   mean: float = 0.0
@@ -55,9 +57,8 @@ class Net(nn.Module):
   epsilon: float = 0.0
 
   def setup(self):
-    self.quant = QuantConfig(
-      scheme=self.scheme, granularity=self.granularity, signed_input=self.signed, init_bits=self.bits
-    )
+    how = dict(scheme=self.scheme, granularity=self.granularity, kernel_ranges=self.ranges)
+    self.quant = QuantConfig(**how, signed_input=self.signed, init_bits=self.bits)
 
   @nn.compact
   def __call__(self, x):
@@ -132,9 +133,12 @@ def _to_depth(x: jax.Array) -> jax.Array:
 def random_net(seed: int, blocks: Sequence[str] = BLOCKS) -> Net:
   """A network with one to four blocks."""
   rng = np.random.default_rng(seed)
+  names = tuple(str(name) for name in rng.choice(blocks, rng.integers(1, 5)))
+  scheme = str(rng.choice(['original', 'modified', 'lsq']))
   return Net(
-    blocks=tuple(str(name) for name in rng.choice(blocks, rng.integers(1, 5))),
-    scheme=str(rng.choice(['original', 'modified', 'lsq'])),
+    blocks=names,
+    scheme=scheme,
+    ranges=random_networks.ranges_of(seed, scheme),
     granularity=str(rng.choice(['layer', 'kernel'])),
     signed=bool(rng.random() < 0.3),
     bits=int(rng.choice([1, 2, 4, 8])),
@@ -164,6 +168,8 @@ def random_variables(net: nn.Module, seed: int, exponent: float) -> Any:
       found = rng.normal(size=shape) * 10.0 ** rng.uniform(-2, 3, shape)
     elif path[0].key == 'bits':
       found = rng.integers(1, 9, shape) if shape else np.asarray(net.bits)
+    elif name == 'kernel_alpha' and shape:
+      found = 2 ** rng.uniform(-3, 1, shape)
     elif len(shape) > 1 or name == 'bias':
       found = rng.normal(size=shape)
     else:

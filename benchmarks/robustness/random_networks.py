@@ -263,13 +263,18 @@ def draw(seed: int, *, widths: tuple[int, ...] = (2, 4, 8), most: int = 6) -> tu
   return of_operations(names, seed, widths=widths, scheme=scheme, granularity=granularity)
 
 
+def ranges_of(seed: int, scheme: str) -> str:
+  """Whether kernels have a range or their channels have: with `lsq` two in four seeds, of either parity."""
+  return 'channel' if scheme == 'lsq' and seed // 2 % 2 else 'layer'
+
+
 def of_operations(
   names: tuple[str, ...], seed: int, *, widths: tuple[int, ...], scheme: str, granularity: str
 ) -> tuple[Source, np.ndarray]:
   """A network with operations of one's choice, and inputs for it; `seed` draws the rest."""
   rng = np.random.default_rng(seed)
   images = bool(rng.random() < 0.5)
-  quant = QuantConfig(scheme=scheme, granularity=granularity, choices=(2, 4, 8))
+  quant = QuantConfig(scheme=scheme, granularity=granularity, kernel_ranges=ranges_of(seed, scheme), choices=(2, 4, 8))
   model = Network(seed, names, quant)
   shape = (EXAMPLES, SIDE, SIDE, CHANNELS)
   x = rng.integers(0, 256, shape) if images else rng.standard_normal(shape)
@@ -288,6 +293,8 @@ def _value(rng: np.random.Generator, path: Any, shape: tuple[int, ...], widths: 
     value = rng.standard_normal(shape) / np.sqrt(max(np.prod(shape[:-1]), 1))
   elif names[-1] in ('bias', 'mean'):
     value = 0.3 * rng.standard_normal(shape)
+  elif names[-1] == 'kernel_alpha' and shape:
+    value = 2 ** rng.uniform(-3, 1, shape)
   else:  # scales, variances and ranges
     value = rng.uniform(0.5, 1.5, shape)
   return value.astype(np.float32)

@@ -58,13 +58,16 @@ def write(source: Source, path: str | os.PathLike) -> str:
   _check_read_back(content, graph)
   write_whole(path, content)
   rescale = sum(np.asarray(x).nbytes for node in graph.nodes if node.op == 'affine' for x in node.inputs[1:])
+  ranges = sum(np.size(kernel.alpha) * 4 for kernel in _kernels(graph) if np.ndim(kernel.alpha))
   reported = round(source.size_mb * 1e6)
-  rest = len(content) - rescale - reported
+  rest = len(content) - rescale - ranges - reported
   share = lambda part: f'{part / reported:.2%}' if reported else 'of nothing'
   return (
     f'{path}: {len(content):,} bytes = {reported:,} of kernels and biases, as reported, + {rescale:,} of rescaling '
-    f'({share(rescale)}; a scale and an offset for each channel, in place of its batch norm) + {rest:,} of '
-    f'graph and bit-widths ({share(rest)})' + (f'\n{path} {graph.note}' if graph.note else '')
+    f'({share(rescale)}; a scale and an offset for each channel, in place of its batch norm) + '
+    + (f'{ranges:,} of ranges of channels ({share(ranges)}) + ' if ranges else '')
+    + f'{rest:,} of graph and bit-widths ({share(rest)})'
+    + (f'\n{path} {graph.note}' if graph.note else '')
   )
 
 
@@ -92,6 +95,10 @@ def _ends(graph: Graph, input_range: tuple[int, int] | None) -> dict[str, Any]:
     return {'input': [*inputs[0], input_range], 'output': graph.output}
   outputs = [list(pair) for pair in zip(graph.output_names, graph.outputs, strict=True)]
   return {'inputs': inputs, 'outputs': outputs, 'input_range': input_range}
+
+
+def _kernels(graph: Graph) -> list[Kernel]:
+  return [node.params['kernel'] for node in graph.nodes if node.op == 'kernel']
 
 
 def _row(node: Node, arrays: packed_arrays.Writer) -> list[Any]:

@@ -77,17 +77,17 @@ def over_channels(function: Callable[[jax.Array], jax.Array], kernel: jax.Array,
   """Applies a function of kernels `[..., C_out]` to one whose output channels are spread over `axes`."""
   if axes == (kernel.ndim - 1,):
     return function(kernel)
-  last = range(-len(axes), 0)
-  moved = jnp.moveaxis(kernel, axes, last)
-  return jnp.moveaxis(function(with_last_channels(kernel, axes)).reshape(moved.shape), last, axes)
+  found, last = function(with_last_channels(kernel, axes)), range(-len(axes), 0)
+  return jnp.moveaxis(found.reshape(jnp.moveaxis(kernel, axes, last).shape), last, axes)
 
 
 def with_last_channels(kernel: Any, axes: tuple[int, ...]) -> Any:
-  """A kernel whose output channels are spread over `axes` as `[..., C_out]`."""
+  """A kernel whose output channels are spread over `axes`, none of them where there is one, as `[..., C_out]`."""
   if axes == (kernel.ndim - 1,):
     return kernel
   moved = jnp.moveaxis(kernel, axes, range(-len(axes), 0))
-  return moved.reshape(*moved.shape[: -len(axes)], math.prod(moved.shape[-len(axes) :]))
+  rest = kernel.ndim - len(axes)
+  return moved.reshape(*moved.shape[:rest], math.prod(moved.shape[rest:]))
 
 
 def einsum_output_axes(einsum_str: str, rank: int) -> tuple[int, ...]:

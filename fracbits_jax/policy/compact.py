@@ -75,6 +75,9 @@ def _cuts(
     outputs = layer.name if layer.prunes else layer.source if layer.kind == 'depthwise' else None
     if outputs is not None:
       cuts += [(('params', *path, 'kernel'), -1, outputs)]
+      ranges = ('params', *path, 'kernel_alpha')
+      if ranges in flat and flat[ranges].ndim:
+        cuts += [(ranges, -1, outputs)]
       if layer.per_channel and layer.kernel_bits is None:
         cuts += [(('bits', *path, 'kernel'), -1, outputs)]
     if layer.source is not None and layer.kind != 'depthwise':

@@ -22,6 +22,7 @@ from jax import lax
 from fracbits_jax import cost as costs
 from fracbits_jax import layers, tasks
 from fracbits_jax.layers import QuantConfig, calibrate, wrap
+from fracbits_jax.layers.channel_ranges import channel_ranges
 from fracbits_jax.policy.assignment import Scores
 
 Slot = tuple[str, str]  # a layer's path, and `kernel` or `input`
@@ -40,7 +41,7 @@ def quantized_kernel(quant: QuantConfig, kernel: jax.Array, bits: Any, alpha: ja
     quant: how the layer is quantized.
     kernel: the float kernel.
     bits: `()`.
-    alpha: its range, `()`, with the scheme `lsq`.
+    alpha: its range, `()` or `[C_out]`, with the scheme `lsq`.
   """
   plain = dataclasses.replace(quant, sat=False)
   q = layers.quantize_kernel(plain, kernel, jnp.float32(bits), alpha, learned=False)
@@ -83,7 +84,8 @@ class Sensitivity:
     shapes = jax.eval_shape(model.init, jax.random.key(0), task.inputs(self._batches[0]))
     given = traverse_util.flatten_dict(variables['params'])
     # Clips and bits are not used; at the largest bits nothing is pruned.
-    params = {path: given.get(path, np.float32(1)) for path in traverse_util.flatten_dict(shapes['params'])}
+    wanted = traverse_util.flatten_dict(shapes['params'])
+    params = {path: given.get(path, np.ones(x.shape, np.float32)) for path, x in wanted.items()}
     bits = jax.tree.map(np.float32, costs.bits_range(self.table)[1])
     self.variables = {**variables, 'params': traverse_util.unflatten_dict(params), 'bits': bits}
 
@@ -156,21 +158,24 @@ class Sensitivity:
   def loss_scores(self) -> Scores:
     """The rise of the loss when one kernel or one input alone is quantized, a mean over the batches."""
     order = list(self.slots)
+    each = lambda slot: slot[1] == 'kernel' and self._configs[slot[0]].kernel_ranges == 'channel'
+    most = max((self._kernel(name).shape[-1] for name, which in order if each((name, which))), default=1)
 
     @jax.jit
     def loss(variables, batch, index, bits, alpha):
       def quantizer(slot, x):
-        one = functools.partial(self._quantized, slot)
+        one = lambda x, bits, alpha: self._quantized(slot, x, bits, alpha[: x.shape[-1]] if each(slot) else alpha[0])
         return lax.cond(index == order.index(slot), one, lambda x, bits, alpha: x, x, bits, alpha)
 
       outputs = self.outputs(variables, self._task.inputs(batch), quantizer)
       return jnp.mean(self._task.terms(outputs, batch)['loss'])
 
     mean = lambda *which: float(np.mean([loss(self.variables, batch, *which) for batch in self._batches]))
-    plain = mean(-1, 8.0, 1.0)
+    plain = mean(-1, 8.0, np.ones(most, np.float32))
     scores: dict[Slot, dict[int, float]] = {}
     for slot, _, bits, alpha in self._quantizations():
-      scores.setdefault(slot, {})[bits] = mean(order.index(slot), float(bits), float(alpha)) - plain
+      padded = np.resize(alpha, most)  # of one shape, so that there is one program
+      scores.setdefault(slot, {})[bits] = mean(order.index(slot), float(bits), padded) - plain
     return scores
 
   def _quantizations(self):
@@ -180,15 +185,21 @@ class Sensitivity:
     for slot, choices in self.slots.items():
       name, which = slot
       quant = self._configs[name]
-      of_kernel = functools.reduce(lambda node, key: node.get(key, {}), name.split('/'), self._float['params'])
-      x = jnp.asarray(of_kernel['kernel'] if which == 'kernel' else inputs[name])
+      x = jnp.asarray(self._kernel(name) if which == 'kernel' else inputs[name])
       signed = which == 'kernel' or quant.signed_input
       for bits in choices:
-        clip: jax.Array | float = 1.0  # of kernels that have none
-        if which == 'input' or quant.scheme == 'lsq':
+        clip: Any = 1.0  # of kernels that have none
+        if which == 'kernel' and quant.kernel_ranges == 'channel':
+          fixed = dataclasses.replace(quant, kernel_bits=bits)
+          clip = channel_ranges({name: (np.asarray(x).reshape(-1, x.shape[-1]).T, bits, fixed)})[name]
+        elif which == 'input' or quant.scheme == 'lsq':
           how = dict(signed=signed, choices=(bits,), scheme=quant.scheme, criterion=quant.calibration)
           clip = calibrate.best_clip(x, jnp.float32(bits), **how)
         yield slot, x, bits, jnp.float32(clip)
+
+  def _kernel(self, name: str) -> Any:
+    """The kernel of a layer of the float network."""
+    return functools.reduce(lambda node, key: node[key], name.split('/'), self._float['params'])['kernel']
 
   def _quantized(self, slot: Slot, x: jax.Array, bits: jax.Array, alpha: jax.Array) -> jax.Array:
     quant = self._configs[slot[0]]

@@ -65,7 +65,8 @@ def quantized_variables(experiment: Experiment, variables: Variables, bits: Any)
   names = traverse_util.flatten_dict(shapes(experiment, 'search')['params'], sep='/')
   clips = [name for name in names if name not in flat]  # they are all that is new
   given = experiment.initial.clips if experiment.initial is not None and 'pretrain' not in config.phases else {}
-  flat |= {name: given.get(name, jnp.float32(config.quant.alpha_init)) for name in clips}
+  start = lambda name: jnp.float32(given.get(name, config.quant.alpha_init))
+  flat |= {name: jnp.broadcast_to(start(name), names[name].shape) for name in clips}  # one range for every channel
   params = traverse_util.unflatten_dict(flat, sep='/')
   quant_configs = calibrate.quant_configs(experiment.quant_model, dataset.image_shape)
   if not given.keys() >= set(clips):

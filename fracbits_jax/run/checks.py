@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from fracbits_jax.system import extras
@@ -85,6 +86,17 @@ def check_teacher(config: ConfigDict, initial: weights.Weights | None, task: tas
     raise ValueError(
       f'distill.temperature={config.distill.temperature:g} softens logits, and the outputs of model.name='
       f'{config.model.name} are none: its task is {task.name}; leave it at 1'
+    )
+
+
+def check_ranges(config: ConfigDict, initial: weights.Weights | None) -> None:
+  """Raises `ValueError` for given ranges of channels where there is to be one a kernel; the reverse is no loss."""
+  if initial is None or 'pretrain' in config.phases or config.quant.scheme != 'lsq':
+    return
+  if config.quant.kernel_ranges == 'layer' and any(np.ndim(clip) for clip in initial.clips.values()):
+    raise ValueError(
+      f'init_from={config.init_from} has a range for each output channel, and quant.kernel_ranges=layer leaves one a '
+      'kernel: set quant.kernel_ranges=channel, or start from its float network'
     )
 
 

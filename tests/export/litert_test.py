@@ -48,8 +48,8 @@ class Layers(nn.Module):
   @nn.compact
   def __call__(self, x):
     on_images = dataclasses.replace(self.quant, kernel_bits=8, input_bits=8, weight_only=True)
-    layer = lambda kind, *args, **how: lambda x: nn.relu(kind(*args, quant=self.quant, bias_init=_bias, **how)(x))
-    conv = lambda *args, **how: layer(QuantConv, *args, **how)
+    conv = lambda *args, **how: lambda x: nn.relu(QuantConv(*args, quant=self.quant, bias_init=_bias, **how)(x))
+    whole = dataclasses.replace(self.quant, kernel_ranges='layer')  # dense layers of one range
     x = QuantConv(8, (3, 3), padding=1, quant=on_images, use_bias=False)(x - 128.0)
     x = jnp.minimum(nn.BatchNorm(use_running_average=True, scale_init=_signs)(0.08 * x), 6.0)
     x = conv(16, (3, 3), strides=2, padding=1, feature_group_count=8)(x)
@@ -62,8 +62,8 @@ class Layers(nn.Module):
     x = nn.relu(QuantConv(16, (2, 2), padding='VALID', quant=signed, bias_init=_bias)(x))
     x = nn.avg_pool(x[:, :, 1:], (2, 2), (2, 1))
     x = jnp.concatenate([conv(4, (1, 1))(x), conv(4, (1, 1))(x)], -1).reshape(x.shape[0], -1)
-    x = layer(QuantDense, 16)(x)
-    return QuantDense(5, quant=dataclasses.replace(self.quant, kernel_bits=8))(x)
+    x = nn.relu(QuantDense(16, quant=whole, bias_init=_bias)(x))
+    return QuantDense(5, quant=dataclasses.replace(whole, kernel_bits=8))(x)
 
 
 def _signs(key, shape, dtype=jnp.float32):
@@ -79,7 +79,7 @@ ROUNDED_TWICE = ('QuantConv_4', 'QuantConv_5', 'QuantConv_6')
 @pytest.fixture(scope='module')
 def source():
   """`Layers` with 2, 4 and 8 bits side by side, but for those with 16 outputs, and some clips of their own."""
-  model = Layers(QuantConfig(scheme='lsq', granularity='kernel', alpha_init=6.0))
+  model = Layers(QuantConfig(scheme='lsq', granularity='kernel', kernel_ranges='channel', alpha_init=6.0))
   variables = jax.jit(model.init)(jax.random.key(0), PIXELS)
   for layer, alpha in (('QuantConv_1', 8.0), ('QuantConv_4', 8.0), ('QuantConv_5', 1.5), ('QuantConv_6', 1.0)):
     variables['params'][layer]['alpha'] = jnp.float32(alpha)

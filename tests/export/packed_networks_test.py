@@ -3,6 +3,7 @@ import numpy as np
 import packed_nets
 import pytest
 
+from benchmarks.robustness import random_networks
 from fracbits_jax.export import packed
 from fracbits_jax.graph import graph, ops
 
@@ -16,10 +17,12 @@ def _networks(seed=0):
   pieces, layers = rng.permutation(list(packed_nets.PIECES)).tolist(), list(packed_nets.LAYERS)
   for at in range(0, len(pieces), 2):
     chosen = tuple(pieces[at : at + 2])
+    scheme = ('original', 'modified', 'lsq')[at // 2 % 3]
     yield packed_nets.Net(
       pieces=chosen,
       layers=tuple(layers[(at // 2 + i) % len(layers)] for i in range(len(chosen))),
-      scheme=('original', 'modified', 'lsq')[at // 2 % 3],
+      scheme=scheme,
+      ranges=random_networks.ranges_of(at // 2, scheme),
       granularity=('layer', 'kernel')[at // 2 % 2],
       dtype=('float32', 'float32', 'bfloat16')[at // 2 % 3],
     )

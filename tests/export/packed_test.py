@@ -69,6 +69,9 @@ def test_the_size_is_accounted_for(written):
   weights = sum(float(np.sum(np.broadcast_to(k.bits, k.codes.shape[-1:]))) * k.codes[..., 0].size for k in kernels) / 8
   assert source.size_mb * 1e6 == pytest.approx(weights + 4 * (12 + 5))
   assert f'{path.stat().st_size:,} bytes = {round(source.size_mb * 1e6):,} of kernels and biases' in said
+  ranges = sum(4 * k.codes.shape[-1] for k in kernels if np.ndim(k.alpha))
+  assert bool(ranges) == (kernels[0].scheme == 'lsq') == ('of ranges of channels' in said)
+  assert not ranges or f' + {ranges:,} of ranges of channels (' in said
 
 
 def test_it_is_written_the_same_again(written, tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from flax import linen as nn
 
 from fracbits_jax import cost, models, quantize
-from fracbits_jax.layers import QuantConfig, QuantDense, calibrate
+from fracbits_jax.layers import QuantConfig, QuantDense, calibrate, operands, quantized_class, wrap
+from fracbits_jax.layers.channel_ranges import channel_ranges
 from fracbits_jax.layers.quant_config import CALIBRATIONS
 from fracbits_jax.quantize import lsq
 
@@ -172,3 +173,82 @@ def test_a_sample_of_few_values_has_all_of_them(size):
   values = np.random.default_rng(1).normal(size=size).astype(np.float32)
   np.testing.assert_array_equal(np.unique(calibrate.sample(values)), np.unique(values))
   np.testing.assert_array_equal(calibrate.sample(values), calibrate.resized(values))
+
+
+BY_CHANNEL = QuantConfig(scheme='lsq', kernel_ranges='channel', choices=CHOICES)
+
+
+def least_error(w, bits):
+  """The least mean square that any range leaves: the codes change where |w| / s is half an integer."""
+  half = 2 ** (bits - 1)
+  borders = np.sort((np.abs(w)[:, None] / (np.arange(half) + 0.5)).ravel())
+  steps = np.concatenate([borders[:1] / 2, (borders[1:] + borders[:-1]) / 2, borders[-1:] * 2])[:, None]
+  codes = np.clip(np.round(w / steps), -half, half - 1)
+  squares = (codes**2).sum(1)
+  best = np.where(squares > 0, (codes * w).sum(1) / np.maximum(squares, 1), 0)[:, None]
+  return np.mean((codes * best - w) ** 2, axis=1).min()
+
+
+@pytest.mark.parametrize(('bits', 'within'), [(2, 1.001), (3, 1.001), (4, 1.001), (8, 1.5)])
+def test_no_other_range_quantizes_a_channel_of_few_weights_better(bits, within):
+  w = np.random.default_rng(0).normal(size=(30, 9)).astype(np.float32) * np.logspace(-20, 20, 30)[:, None]
+  w = w.astype(np.float32)
+  ranges = channel_ranges({'layer': (w, bits, BY_CHANNEL)})['layer']
+  found = np.asarray(lsq.kernel(w.T, bits, ranges)).T
+  for channel, quantized in zip(w.astype(np.float64), found, strict=True):
+    assert np.mean((quantized - channel) ** 2) <= within * least_error(channel, bits)
+
+
+def test_channels_of_zeros_have_the_ranges_of_the_others():
+  w = np.random.default_rng(0).normal(size=(2, 4, 9)).astype(np.float32)
+  w[0, 1:3], w[1] = 0, 0
+  ranges = channel_ranges({'layer': (w, 3.5, BY_CHANNEL)})['layer']
+  np.testing.assert_allclose(ranges[0, 1:3], (ranges[0, 0] + ranges[0, 3]) / 2, rtol=1e-6)
+  np.testing.assert_array_equal(ranges[1], 1)
+  start = lsq.initial_range(jnp.asarray(w[0].T), 4, each=True)
+  np.testing.assert_allclose(start[1:3], (start[0] + start[3]) / 2, rtol=1e-6)
+  np.testing.assert_array_equal(lsq.initial_range(jnp.zeros((9, 4)), 4, each=True), 1)
+  assert channel_ranges({'none': (np.ones((3, 0)), 4, BY_CHANNEL)})['none'].tolist() == [1, 1, 1]
+  with pytest.raises(ValueError, match='kernel of layer: there are values that are not finite'):
+    channel_ranges({'layer': (np.full((2, 3), np.nan), 4, BY_CHANNEL)})
+
+
+@pytest.mark.parametrize('criterion', CALIBRATIONS)
+def test_channels_of_every_length_are_recovered_from_their_own_grids(criterion):
+  """Also where channels of several layers are searched at once, with bit-widths of their own."""
+  rng, kernels = np.random.default_rng(0), {}
+  quant = QuantConfig(**{**vars(BY_CHANNEL), 'calibration': criterion})
+  for length in (1, 9, 70, 5000):
+    bits = rng.choice([2, 4], 6)
+    levels = [2.0**i * rng.choice(GRIDS['lsq', True](b), length) for i, b in enumerate(bits)]
+    kernels[length] = (np.stack(levels).astype(np.float32), bits.astype(np.float32), quant)
+  for length, ranges in channel_ranges(kernels).items():
+    w, bits, _ = kernels[length]
+    np.testing.assert_allclose(np.asarray(lsq.kernel(w.T, bits, ranges)).T, w, rtol=0, atol=1e-5 * np.abs(w).max())
+
+
+def test_layers_whose_channels_are_not_last_are_calibrated_by_channel():
+  class Net(nn.Module):
+    quant: QuantConfig | None = None
+
+    @nn.compact
+    def __call__(self, x):
+      x = quantized_class(nn.ConvTranspose)(3, (2, 2), transpose_kernel=True, quant=self.quant, name='transposed')(x)
+      return quantized_class(nn.DenseGeneral)((2, 3), quant=self.quant, name='general')(x)
+
+  x, rng = np.ones((1, 4, 4, 5), np.float32), np.random.default_rng(0)
+  quant = QuantConfig(**{**vars(BY_CHANNEL), 'kernel_bits': 2})
+  variables = Net().init(jax.random.key(0), x)
+  kernels = {name: variables['params'][name]['kernel'] for name in ('transposed', 'general')}
+  axes = {'transposed': [0, 1, 3], 'general': [0]}  # that are no channels
+  for name, kernel in kernels.items():
+    scale = np.expand_dims(2.0 ** np.arange(kernel.size).reshape(-1)[: 3 if name == 'transposed' else 6], 0)
+    shape = [1 if axis in axes[name] else size for axis, size in enumerate(kernel.shape)]
+    kernels[name] = jnp.asarray(rng.choice([-1, -0.5, 0, 0.5], kernel.shape) * scale.reshape(shape), jnp.float32)
+    variables['params'][name]['kernel'] = kernels[name]
+  found = wrap.from_float(Net(quant), variables, x)
+  for name, kernel in kernels.items():
+    alpha = found['params'][name]['kernel_alpha']
+    assert alpha.shape == (3 if name == 'transposed' else 6,)
+    flat = operands.with_last_channels(kernel, (2,) if name == 'transposed' else (1, 2))
+    np.testing.assert_array_equal(lsq.kernel(flat, 2, alpha), flat)

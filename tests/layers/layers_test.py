@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from fracbits_jax import quantize
-from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense, watch_layers
+from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense, quantized_class, watch_layers
 from fracbits_jax.quantize import lsq
 
 X = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
@@ -44,6 +44,27 @@ def test_a_learned_step_has_a_range_of_its_own_for_the_kernel():
   x = lsq.activation(X, 2.6, params['alpha'], signed=True, choices=quant.choices)
   expected = nn.Dense(5).apply({'params': {'kernel': kernel, 'bias': params['bias']}}, x)
   np.testing.assert_allclose(layer.apply(variables, X), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_each_channel_can_have_a_range_of_its_own():
+  quant = QuantConfig(init_bits=2.6, scheme='lsq', kernel_ranges='channel', weight_only=True)
+  x, width = jax.random.normal(jax.random.key(0), (2, 5, 5, 4)), 2.6
+  for layer, axes in (
+    (QuantConv(4, (3, 3), feature_group_count=4, quant=quant), (3,)),
+    (quantized_class(nn.ConvTranspose)(6, (3, 3), transpose_kernel=True, quant=quant), (2,)),
+    (quantized_class(nn.DenseGeneral)((2, 3), quant=quant), (1, 2)),
+  ):
+    variables = layer.init(jax.random.key(1), x)
+    kernel, alpha = (variables['params'][name] for name in ('kernel', 'kernel_alpha'))
+    channels = jnp.moveaxis(kernel, axes, range(len(axes))).reshape(alpha.size, -1)
+    np.testing.assert_allclose(alpha, [lsq.initial_range(channel, width) for channel in channels], rtol=1e-6)
+    gradient = jax.grad(lambda params, layer=layer: jnp.sum(layer.apply({**variables, 'params': params}, x) ** 2))  # noqa: B023
+    assert (gradient(variables['params'])['kernel_alpha'] != 0).all()
+  for fields in ({'scheme': 'original'}, {'scheme': 'modified'}):
+    with pytest.raises(ValueError, match="kernel_ranges='channel' is for learned ranges, and scheme="):
+      QuantConfig(kernel_ranges='channel', **fields)
+  with pytest.raises(ValueError, match="kernel_ranges='each' is unknown: choose one of layer, channel"):
+    QuantConfig(scheme='lsq', kernel_ranges='each')
 
 
 def test_bits_are_drawn_only_where_a_stream_for_them_is_given():

@@ -66,6 +66,7 @@ def test_the_cost_of_a_pruned_network_is_that_of_the_network_without_its_channel
   [
     ('mobilenet_v2', PRUNING),
     ('resnet8', QuantConfig(granularity='kernel', choices=range(9), init_bits=4.0, scheme='lsq')),
+    ('mobilenet_v2', QuantConfig(**{**vars(PRUNING), 'scheme': 'lsq', 'kernel_ranges': 'channel'})),
     ('short_preact', QuantConfig(granularity='kernel', choices=range(9), init_bits=4.0, sat=True)),
   ],
 )

@@ -35,8 +35,11 @@ def squared_error(outputs, batch):
   return jnp.mean((outputs - batch['target']) ** 2)
 
 
-# A task and a scheme -> its loss, for which Hessian and rise are found in full.
-CASES = {(tasks.CLASSIFICATION, 'original'): cross_entropy, (tasks.REGRESSION, 'lsq'): squared_error}
+# A task, a scheme and its ranges -> the loss, for which Hessian and rise are found in full.
+CASES = {
+  (tasks.CLASSIFICATION, 'original', 'layer'): cross_entropy,
+  (tasks.REGRESSION, 'lsq', 'channel'): squared_error,
+}
 
 
 @pytest.fixture(scope='module', params=CASES, ids=lambda case: f'{case[0].name}-{case[1]}')
@@ -46,8 +49,8 @@ def measured(request):
   batch['target'] = np.float32(rng.normal(size=(4, 3)))
   variables = Net().init(jax.random.key(1), jnp.zeros((1, 4, 4, 1)))
   variables = jax.tree.map(lambda x: 2 * x, variables)
-  task, scheme = request.param
-  quant = QuantConfig(choices=CHOICES, scheme=scheme)
+  task, scheme, ranges = request.param
+  quant = QuantConfig(choices=CHOICES, scheme=scheme, kernel_ranges=ranges)
   found = sensitivity.Sensitivity(Net(quant=quant), variables, (4, 4, 1), [batch], task)
   return found, variables, batch, CASES[request.param]
 
@@ -102,7 +105,7 @@ def test_a_loss_score_is_what_quantizing_that_tensor_alone_does(measured):
   scores = found.loss_scores()
   images, params = jnp.float32(batch['image']), variables['params']
   plain = loss(Net().apply(variables, images), batch)
-  kernel, quant = params['dense']['kernel'], QuantConfig(choices=CHOICES, scheme=found._model.quant.scheme)
+  kernel, quant = params['dense']['kernel'], found._model.quant
   alpha = next(a for slot, _, bits, a in found._quantizations() if (slot, bits) == (('dense', 'kernel'), 2))
   changed = {**params, 'dense': {**params['dense'], 'kernel': sensitivity.quantized_kernel(quant, kernel, 2, alpha)}}
   rise = loss(Net().apply({'params': changed}, images), batch) - plain

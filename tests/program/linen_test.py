@@ -8,9 +8,11 @@ from flax import linen as nn
 from benchmarks.accuracy import own_networks
 from fracbits_jax import cost, from_float, layers, models, policy, quantize_model
 from fracbits_jax.layers import QuantConfig, wrap
+from fracbits_jax.quantize import lsq
 from fracbits_jax.train import optim
 
 IMAGES = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
+BY_CHANNEL = QuantConfig(scheme='lsq', granularity='kernel', kernel_ranges='channel')
 
 
 class Everything(nn.Module):
@@ -38,7 +40,7 @@ class Everything(nn.Module):
 def everything():
   model = Everything()
   variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
-  net = quantize_model(model, IMAGES, default=QuantConfig(scheme='lsq', granularity='kernel'))
+  net = quantize_model(model, IMAGES, default=BY_CHANNEL)
   return model, variables, net, from_float(net, variables, IMAGES)
 
 
@@ -50,6 +52,31 @@ def test_parameters_keep_their_names_and_shapes(everything):
   assert {path[-1].key for path in flat_quantized.keys() - flat.keys()} == {'alpha', 'kernel_alpha'}
   plain = wrap.without_quantization(net)
   np.testing.assert_array_equal(plain.apply(variables, IMAGES), jax.jit(model.apply)(variables, IMAGES))
+
+
+def test_every_channel_of_every_kind_of_layer_has_its_range(everything):
+  _, _, net, quantized = everything
+  leaves = jax.tree_util.tree_leaves_with_path(quantized['params'])
+  found = {path[-2].key: x for path, x in leaves if path[-1].key == 'kernel_alpha'}
+  counts = {'conv': 8, 'depthwise': 8, 'query': 8, 'key': 8, 'value': 8, 'out': 8, 'up': 4, 'einsum': 15, 'general': 6}
+  assert {name: x.shape for name, x in found.items()} == {name: (count,) for name, count in counts.items()}
+  # A range that is the best for another channel is not the best for this one: those of the transposed convolution.
+  kernel = jnp.moveaxis(quantized['params']['up']['kernel'], 2, -1)
+  error = lambda alpha: jnp.mean((lsq.kernel(kernel, 8, alpha) - kernel) ** 2)
+  assert error(found['up']) < min(error(jnp.roll(found['up'], i)) for i in range(1, 4))
+  start = net.init(jax.random.key(0), IMAGES)['params']
+  assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, quantized['params'])
+
+
+def test_a_convolution_of_one_output_channel_has_one_bit_width_and_one_range():
+  model = nn.Sequential([nn.Conv(1, (3, 3))])
+  net, whole = (quantize_model(model, IMAGES, default=q) for q in (BY_CHANNEL, QuantConfig(scheme='lsq')))
+  variables = from_float(net, model.init(jax.random.key(0), IMAGES), IMAGES)
+  params = variables['params']['layers_0']
+  assert params['kernel_alpha'].shape == (1,)
+  of_kernel = {'layers_0': {**params, 'kernel_alpha': params['kernel_alpha'][0]}}
+  expected = whole.apply({**variables, 'params': of_kernel}, IMAGES)
+  np.testing.assert_array_equal(net.apply(variables, IMAGES), expected)
 
 
 def test_every_kind_of_layer_is_quantized_and_counted(everything):

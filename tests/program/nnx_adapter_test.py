@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,9 +81,10 @@ def test_it_computes_what_the_same_network_in_linen_computes():
   names = {'Conv_0': 'down1', 'Conv_1': 'down2', 'Conv_2': 'middle', 'ConvTranspose_0': 'up1', 'ConvTranspose_1': 'up2'}
   layers = {ours: getattr(model, theirs) for ours, theirs in names.items()}
   params = {ours: {'kernel': layer.kernel[...], 'bias': layer.bias[...]} for ours, layer in layers.items()}
-  net = quantize_model(linen, IMAGES, default=QUANT)
+  quant = dataclasses.replace(QUANT, kernel_ranges='channel')
+  net = quantize_model(linen, IMAGES, default=quant)
   variables = from_float(net, {'params': params}, IMAGES)
-  quantize_model(model, IMAGES, default=QUANT)
+  quantize_model(model, IMAGES, default=quant)
   for ours, layer in layers.items():
     np.testing.assert_array_equal(layer.alpha[...], variables['params'][ours]['alpha'])
     np.testing.assert_array_equal(layer.kernel_alpha[...], variables['params'][ours]['kernel_alpha'])

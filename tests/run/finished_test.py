@@ -27,13 +27,14 @@ README = (pathlib.Path(__file__).parents[2] / 'README.md').read_text()
 
 @pytest.fixture(scope='module')
 def pruned(tmp_path_factory):
-  """Pruned, quantized with learned steps, two budgets."""
+  """Pruned, quantized with learned steps for each channel, two budgets."""
   folder = tmp_path_factory.mktemp('options')
   config = tiny(**TINY)  # with layers enough to meet two budgets
   config.phases = ('search', 'finetune')
   config.quant.granularity = 'kernel'
   config.quant.choices = tuple(range(9))
   config.quant.scheme = 'lsq'
+  config.quant.kernel_ranges = 'channel'
   config.quant.stochastic = False
   config.quant.input_choices = (2, 3, 4)  # so that kernels have to give way: to 0.5 bits on average
   config.budget.equivalent_bits = 1.0

@@ -15,7 +15,7 @@ from tiny import tiny as tiny_run
 
 from fracbits_jax import models
 from fracbits_jax.data.dataset import SPECS
-from fracbits_jax.run import experiment, monitor, runner, torchvision, weights
+from fracbits_jax.run import begin, checks, experiment, monitor, runner, torchvision, weights
 from fracbits_jax.run.checkpoint import Checkpoints
 
 
@@ -87,6 +87,24 @@ def test_a_quantized_network_hands_on_its_clips_but_not_its_bits(searched, tmp_p
   assert {float(value) for value in found['bits'].values()} == {3.5}
   assert 3.5 not in [float(value) for value in source['bits'].values()]
   assert not experiment.prepare(config).initial.is_float
+
+
+def test_the_range_of_a_kernel_becomes_that_of_each_channel_and_the_reverse_is_refused(searched):
+  changes = {'phases': ('search',), 'init_from': str(searched), 'quant.scheme': 'lsq'}
+  prepared = experiment.prepare(tiny(**changes, **{'quant.kernel_ranges': 'channel'}))
+  shapes = traverse_util.flatten_dict(begin.shapes(prepared, 'search')['params'], sep='/')
+  clips = {name: np.float32(1 + i) for i, name in enumerate(shapes) if name.endswith('alpha')}
+  given = dataclasses.replace(prepared, initial=dataclasses.replace(prepared.initial, clips=clips))
+  found = begin.quantized_variables(given, begin.float_variables(given), begin.initial_bits(given))
+  flat = traverse_util.flatten_dict(found['params'], sep='/')
+  assert {flat[name].ndim for name in clips} == {0, 1}
+  for name, clip in clips.items():
+    assert flat[name].shape == shapes[name].shape
+    np.testing.assert_array_equal(flat[name], clip)
+  of_channels = dataclasses.replace(given.initial, clips={name: flat[name] for name in clips})
+  checks.check_ranges(given.config, of_channels)
+  with pytest.raises(ValueError, match=r'has a range for each output channel, and quant\.kernel_ranges=layer leaves'):
+    checks.check_ranges(tiny(**changes), of_channels)
 
 
 class Stop(Exception):
