@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
   config.seed = 0  # of the weights, the order of the images, their augmentation and the draws
   config.phases = ('pretrain', 'search', 'finetune')  # those to run, in this order
   config.policy = config_dict.placeholder(str)  # a policy file to finetune instead of searching
-  config.init_from = config_dict.placeholder(str)  # a run's folder, or torchvision's weights as a .safetensors file
+  config.init_from = config_dict.placeholder(str)  # a run's folder, or published weights as a .safetensors file
 
   config.model = ConfigDict()
   config.model.name = 'mobilenet_v1'  # or another network of fracbits_jax.models
