@@ -1,5 +1,7 @@
-"""EfficientNet-Lite0: EfficientNet-B0 (Tan and Le 2019, arXiv 1905.11946) as its authors made it for small devices, with
-ReLU6 for swish and without squeeze-and-excitation."""
+"""EfficientNet-Lite0: EfficientNet-B0 (Tan and Le 2019, arXiv 1905.11946) as its authors made it for small devices.
+
+It has ReLU6 for swish, and no squeeze-and-excitation.
+"""
 
 import dataclasses
 
