@@ -68,9 +68,7 @@ def inverted_residual(
     y = relu(parts.norm(source=source, name=f'{name}_expand_norm')(expand(y)))
     reads = None
   hidden = y.shape[-1]
-  depthwise = parts.conv(
-    hidden, size, stride, groups=hidden, source=source, input_from=reads, name=f'{name}_depthwise'
-  )
+  depthwise = parts.conv(hidden, size, stride, groups=hidden, source=source, input_from=reads, name=f'{name}_depthwise')
   y = depthwise(y)
   y = relu(parts.norm(source=source, name=f'{name}_depthwise_norm')(y))
   y = parts.conv(channels, 1, source=source, name=f'{name}_project')(y)
