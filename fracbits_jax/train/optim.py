@@ -12,6 +12,8 @@ from flax import traverse_util
 from fracbits_jax.cost import Layer
 from fracbits_jax.fast.stored import stored_on_cpu
 
+_RANGES = ('alpha', 'kernel_alpha')  # the parameters that are no weights
+
 
 def cosine_part(
   base: float, steps: int, *, warmup_steps: int = 0, part: tuple[float, float] = (0.0, 1.0)
@@ -95,6 +97,20 @@ def _bits_sgd(
   if bits_rate is None:
     return None
   return optax.sgd(lambda step: bits_rate * schedule(step), momentum, nesterov=True)
+
+
+def with_weights_rate(optimizer: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
+  """An optimizer for the tree `{'params': ..., 'bits': ...}` that moves weights at `rate` times its own rate.
+
+  Weights are all parameters but clips and ranges; at a rate of 0 they stay as they are.
+  """
+
+  def scaled(updates: Any, params: Any) -> Any:
+    del params
+    factor = lambda path: 1.0 if path[0].key == 'bits' or path[-1].key in _RANGES else rate
+    return jax.tree_util.tree_map_with_path(lambda path, update: factor(path) * update, updates)
+
+  return optax.chain(optimizer, optax.stateless(scaled))
 
 
 def with_bits(
