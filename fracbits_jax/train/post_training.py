@@ -1,8 +1,7 @@
 """Mixed precision of a trained network from a few hundred inputs without labels, in minutes.
 
-    found = PostTraining(net, variables, batches)
-    policy = found.search(cost.budget('bitops', found.table, equivalent_bits=4))
-    quantized = found.variables_at(policy)
+    budget = cost.budget('bitops', cost.trace(net, batches[0]), equivalent_bits=4)
+    policy, quantized = post_training.search(net, variables, batches, budget)
 
 Everything follows from the outputs of the float network, the task's distance from which takes the place of a loss. The
 search starts where an integer program puts the bits for `Sensitivity.error_scores`, and learns bits and ranges from
@@ -64,6 +63,19 @@ class Settings:
   draws: int = 2
   calibration: int = 128
   seed: int = 0
+
+
+def search(net: Any, variables: Any, batches: Sequence[Any], budget: Budget, **how: Any) -> tuple[policy.Policy, Any]:
+  """The policy of a network under a budget, and the variables of `wrap.with_fixed_bits(net)` at its bits.
+
+  Args:
+    net, variables, batches: as for `PostTraining`, which also serves several budgets, and policies found otherwise.
+    budget: what the network may cost.
+    **how: further arguments of `PostTraining`.
+  """
+  made = PostTraining(net, variables, batches, **how)
+  found = made.search(budget)
+  return found, made.variables_at(found)
 
 
 class PostTraining:
