@@ -24,7 +24,8 @@ def phase(epochs: float, learning_rate: float, *, warmup_epochs: float = 0, cosi
       learning_rate=float(learning_rate),  # the peak of the weights' learning rate
       warmup_epochs=float(warmup_epochs),  # over which the rate rises from 0
       cosine=cosine,  # which part of one cosine decay from 0 to 1 the phase covers, such as (0.0, 0.8)
-      reestimate_batches=0,  # over which batch norm statistics are computed anew after the last step; 0: not at all
+      weights_rate=1.0,  # the weights' learning rate as a multiple of that of clips and ranges; 0 keeps the weights
+      reestimate_batches=0,  # over which batch norm statistics are computed anew (or moved, where frozen) at the end
     )
   )
 
@@ -43,13 +44,14 @@ def get_config() -> ConfigDict:
   config.seed = 0  # of the weights, the order of the images, their augmentation and the draws
   config.phases = ('pretrain', 'search', 'finetune')  # those to run, in this order
   config.policy = config_dict.placeholder(str)  # a policy file to finetune instead of searching
-  config.init_from = config_dict.placeholder(str)  # a run's folder, or torchvision's weights as a .safetensors file
+  config.init_from = config_dict.placeholder(str)  # a run's folder, or published weights as a .safetensors file
 
   config.model = ConfigDict()
   config.model.name = 'mobilenet_v1'  # or another network of fracbits_jax.models
   config.model.width = 1.0  # multiplies the number of channels of every layer
   config.model.dtype = 'float32'  # or bfloat16, for the computation: parameters, statistics and bits stay in float32
   config.model.remat = False  # compute batch norm and quantized tensors again for gradients: less memory of GPU or TPU
+  config.model.frozen_norm = False  # search and finetune keep the float network's batch norm statistics
   # These follow init_from where they are None, and without it:
   config.model.small_images = config_dict.placeholder(bool)  # None: a full-resolution stem up to 64 x 64 images
   config.model.image_mean = config_dict.placeholder(tuple)  # None: (); by colour in 0..255, subtracted from the images

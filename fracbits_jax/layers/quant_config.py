@@ -46,8 +46,8 @@ class QuantConfig:
       then as fast as one with fixed bits.
     stochastic: draw one of the two neighbouring bit-widths instead of interpolating, wherever the network is applied
       with a random stream `bits`.
-    mixture: what a bit-width between two allowed ones is: `values`, the two quantizers interpolated, as in the paper; or
-      `elements`, of which each takes one of the two, so that the error between integers is between theirs.
+    mixture: what a bit-width between two allowed ones is: `values`, the two quantizers interpolated, as in the paper;
+      or `elements`, of which each takes one of the two, so that the error between integers is between theirs.
     sat: rescale the quantized kernel as SAT does where no batch norm follows the layer; not with `lsq`, whose ranges
       are learned.
     alpha_init: where the clip of the inputs starts.
@@ -111,7 +111,8 @@ class QuantConfig:
       raise ValueError(f'mixture={self.mixture!r} is unknown: choose one of {", ".join(map(repr, MIXTURES))}')
     if self.stochastic and self.mixture != 'values':
       raise ValueError(
-        f'stochastic=True draws bit-widths as wholes, and mixture={self.mixture!r} mixes them by element: take one of them'
+        f'stochastic=True draws bit-widths as wholes, and mixture={self.mixture!r} mixes them by element: take one of '
+        'the two'
       )
     if self.stochastic and self.prunes:
       raise ValueError(

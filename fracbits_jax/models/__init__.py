@@ -8,6 +8,7 @@ from flax import linen as nn
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.models.autoencoder import Autoencoder
 from fracbits_jax.models.ds_cnn import DSCNN
+from fracbits_jax.models.efficientnet_lite import EfficientNetLite
 from fracbits_jax.models.mobilenet_v1 import MobileNetV1
 from fracbits_jax.models.mobilenet_v2 import MobileNetV2
 from fracbits_jax.models.resnet import CifarResNet, ResNet
@@ -21,6 +22,7 @@ def _tiny_mobilenet(width: float = 1.0, **kwargs) -> nn.Module:
 _MODELS: dict[str, Callable[..., nn.Module]] = {
   'mobilenet_v1': MobileNetV1,
   'mobilenet_v2': MobileNetV2,
+  'efficientnet_lite0': EfficientNetLite,
   'resnet18': functools.partial(ResNet, stages=(2, 2, 2, 2)),
   'resnet34': functools.partial(ResNet, stages=(3, 4, 6, 3)),
   'resnet50': functools.partial(ResNet, stages=(3, 4, 6, 3), bottleneck=True),

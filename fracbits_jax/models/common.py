@@ -36,6 +36,8 @@ class Parts:
     axis_name: the mapped axis over which it averages them.
     kept: output channels of the layers that were compacted, by name; see `fracbits_jax.policy.compact`.
     dtype: of the computation; `None` follows images and parameters.
+    padding: of convolutions, as in `nn.Conv`; `None` for half the kernel on every side.
+    norm_epsilon: what batch norm adds to variances.
   """
 
   quant: QuantConfig | None
@@ -43,6 +45,8 @@ class Parts:
   axis_name: str | None
   kept: Mapping[str, int] = FrozenDict()
   dtype: Any = None
+  padding: str | None = None
+  norm_epsilon: float = 1e-5
 
   def _conv(
     self,
@@ -57,6 +61,7 @@ class Parts:
     padding: str | None = None,
   ) -> QuantConv:
     kernel_size = (size, size) if isinstance(size, int) else size
+    padding = self.padding if padding is None else padding
     return QuantConv(
       self.kept.get(name, features),
       kernel_size,
@@ -116,7 +121,7 @@ class Parts:
     input_from: str | None = None,
     name: str,
   ) -> QuantConv:
-    """A convolution without bias, padded symmetrically.
+    """A convolution without bias.
 
     Args:
       features: output channels.
@@ -178,7 +183,7 @@ class Parts:
     return GatedBatchNorm(
       use_running_average=not self.train,
       momentum=NORM_MOMENTUM,
-      epsilon=1e-5,
+      epsilon=self.norm_epsilon,
       axis_name=self.axis_name,
       dtype=self.dtype,
       source=self._pruned(source),
@@ -215,7 +220,7 @@ class Network(nn.Module, kw_only=True):
     if self.quant is not None and self.quant.quantize_residuals and not self.has_residuals():
       raise ValueError(
         f'{type(self).__name__} has no residual sums of quantized values: leave quantize_residuals=False, or take a '
-        'ResNet without pre-activation or MobileNetV2'
+        'ResNet without pre-activation, MobileNetV2 or EfficientNet-Lite0'
       )
     return Parts(quant=self.quant, train=train, axis_name=self.axis_name, kept=self.kept, dtype=self.dtype)
 

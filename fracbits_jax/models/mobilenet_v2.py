@@ -36,16 +36,28 @@ class MobileNetV2(Network, kw_only=True):
       for i in range(repeats):
         block += 1
         stride = first_stride if i == 0 else 1
-        x = _inverted_residual(parts, relu, x, expansion, scaled(channels, self.width), stride, f'block{block}')
+        x = inverted_residual(parts, relu, x, expansion, scaled(channels, self.width), stride, name=f'block{block}')
     # The last layer before the pooling does not shrink with the width.
     x = parts.conv(scaled(1280, max(1.0, self.width)), 1, signed=True, prunable=True, name='head')(x)
     x = relu(parts.norm(source='head', name='head_norm')(x))
     return parts.classifier(self.num_classes, source='head')(global_pool(x))
 
 
-def _inverted_residual(
-  parts: Parts, relu: Callable, x: jax.Array, expansion: int, channels: int, stride: int, name: str
+def inverted_residual(
+  parts: Parts, relu: Callable, x: jax.Array, expansion: int, channels: int, stride: int, *, size: int = 3, name: str
 ) -> jax.Array:
+  """A block of 1 x 1, depthwise and 1 x 1 convolutions, around which its inputs are added where they fit.
+
+  Args:
+    parts: of the network.
+    relu: between the convolutions.
+    x: what comes in, `[N, H, W, C]`.
+    expansion: channels inside, as a multiple of C; with 1 the first convolution is left out.
+    channels: that come out.
+    stride: of the depthwise convolution.
+    size: of the depthwise kernel.
+    name: of the block.
+  """
   before = f'{name}_input' if stride == 1 and x.shape[-1] == channels else None  # of a residual sum
   if before is not None:
     x = parts.identity(signed=expansion > 1, name=before)(x)
@@ -56,7 +68,7 @@ def _inverted_residual(
     y = relu(parts.norm(source=source, name=f'{name}_expand_norm')(expand(y)))
     reads = None
   hidden = y.shape[-1]
-  depthwise = parts.conv(hidden, 3, stride, groups=hidden, source=source, input_from=reads, name=f'{name}_depthwise')
+  depthwise = parts.conv(hidden, size, stride, groups=hidden, source=source, input_from=reads, name=f'{name}_depthwise')
   y = depthwise(y)
   y = relu(parts.norm(source=source, name=f'{name}_depthwise_norm')(y))
   y = parts.conv(channels, 1, source=source, name=f'{name}_project')(y)

@@ -3,8 +3,8 @@
     python -m fracbits_jax.sensitivity --workdir=runs/digits --bits=3 --out=policy.json
 
 Scores are those of HAWQ-V2 (Dong et al. 2020, arXiv 1911.03852), the trace of the Hessian times the squared
-quantization error, or the rise of the loss itself. `assignment.solve` makes a policy of them, which a run takes as
-`config.policy`.
+quantization error; the rise of the loss itself; or its rise to second order by the very error of each bit-width.
+`assignment.solve` makes a policy of them, which a run takes as `config.policy`.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from fracbits_jax.policy.assignment import Scores
 Slot = tuple[str, str]  # a layer's path, and `kernel` or `input`
 Batch = Mapping[str, Any]
 
-SCORES = ('hessian', 'loss')
+SCORES = ('hessian', 'loss', 'error')
 _DRAWS = 8
 
 
@@ -155,6 +155,79 @@ class Sensitivity:
       for slot, by_bits in self.errors().items()
     }
 
+  def error_scores(self, draws: int = _DRAWS, seed: int = 0) -> Scores:
+    """The rise of the loss to second order, by the errors that a bit-width makes and not by random ones of their size.
+
+    With d the error of a kernel or an input, and J and c as for `traces`:
+
+        score = mean d^T J^T H J d / 2 = E[(c . J d)^2] / 2
+
+    One gradient of each draw serves all bit-widths, whose errors meet the same c. A kernel's error is the same for all
+    examples of a batch: its gradient is that of their sum, in which no draw mixes one example with another.
+
+    Args:
+      draws: of c, for every batch.
+      seed: of the draws.
+    """
+    clips: dict[Slot, list[jax.Array]] = {}
+    moves: dict[Slot, list[jax.Array]] = {}
+    for slot, x, bits, alpha in self._quantizations():
+      clips.setdefault(slot, []).append(alpha)
+      if slot[1] == 'kernel':
+        moves.setdefault(slot, []).append(self._quantized(slot, x, jnp.float32(bits), alpha) - x)
+    order = list(self.slots)
+
+    @jax.jit
+    def squares(variables, inputs, key, clips, moves):
+      def moved(zeros):
+        xs = {}
+
+        def quantizer(slot, x):
+          xs[slot] = x
+          return x + zeros[slot] if slot in zeros else x
+
+        return self.outputs(variables, inputs, quantizer), xs
+
+      _, shapes = jax.eval_shape(moved, {})
+      zeros = {slot: jnp.zeros(shape.shape, shape.dtype) for slot, shape in shapes.items()}
+      outputs, pull_back, xs = jax.vjp(moved, zeros, has_aux=True)
+
+      def drawn(key):
+        (gradients,) = pull_back(self._task.curvature(outputs, key))
+        return [
+          self._along(slot, gradients[slot], xs[slot], clips[slot], moves.get(slot), len(inputs)) for slot in order
+        ]
+
+      return jax.tree.map(lambda x: jnp.mean(x, 0), lax.map(drawn, jax.random.split(key, draws)))
+
+    keys = jax.random.split(jax.random.key(seed), len(self._batches))
+    found = [
+      squares(self.variables, self._task.inputs(batch), key, clips, moves)
+      for batch, key in zip(self._batches, keys, strict=True)
+    ]
+    means = jax.tree.map(lambda *values: np.mean(values, axis=0), *found)
+    return {
+      slot: dict(zip(self.slots[slot], (mean / 2).tolist(), strict=True))
+      for slot, mean in zip(order, means, strict=True)
+    }
+
+  def _along(
+    self,
+    slot: Slot,
+    gradient: jax.Array,
+    x: jax.Array,
+    clips: list[jax.Array],
+    moves: list[jax.Array] | None,
+    examples: int,
+  ) -> jax.Array:
+    """(gradient . error)^2 for each bit-width, a mean over the examples: `[widths]`."""
+    if moves is not None:
+      return jnp.stack([jnp.square(jnp.vdot(gradient, move)) for move in moves]) / examples
+    each = lambda y: jnp.sum(y.reshape(len(y), -1), axis=1)
+    widths = zip(self.slots[slot], clips, strict=True)
+    errors = (self._quantized(slot, x, jnp.float32(bits), clip) - x for bits, clip in widths)
+    return jnp.stack([jnp.mean(jnp.square(each(gradient * error))) for error in errors])
+
   def loss_scores(self) -> Scores:
     """The rise of the loss when one kernel or one input alone is quantized, a mean over the batches."""
     order = list(self.slots)
@@ -193,7 +266,7 @@ class Sensitivity:
           fixed = dataclasses.replace(quant, kernel_bits=bits)
           clip = channel_ranges({name: (np.asarray(x).reshape(-1, x.shape[-1]).T, bits, fixed)})[name]
         elif which == 'input' or quant.scheme == 'lsq':
-          how = dict(signed=signed, choices=(bits,), scheme=quant.scheme, criterion=quant.calibration)
+          how = dict(signed=signed, choices=choices, scheme=quant.scheme, criterion=quant.calibration)
           clip = calibrate.best_clip(x, jnp.float32(bits), **how)
         yield slot, x, bits, jnp.float32(clip)
 

@@ -143,9 +143,9 @@ def mixture(fraction: jax.Array, noise: jax.Array | None) -> tuple[jax.Array, ja
 
       share = 1 where f > t, else 0;    d share / df = 1 / (2 f) where that is 1, 1 / (2 (1 - f)) where it is 0
 
-  Of a quadratic loss whose elements do not interact this slope, summed against its gradient, is L(q_h) - L(q_l) at every
-  f: half of the gradient at the one and half of that at the other, each weighed by how seldom it is seen. Below f = 1/16
-  and above 15/16, where one of them is hardly seen, the weights stay.
+  Of a quadratic loss whose elements do not interact this slope, summed against its gradient, is L(q_h) - L(q_l) at
+  every f: half of the gradient at the one and half of that at the other, each weighed by how seldom it is seen. Below
+  f = 1/16 and above 15/16, where one of them is hardly seen, the weights stay.
 
   With logistic noise n one of the two is drawn for the bit-width as a whole, the upper one with probability f:
 

@@ -114,7 +114,8 @@ def schedule(experiment: Experiment, phase: str, *, steps: int, steps_per_epoch:
 def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax.GradientTransformation:
   """The configured optimizer of a phase at the learning rate `rate`; only a search changes the bits."""
   common = experiment.config.optimizer
-  return optim.OPTIMIZERS[common.name](
+  weights_rate = experiment.config[phase].weights_rate
+  found = optim.OPTIMIZERS[common.name](
     rate,
     momentum=common.momentum,
     weight_decay=common.weight_decay,
@@ -122,6 +123,7 @@ def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax
     bits_rate=common.bits_rate if phase == 'search' else None,
     bits_name=common.bits_name,
   )
+  return found if weights_rate == 1 else optim.with_weights_rate(found, weights_rate)
 
 
 def state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:
@@ -150,6 +152,7 @@ def train_step(
   """
   settings: dict[str, Any] = {'remat': experiment.config.model.remat, 'accumulate': experiment.config.data.accumulate}
   settings['task'] = experiment.task
+  settings['frozen_norm'] = keeps_norm(experiment, phase)
   if phase == 'search':
     settings['penalty'] = budget_penalty(experiment, rate)
     settings['bits_range'] = as_float32(cost.bits_range(experiment.layers))
@@ -174,8 +177,16 @@ def train_step(
   return lambda state, batch: mapped(state, batch, held)
 
 
-def with_statistics(experiment: Experiment, phase: str, state: TrainState) -> TrainState:
+def keeps_norm(experiment: Experiment, phase: str) -> bool:
+  """Whether batch norm keeps the float network's statistics in a phase."""
+  return experiment.config.model.frozen_norm and phase != 'pretrain'
+
+
+def with_statistics(experiment: Experiment, phase: str, state: TrainState, earlier: Variables) -> TrainState:
   """A replicated state with the batch norm statistics of `reestimate_batches` training batches together.
+
+  Where batch norm keeps those of the float network, whose variables are `earlier`, they are moved instead, as
+  `reestimate.corrected` says.
 
   The batches are the first of the phase's own order, wherever the training is, so that a run which was interrupted ends
   with the same statistics.
@@ -189,10 +200,18 @@ def with_statistics(experiment: Experiment, phase: str, state: TrainState) -> Tr
     shard=placement.host_shard(),
     wait=preemption.waiting,
   )
-  one_device = reestimate.make_statistics_step(model(experiment, phase), config.data.accumulate, experiment.task)
+
+  def statistics(model: nn.Module, variables: Variables, batches: list[Any]) -> Any:
+    one_device = reestimate.make_statistics_step(model, config.data.accumulate, experiment.task)
+    return reestimate.statistics(step.over_devices(one_device), variables, map(placement.to_devices, batches))
+
   with contextlib.closing(reader) as batches:
-    some = map(placement.to_devices, itertools.islice(batches, config[phase].reestimate_batches))
-    found = reestimate.statistics(step.over_devices(one_device), state.variables, some)
+    some = list(itertools.islice(batches, config[phase].reestimate_batches))
+  found = statistics(model(experiment, phase), state.variables, some)
+  if keeps_norm(experiment, phase):
+    trained = placement.replicate({name: earlier[name] for name in ('params', 'batch_stats')})
+    before = statistics(experiment.float_model, trained, some)
+    found = reestimate.corrected(trained['batch_stats'], before, found)
   return dataclasses.replace(state, batch_stats=found)
 
 

@@ -100,6 +100,17 @@ def check_ranges(config: ConfigDict, initial: weights.Weights | None) -> None:
     )
 
 
+def check_frozen(config: ConfigDict, initial: weights.Weights | None) -> None:
+  """Raises `ValueError` for a float network that is not there to keep, or that is kept where it is to be trained."""
+  if 'pretrain' in config.phases and not config.pretrain.weights_rate:
+    raise ValueError('pretrain.weights_rate=0 keeps the weights, and pretrain has nothing else to train: raise it')
+  if config.model.frozen_norm and 'pretrain' not in config.phases and (initial is None or not initial.is_float):
+    raise ValueError(
+      'model.frozen_norm=True keeps the statistics of a float network, and there is none: add pretrain to phases, or '
+      'give one by init_from'
+    )
+
+
 def check_length(config: ConfigDict, steps: dict[str, int], initial: weights.Weights | None) -> None:
   """Raises `ValueError` for phases that are too long to be counted, or that train nothing at all."""
   for phase, count in steps.items():

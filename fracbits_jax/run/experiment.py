@@ -105,6 +105,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
     initial = weights.load(source, config.model.name, float_model, dataset.image_shape)
   checks.check_teacher(config, initial, task)
   checks.check_ranges(config, initial)
+  checks.check_frozen(config, initial)
   checks.check_length(config, settings.phase_steps(config, len(dataset.train)), initial)
   layers = cost.trace(create(quant), (1, *dataset.image_shape))
   budget = _budget(config.budget, layers)

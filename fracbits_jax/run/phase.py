@@ -58,11 +58,14 @@ class Phase:
     if self.name == 'pretrain':
       return begin.float_variables(self.experiment)
     bits = begin.initial_bits(self.experiment) if self.policy is None else begin.as_float32(self.policy.bits())
-    if 'search' in self.states:
+    if 'search' in self.states and self.config.search.weights_rate:
       return begin.at_integer_bits(self.experiment, self.states['search'].variables, bits)
-    earlier = self.states['pretrain'].variables if 'pretrain' in self.states else None
-    earlier = begin.float_variables(self.experiment) if earlier is None else earlier
-    return begin.quantized_variables(self.experiment, earlier, bits)
+    # Behind a search that kept the weights, clips and ranges are those of the integers.
+    return begin.quantized_variables(self.experiment, self._float(), bits)
+
+  def _float(self) -> begin.Variables:
+    """The variables of the float network."""
+    return self.states['pretrain'].variables if 'pretrain' in self.states else begin.float_variables(self.experiment)
 
   def make_step(self, steps: int) -> tuple[optax.GradientTransformation, Callable]:
     """The optimizer of the phase and its mapped step, a distilled one where the configuration says so."""
@@ -99,8 +102,13 @@ class Phase:
     if found is None:
       self.progress.doing(f'{self.name}: compiling')
       state = hosts.primary(lambda: begin.state(self.start(), optimizer))
+      if begin.keeps_norm(self.experiment, self.name) and self.config[self.name].reestimate_batches:
+        state = placement.unreplicate(self._with_statistics(placement.replicate(state)))
       found = 0, state, {'data': None, 'seconds': seconds, 'pending': [], 'best': None, 'steps': 0}
     return found
+
+  def _with_statistics(self, state: TrainState) -> TrainState:
+    return begin.with_statistics(self.experiment, self.name, state, hosts.agree(self._float()))
 
   def batches(self, position: Any = None) -> TrainBatches:
     """The training batches of the phase, from where a checkpoint left them."""
@@ -149,7 +157,7 @@ class Phase:
     def finish(state: TrainState) -> TrainState:
       jax.block_until_ready(state)
       began = time.monotonic()
-      state = jax.block_until_ready(begin.with_statistics(self.experiment, name, state))
+      state = jax.block_until_ready(self._with_statistics(state))
       monitor.leave_out(time.monotonic() - began)
       return state
 

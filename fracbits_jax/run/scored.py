@@ -18,7 +18,7 @@ def find(experiment: Experiment, variables: Any, scores: str = 'hessian', *, see
   Args:
     experiment: of `experiment.prepare`: its quantized network, its budget, its data.
     variables: of its float network.
-    scores: `hessian` or `loss`.
+    scores: `hessian`, `loss` or `error`.
     seed: of the order of the training batches and of the draws.
   """
 
@@ -30,5 +30,6 @@ def find(experiment: Experiment, variables: Any, scores: str = 'hessian', *, see
     batches = list(itertools.islice(reader, _BATCHES))
   variables = {name: variables[name] for name in ('params', 'batch_stats') if name in variables}
   found = Sensitivity(experiment.quant_model, variables, dataset.image_shape, batches, experiment.task)
-  by_slot = found.hessian_scores(seed=seed) if scores == 'hessian' else found.loss_scores()
+  makers = {'hessian': found.hessian_scores, 'error': found.error_scores}
+  by_slot = makers[scores](seed=seed) if scores in makers else found.loss_scores()
   return assignment.solve(by_slot, experiment.layers, experiment.budget)

@@ -89,6 +89,7 @@ _PHASE = {
   'learning_rate': _number(0, 1e30),
   'warmup_epochs': _number(0, _MOST_EPOCHS),
   'cosine': _list(),
+  'weights_rate': _number(0, 1e6),
   'reestimate_batches': _integer(0, 1_000_000),
 }
 
@@ -101,6 +102,7 @@ FIELDS: Mapping[str, Field] = {
   'model.width': _number(0.01, 16),
   'model.dtype': _text(),
   'model.remat': _flag(),
+  'model.frozen_norm': _flag(),
   'model.small_images': _flag(optional=True),
   'model.image_mean': _list(optional=True),
   'model.relu6': _flag(optional=True),
@@ -167,6 +169,8 @@ _YOUNGER: Mapping[str, Any] = {
   'optimizer.bits_name': 'sgd',
   'optimizer.hardening': 0.0,
   'optimizer.dampening': 0.0,
+  'model.frozen_norm': False,
+  **{f'{phase}.weights_rate': 1.0 for phase in PHASES},
 }
 
 

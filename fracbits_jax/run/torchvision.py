@@ -1,8 +1,9 @@
-"""torchvision's networks as ours: the names, layouts and images of their weights, read from `.safetensors` files.
+"""torchvision's networks, and EfficientNet-Lite0 as PyTorch has it, as ours: the names, layouts and images of their
+weights, read from `.safetensors` files.
 
-Theirs see images as (x / 255 - mean) / std, ours as x - 255 mean: what is left of the normalisation, 1 / (255 std) for
-each colour, goes into the kernel of the first convolution. So the padding is the mean colour for both, and the logits
-are the same.
+Theirs see images as (x - mean) / std of 0..255, ours as x - mean: what is left of the normalisation, 1 / std for each
+colour, goes into the kernel of the first convolution. So the padding is the mean colour for both, and the logits are
+the same.
 """
 
 import collections
@@ -20,9 +21,11 @@ with extras.needed():
 
 from fracbits_jax.system.files import shown
 
-NETWORKS = ('mobilenet_v2', 'resnet18', 'resnet34', 'resnet50')
-# Of the training images of ImageNet, red, green and blue, in 0..1.
+NETWORKS = ('mobilenet_v2', 'resnet18', 'resnet34', 'resnet50', 'efficientnet_lite0')
+_LITE = ('efficientnet_lite0',)  # these are not torchvision's
+# By colour in 0..1, red, green and blue: of the training images of ImageNet, and what EfficientNet-Lite takes for them.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
 _UNUSED = 'num_batches_tracked'
@@ -34,20 +37,21 @@ Shape = tuple[int, ...]
 
 
 def arguments(network: str) -> dict[str, Any]:
-  """The arguments with which `models.create` makes the network that torchvision's weights are for.
+  """The arguments with which `models.create` makes the network that such weights are for.
 
   Raises:
-    ValueError: a network that torchvision does not have.
+    ValueError: a network for which there are none.
   """
   if network not in NETWORKS:
-    raise ValueError(f'torchvision has no weights for model {network!r}, only for {", ".join(NETWORKS)}')
+    raise ValueError(f'there are no published weights for model {network!r}, only for {", ".join(NETWORKS)}')
+  mean = _LITE_MEAN if network in _LITE else _MEAN
   relu6 = {'relu6': True} if network == 'mobilenet_v2' else {}
-  return {'image_mean': tuple(round(255 * mean, 6) for mean in _MEAN), 'small_images': False, **relu6}
+  return {'image_mean': tuple(round(255 * value, 6) for value in mean), 'small_images': False, **relu6}
 
 
 def names(network: str, ours: Iterable[str]) -> dict[str, str]:
   """Their name for each of our variables: `params/stem/kernel` -> `conv1.weight` in a ResNet."""
-  module = _mobilenet_v2 if network == 'mobilenet_v2' else _resnet
+  module = {'mobilenet_v2': _mobilenet_v2, 'efficientnet_lite0': _efficientnet_lite}.get(network, _resnet)
   found = {}
   for name in ours:
     _, layer, leaf = name.split('/')
@@ -79,6 +83,15 @@ def _mobilenet_v2(layer: str) -> str:
   return f'features.{block}.conv.{index + norm}' if part == 'project' else f'features.{block}.conv.{index}.{norm}'
 
 
+def _efficientnet_lite(layer: str) -> str:
+  edges = {'stem': '_conv_stem', 'stem_norm': '_bn0', 'head': '_conv_head', 'head_norm': '_bn1', 'classifier': '_fc'}
+  if layer in edges:
+    return edges[layer]
+  block, part = layer.removeprefix('block').split('_', 1)
+  norms = {'expand_norm': '_bn0', 'depthwise_norm': '_bn1', 'project_norm': '_bn2'}
+  return f'_blocks.{int(block) - 1}.{norms.get(part, f"_{part}_conv")}'
+
+
 def their_shape(ours: str, shape: Shape) -> Shape:
   """The shape of one of our variables in their layout: kernels are `[C_out, C_in, k_h, k_w]` and `[C_out, C_in]`."""
   if not ours.endswith('/kernel'):
@@ -86,18 +99,19 @@ def their_shape(ours: str, shape: Shape) -> Shape:
   return (*shape[:-3:-1], *shape[:-2])
 
 
-def array(ours: str, theirs: np.ndarray) -> np.ndarray:
+def array(ours: str, theirs: np.ndarray, network: str) -> np.ndarray:
   """One of our variables, in float32, from theirs; the stem's kernel takes the images' scale.
 
   Args:
     ours: its path, such as `params/stem/kernel`.
     theirs: their array, of shape `their_shape(ours, ...)`, any real dtype.
+    network: the network's name, by which the scale is known.
   """
   value = np.asarray(theirs, np.float64)
   if ours.endswith('/kernel'):
     value = np.moveaxis(value, (1, 0), (-2, -1))
   if ours == 'params/stem/kernel':
-    value = value / (255 * np.asarray(_STD))[:, None]
+    value = value / (255 * np.asarray(_LITE_STD if network in _LITE else _STD))[:, None]
   with np.errstate(over='ignore'):  # what overflows is found as not finite
     return np.asarray(value, np.float32)
 
@@ -124,7 +138,7 @@ def prefix(found: Iterable[str], needed: Collection[str]) -> str:
 
   Args:
     found: names in a file.
-    needed: torchvision's names.
+    needed: the published names.
   """
   counts: collections.Counter[str] = collections.Counter()
   for name in found:
@@ -135,18 +149,19 @@ def prefix(found: Iterable[str], needed: Collection[str]) -> str:
   return min(counts, key=lambda prefix: (-counts[prefix], len(prefix), prefix), default='')
 
 
-def read(path: str | os.PathLike, wanted: Mapping[str, str]) -> dict[str, np.ndarray]:
+def read(path: str | os.PathLike, wanted: Mapping[str, str], network: str) -> dict[str, np.ndarray]:
   """Our variables from a `.safetensors` file, by our names.
 
   Args:
     path: the file, whose names and shapes have been checked.
     wanted: the name in the file for each of ours.
+    network: the network's name.
 
   Raises:
     ValueError: a file that cannot be read, values that are not finite, or variances below 0.
   """
   with _open(path) as file:
-    found = {ours: array(ours, file.get_tensor(theirs)) for ours, theirs in wanted.items()}
+    found = {ours: array(ours, file.get_tensor(theirs), network) for ours, theirs in wanted.items()}
   broken = [cut(wanted[ours]) for ours, value in found.items() if not np.isfinite(value).all()]
   if broken:
     raise ValueError(f'{path} holds values that are not finite, in {listed(broken)}: give another file')

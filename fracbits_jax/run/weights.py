@@ -1,4 +1,4 @@
-"""Weights that a run starts from, `init_from`: those of an earlier run, or torchvision's in a file.
+"""Weights that a run starts from, `init_from`: those of an earlier run, or published ones in a file.
 
 Weights can demand something of their network, such as the mean of the images. A run records that in its own
 `config.json`, and keeps the weights beside its checkpoints: from then on neither this run nor one that starts from it
@@ -141,7 +141,7 @@ def _load_file(source: Source, network: str, wanted: dict[str, _Shape]) -> Weigh
   shapes = torchvision.read_shapes(source.path)
   prefix = torchvision.prefix(shapes, needed)
   _check(source, network, _without(prefix, shapes), needed)
-  found = torchvision.read(source.path, {ours: prefix + theirs for ours, theirs in names.items()})
+  found = torchvision.read(source.path, {ours: prefix + theirs for ours, theirs in names.items()}, network)
   variables = traverse_util.unflatten_dict(found, sep='/')
   origin = f'{source.given}, whose names begin with {torchvision.cut(prefix)!r}' if prefix else source.given
   return Weights(variables=variables, clips={}, is_float=True, origin=origin)

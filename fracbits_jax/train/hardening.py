@@ -5,8 +5,8 @@ ends between integers, with an accuracy that discretization takes away. Here a b
 
     b <- b + p(t) (nearest(b) - b),    p(t) = u^3,    u from 0 at `start` to 1 at `steps`
 
-That is a step down the slope of f (1 - f), growing, and apart from the loss, as weight decay is in AdamW (Loshchilov and
-Hutter 2019, arXiv 1711.05101). A bit-width that the loss draws across the middle still goes over to its other
+That is a step down the slope of f (1 - f), growing, and apart from the loss, as weight decay is in AdamW (Loshchilov
+and Hutter 2019, arXiv 1711.05101). A bit-width that the loss draws across the middle still goes over to its other
 neighbour; the weights meanwhile adapt to what they will have, and at the end all bit-widths are allowed ones.
 """
 
@@ -43,7 +43,8 @@ class Hardening:
   def __call__(self, bits: Any, step: jax.Array) -> Any:
     """The collection `bits` after step number `step`."""
     strength = self.strength(step)
-    allowed = {(*l.path.split('/'), which): choices for l in self.layers for which, (_, choices) in cost.learned(l).items()}
+    slots = ((layer, which, spec[1]) for layer in self.layers for which, spec in cost.learned(layer).items())
+    allowed = {(*layer.path.split('/'), which): choices for layer, which, choices in slots}
 
     def drawn(name: tuple[str, ...], value: jax.Array) -> jax.Array:
       low, high, fraction = bitwidths.neighbours(value, allowed[name])

@@ -12,6 +12,8 @@ from flax import traverse_util
 from fracbits_jax.cost import Layer
 from fracbits_jax.fast.stored import stored_on_cpu
 
+_RANGES = ('alpha', 'kernel_alpha')  # the parameters that are no weights
+
 
 def cosine_part(
   base: float, steps: int, *, warmup_steps: int = 0, part: tuple[float, float] = (0.0, 1.0)
@@ -109,6 +111,20 @@ def _of_bits(
   if bits_rate is None:
     return None
   return BITS_OPTIMIZERS[name](lambda step: bits_rate * schedule(step), momentum)
+
+
+def with_weights_rate(optimizer: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
+  """An optimizer for the tree `{'params': ..., 'bits': ...}` that moves weights at `rate` times its own rate.
+
+  Weights are all parameters but clips and ranges; at a rate of 0 they stay as they are.
+  """
+
+  def scaled(updates: Any, params: Any) -> Any:
+    del params
+    factor = lambda path: 1.0 if path[0].key == 'bits' or path[-1].key in _RANGES else rate
+    return jax.tree_util.tree_map_with_path(lambda path, update: factor(path) * update, updates)
+
+  return optax.chain(optimizer, optax.stateless(scaled))
 
 
 def with_bits(

@@ -6,6 +6,9 @@ bits the difference matters, since a kernel's quantized values jump.
 The mean is that of the means of all batches. The variance is by the law of total variance the mean of their variances
 and the variance of their means, as if all had been one batch. Without the second, 1/n of it is missing where each batch
 has n values of a channel.
+
+A few hundred images have statistics of their own, which cost more than few bits shift them. Where there are no more,
+those of the float network are kept, and changed by what quantization alone does to the same images: `corrected`.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,6 +23,8 @@ from jax import lax
 from fracbits_jax import tasks
 from fracbits_jax.models.common import NORM_MOMENTUM
 from fracbits_jax.train.step import Batch
+
+_NO_VARIANCE = 1e-12  # of a channel that is the same everywhere
 
 
 def make_statistics_step(
@@ -91,3 +96,21 @@ def statistics(step: Callable[[Any, Batch], Any], variables: Any, batches: Itera
   for count, batch in enumerate(batches):
     total = _merged(total, step(variables, batch), jnp.float32(count))
   return total
+
+
+def corrected(trained: Any, before: Any, after: Any) -> Any:
+  """The statistics of a float network, moved as quantization moves those of a few batches.
+
+      mean = trained mean + s (after - before),    var = s^2 after var,    s^2 = trained var / before var
+
+  Args:
+    trained: the collection `batch_stats` that the float network was trained to.
+    before: its `statistics` over some batches.
+    after: those of the quantized network over the same batches.
+  """
+
+  def correct(mean, var, before_mean, before_var, after_mean, after_var):
+    ratio = jnp.where(before_var > _NO_VARIANCE, var / jnp.maximum(before_var, _NO_VARIANCE), 1)
+    return mean + jnp.sqrt(ratio) * (after_mean - before_mean), ratio * after_var
+
+  return _by_norm(correct, trained, before, after)

@@ -53,6 +53,7 @@ def make_train_step(
   accumulate: int = 1,
   distillation: Distillation | None = None,
   task: tasks.Task = tasks.CLASSIFICATION,
+  frozen_norm: bool = False,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """The step `train_step(state, batch) -> (state, metrics)`, to be mapped over the axis `batch`.
 
@@ -74,6 +75,7 @@ def make_train_step(
       statistics, over all devices, and the running ones are updated part after part.
     distillation: the part of the loss that comes from a teacher; `None` leaves that of the task alone.
     task: what the network is trained for; the metrics are the means of its terms, the `loss` among them.
+    frozen_norm: batch norm takes its running statistics, as in evaluation, and keeps them.
   """
 
   def train_step(state: TrainState, batch: Batch, teacher: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -85,6 +87,8 @@ def make_train_step(
 
       def forward(learned):
         variables = {**learned, 'batch_stats': batch_stats}
+        if frozen_norm:
+          return model.apply(variables, inputs, rngs=rngs), {'batch_stats': batch_stats}
         mutable = ['batch_stats'] if dampening is None else ['batch_stats', DISTANCES]
         return model.apply(variables, inputs, train=True, mutable=mutable, rngs=rngs)
 

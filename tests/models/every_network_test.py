@@ -45,7 +45,7 @@ def shapes(model):
 
 
 def test_there_is_a_kind_for_every_block():
-  assert len(kinds()) == 11
+  assert len(kinds()) == 12
   assert {'mobilenet_v1', 'resnet50', 'preact_resnet18', 'resnet8', 'tiny_resnet8', 'autoencoder'} <= set(kinds())
 
 

@@ -36,6 +36,7 @@ def shapes_at(name, shape, **kwargs):
     # As published, or as the definitions widely used count them.
     ('mobilenet_v1', 4_231_976),
     ('mobilenet_v2', 3_504_872),
+    ('efficientnet_lite0', 4_652_008),
     ('resnet18', 11_689_512),
     ('resnet34', 21_797_672),
     ('resnet50', 25_557_032),

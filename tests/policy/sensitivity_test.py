@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 from tiny import tiny
 
-from fracbits_jax import cost, policy, tasks
+from fracbits_jax import cost, layers, policy, tasks
 from fracbits_jax.commands import sensitivity as sensitivity_command
 from fracbits_jax.fast import conv
 from fracbits_jax.layers import QuantConfig, QuantConv, QuantDense
@@ -111,6 +111,27 @@ def test_a_loss_score_is_what_quantizing_that_tensor_alone_does(measured):
   rise = loss(Net().apply({'params': changed}, images), batch) - plain
   np.testing.assert_allclose(scores['dense', 'kernel'][2], rise, rtol=1e-3, atol=1e-6)
   assert abs(scores['dense', 'input'][8]) < 0.01 < abs(scores['dense', 'input'][1])
+
+
+def test_an_error_score_is_the_second_order_rise_by_that_very_error(measured):
+  found, variables, batch, loss = measured
+  images, params = jnp.float32(batch['image']), variables['params']
+  hidden = nn.relu(nn.Conv(2, (2, 2), strides=2).apply({'params': params['conv']}, images / 255)).reshape(4, -1)
+  outputs = lambda x, kernel: loss(x @ kernel + params['dense']['bias'][None], batch)
+  quant = QuantConfig(choices=CHOICES, scheme=found._model.quant.scheme)
+  scores = found.error_scores(draws=2000)
+  assert scores.keys() == found.slots.keys()
+  alphas = {(slot, bits): alpha for slot, _, bits, alpha in found._quantizations()}
+  for bits in (1, 2, 4):
+    kernel, alpha = params['dense']['kernel'], alphas[('dense', 'kernel'), bits]
+    d = sensitivity.quantized_kernel(quant, kernel, bits, alpha) - kernel
+    gradient = jax.grad(lambda kernel: outputs(hidden, kernel))
+    expected = jnp.vdot(d, jax.jvp(gradient, (kernel,), (d,))[1]) / 2
+    np.testing.assert_allclose(scores['dense', 'kernel'][bits], expected, rtol=0.2)
+    d = layers.quantize_input(quant, hidden, bits, alphas[('dense', 'input'), bits]) - hidden
+    gradient = jax.grad(lambda x: outputs(x, params['dense']['kernel']))
+    expected = jnp.vdot(d, jax.jvp(gradient, (hidden,), (d,))[1]) / 2
+    np.testing.assert_allclose(scores['dense', 'input'][bits], expected, rtol=0.2)
 
 
 def test_a_quantized_kernel_has_the_scale_at_which_it_is_nearest():

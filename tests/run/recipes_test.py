@@ -37,6 +37,7 @@ DATA = {
   'tiny_mobilenet': (2, (96, 96, 3)),
   'tiny_ds_cnn': (12, (49, 10, 1)),
   'tiny_autoencoder': (640, (640, 1, 1)),
+  'post_training': (1000, (224, 224, 3)),
 }
 # A command in a header and its budget, as in `python main.py --config=configs/a.py:4    # as at 4 bits, 5.35 GBitOPs`.
 COMMAND = re.compile(
@@ -148,6 +149,8 @@ def _fewer_blocks():
 def test_every_recipe_prepares_on_digits_with_one_override(name):
   config = module(name).get_config()
   config.update_from_flattened_dict({'data.dataset': 'digits', 'data.data_dir': data_dir()})
+  if name == 'post_training':  # which has no float network but the one that it is given
+    config.phases = ('pretrain', *config.phases)
   found = experiment.prepare(config)
   searched = 0.5 if 'search' in config.phases else 0
   assert found.init_bits == pytest.approx(config.budget.equivalent_bits + searched, abs=1e-5)

@@ -1,4 +1,4 @@
-"""torchvision's weights: their logits against a second implementation, written from torchvision's definitions."""
+"""Published weights: their logits against a second implementation, written from the definitions in PyTorch."""
 
 import math
 
@@ -12,6 +12,7 @@ from jax import lax
 from safetensors.numpy import save_file
 
 from fracbits_jax import models
+from fracbits_jax.models import efficientnet_lite
 from fracbits_jax.run import torchvision, weights
 
 # What follows is written from torchvision's definitions: names, layouts [N, C, H, W] and [C_out, C_in, k, k], and
@@ -59,6 +60,33 @@ def resnet_shapes(network, classes, base=64):
   return shapes | {'fc.weight': (classes, channels), 'fc.bias': (classes,)}
 
 
+# Kernel, expansion, channels, blocks, stride of the first.
+_LITE = (
+  (3, 1, 16, 1, 1),
+  (3, 6, 24, 2, 2),
+  (5, 6, 40, 2, 2),
+  (3, 6, 80, 3, 2),
+  (5, 6, 112, 3, 1),
+  (5, 6, 192, 4, 2),
+  (3, 6, 320, 1, 1),
+)
+
+
+def lite_shapes(classes, stages=_LITE):
+  shapes = {'_conv_stem.weight': (32, 3, 3, 3), **norm_shapes('_bn0', 32)}
+  channels, index = 32, 0
+  for size, expansion, out, repeats, _ in stages:
+    for _ in range(repeats):
+      name, hidden = f'_blocks.{index}', channels * expansion
+      if expansion > 1:
+        shapes |= {f'{name}._expand_conv.weight': (hidden, channels, 1, 1), **norm_shapes(f'{name}._bn0', hidden)}
+      shapes |= {f'{name}._depthwise_conv.weight': (hidden, 1, size, size), **norm_shapes(f'{name}._bn1', hidden)}
+      shapes |= {f'{name}._project_conv.weight': (out, hidden, 1, 1), **norm_shapes(f'{name}._bn2', out)}
+      channels, index = out, index + 1
+  shapes |= {'_conv_head.weight': (1280, channels, 1, 1), **norm_shapes('_bn1', 1280)}
+  return shapes | {'_fc.weight': (classes, 1280), '_fc.bias': (classes,)}
+
+
 def random_weights(shapes, seed=0):
   """Weights whose logits are of the order of 1 to 10, depend on the image and, in a MobileNetV2, on the 6 of ReLU6."""
   rng = np.random.default_rng(seed)
@@ -88,11 +116,11 @@ def reference_conv(w, name, x, stride=1, padding=0, groups=1):
   )
 
 
-def reference_norm(w, name, x):
+def reference_norm(w, name, x, epsilon=1e-5):
   weight, bias, mean, var = (
     w[f'{name}.{leaf}'][None, :, None, None] for leaf in ('weight', 'bias', 'running_mean', 'running_var')
   )
-  return (x - mean) / jnp.sqrt(var + 1e-5) * weight + bias
+  return (x - mean) / jnp.sqrt(var + epsilon) * weight + bias
 
 
 def reference_resnet(w, x, network):
@@ -128,6 +156,31 @@ def reference_mobilenet_v2(w, x):
   return x @ w['classifier.1.weight'].T + w['classifier.1.bias'][None]
 
 
+def reference_lite(w, images, stages):
+  """Padded as TensorFlow does: what is missing for ceil(size / stride) windows, the odd one below and on the right."""
+
+  def conv(name, norm, x, stride=1, groups=1):
+    size = w[f'{name}.weight'].shape[-1]
+    missing = max((-(-x.shape[-1] // stride) - 1) * stride + size - x.shape[-1], 0)
+    low = missing // 2
+    x = jnp.pad(x, ((0, 0), (0, 0), (low, missing - low), (low, missing - low)))
+    return reference_norm(w, norm, reference_conv(w, name, x, stride, 0, groups), 1e-3)
+
+  relu6 = lambda x: jnp.clip(x, 0, 6)
+  x = relu6(conv('_conv_stem', '_bn0', (images.transpose(0, 3, 1, 2) - 127) / 128, 2))
+  index = 0
+  for _, expansion, out, repeats, first_stride in stages:
+    for i in range(repeats):
+      name, y, stride = f'_blocks.{index}', x, 1 if i else first_stride
+      if expansion > 1:
+        y = relu6(conv(f'{name}._expand_conv', f'{name}._bn0', y))
+      y = relu6(conv(f'{name}._depthwise_conv', f'{name}._bn1', y, stride, y.shape[1]))
+      y = conv(f'{name}._project_conv', f'{name}._bn2', y)
+      x, index = x + y if stride == 1 and x.shape[1] == out else y, index + 1
+  x = jnp.mean(relu6(conv('_conv_head', '_bn1', x)), (2, 3))
+  return x @ w['_fc.weight'].T + w['_fc.bias'][None]
+
+
 def reference_logits(w, images, network):
   mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
   x = ((images / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
@@ -157,9 +210,29 @@ def test_torchvision_weights_give_torchvision_logits(network, shapes, tmp_path):
   np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * deviation)
 
 
+def test_the_published_weights_of_efficientnet_lite_give_its_logits(tmp_path, monkeypatch):
+  stages = ((3, 1, 16, 1, 1), (5, 6, 16, 1, 2), (3, 6, 16, 1, 1))  # odd and even sizes, with a sum and without
+  monkeypatch.setattr(efficientnet_lite, '_STAGES', stages)
+  jax.clear_caches()  # what is traced is kept by the network's arguments, which are the same
+  w, path = random_weights(lite_shapes(20, stages)), tmp_path / 'w.safetensors'
+  w['_bn0.running_var'] *= 1e-3  # which shows what is added to it
+  save_file(w, path)
+  source = weights.find(str(path))
+  model = models.create('efficientnet_lite0', num_classes=20, **weights.demands(source, 'efficientnet_lite0'))
+  found = weights.load(source, 'efficientnet_lite0', model, (66, 66, 3))
+  images = np.random.default_rng(1).integers(256, size=(2, 66, 66, 3)).astype(np.float32)
+  with jax.default_matmul_precision('highest'):
+    logits = jax.jit(model.apply)(found.variables, images)
+    expected = jax.jit(reference_lite, static_argnums=2)(w, images, stages)
+  jax.clear_caches()
+  assert float(np.std(expected)) > 0.1
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * float(np.std(expected)))
+
+
 @pytest.mark.parametrize('network', torchvision.NETWORKS)
-def test_every_variable_has_torchvisions_name_and_shape(network):
-  expected = mobilenet_v2_shapes(1000) if network == 'mobilenet_v2' else resnet_shapes(network, 1000)
+def test_every_variable_has_its_published_name_and_shape(network):
+  known = {'mobilenet_v2': mobilenet_v2_shapes, 'efficientnet_lite0': lite_shapes}
+  expected = known[network](1000) if network in known else resnet_shapes(network, 1000)
   images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
   ours = jax.eval_shape(models.create(network).init, jax.random.key(0), images)
   ours = traverse_util.flatten_dict(ours, sep='/')
@@ -173,7 +246,7 @@ def test_kernels_of_any_precision_are_turned_and_the_stem_takes_the_images_scale
   conv, dense = np.arange(24.0).reshape(2, 3, 2, 2).astype(dtype), np.arange(6.0).reshape(2, 3).astype(dtype)
   save_file({'a': conv, 'b': conv, 'c': dense, 'd': dense[0]}, path)
   names = {'params/stem/kernel': 'a', 'params/x/kernel': 'b', 'params/y/kernel': 'c', 'params/y/bias': 'd'}
-  found = torchvision.read(path, names)
+  found = torchvision.read(path, names, 'resnet18')
   assert {value.dtype for value in found.values()} == {np.dtype(np.float32)}
   assert found['params/x/kernel'].shape == (2, 2, 3, 2)
   for position in ((0, 0, 0, 0), (0, 1, 2, 1), (1, 0, 2, 0)):

@@ -270,7 +270,7 @@ def test_a_file_that_does_not_fit_is_refused_with_every_difference(finished, nar
 
   save_file(narrow_weights, path)
   assert refuse(**{'model.name': 'resnet34'}).endswith('these are weights of resnet18, so set model.name to that')
-  assert 'torchvision has no weights for model' in refuse(**{'model.name': 'resnet8'})
+  assert 'there are no published weights for model' in refuse(**{'model.name': 'resnet8'})
   message = refuse(**{'model.small_images': True})
   assert 'conv1.weight is (16, 3, 7, 7) and params/stem/kernel needs (16, 3, 3, 3); ' in message
   assert 'model.small_images' in message

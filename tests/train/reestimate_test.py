@@ -66,3 +66,15 @@ def test_the_first_norm_has_the_mean_and_the_variance_of_all_data_in_one_batch(a
   np.testing.assert_allclose(found['mean'][0], data.mean(0), rtol=1e-4, atol=1e-4)
   # The variance within a part is a difference of squares in flax.
   np.testing.assert_allclose(found['var'][0], data.var(0), rtol=1e-3)
+
+
+def test_statistics_are_moved_as_those_of_a_few_batches_move():
+  trained = {'a': {'norm': {'mean': jnp.float32([1, 2]), 'var': jnp.float32([4, 1])}}}
+  before = {'a': {'norm': {'mean': jnp.float32([3, 2]), 'var': jnp.float32([1, 0])}}}
+  after = {'a': {'norm': {'mean': jnp.float32([3.5, 2]), 'var': jnp.float32([2, 0])}}}
+  # The float network's deviation is twice that of the batches; the second channel is the same everywhere.
+  found = reestimate.corrected(trained, before, after)['a']['norm']
+  np.testing.assert_allclose(found['mean'], [2, 2])
+  np.testing.assert_allclose(found['var'], [8, 0])
+  same = reestimate.corrected(trained, before, before)['a']['norm']
+  np.testing.assert_array_equal(same['mean'], trained['a']['norm']['mean'])
