@@ -18,11 +18,13 @@ from matplotlib.figure import Figure  # noqa: E402
 
 from fracbits_jax import cost, policy, quantize  # noqa: E402
 from fracbits_jax.data.datasets import glyphs as glyphs_set  # noqa: E402
+from fracbits_jax.quantize import bitwidths, lsq  # noqa: E402
 from fracbits_jax.report import course_plots, plots  # noqa: E402
 from fracbits_jax.run import progress  # noqa: E402
 from fracbits_jax.train import penalty  # noqa: E402
 
 ALPHA = 6.0
+RANGE = 3.0  # of normally distributed weights, in their deviations
 
 
 def _kernel(w: jax.Array, bits: float) -> jax.Array:
@@ -84,6 +86,27 @@ def derivatives() -> Figure:
   right.set_xlabel('bits')
   right.set_ylabel('mean squared error')
   right.legend(loc='upper right')
+  return figure
+
+
+def mixtures() -> Figure:
+  """The error of normally distributed weights over their bits and its slope, of values and of errors that are mixed."""
+  figure, (left, right) = _axes(3.4)
+  w = jnp.asarray(np.random.default_rng(0).normal(size=(64, 64)), jnp.float32)
+  grid, whole = jnp.linspace(1.5, 4.5, 241), jnp.arange(2.0, 5.0)
+  rows = {'values': (None, plots.MUTED), 'elements': (bitwidths.thresholds(w.shape), plots.KERNEL)}
+  for name, (noise, color) in rows.items():
+    error = lambda bits, noise=noise: jnp.mean(jnp.square(lsq.kernel(w, bits, RANGE, noise=noise) - w))
+    left.plot(grid, jax.vmap(error)(grid), color=color, linewidth=1.8, label=f'{name} mixed')
+    right.plot(grid, jax.vmap(jax.grad(error))(grid), color=color, linewidth=1.8, label=f'{name} mixed')
+  left.plot(whole, jax.vmap(error)(whole), 'o', color=plots.KERNEL, markersize=4)
+  right.axhline(0, color='#333333', linewidth=1, linestyle=':')
+  left.set_title('error of a kernel over its bits')
+  right.set_title('its derivative, as the search sees it')
+  left.set_ylabel('mean squared error')
+  for axis in (left, right):
+    axis.set_xlabel('bits')
+    axis.legend(loc='upper right' if axis is left else 'lower right')
   return figure
 
 
@@ -149,7 +172,7 @@ def main() -> None:
   args = parser.parse_args()
   args.out.mkdir(parents=True, exist_ok=True)
   with plots.style(math=True):
-    figures = {f.__name__: f() for f in (staircases, derivatives, penalties, glyphs)}
+    figures = {f.__name__: f() for f in (staircases, derivatives, mixtures, penalties, glyphs)}
     if args.workdir is not None:
       rows = progress.read_rows(args.workdir)
       figures['bits_over_time'] = course_plots.bits_over_time(rows)

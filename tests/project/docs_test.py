@@ -68,7 +68,7 @@ def test_every_picture_is_shown():
 def test_the_pictures_of_the_formulas_are_drawn():
   script = runpy.run_path(str(ROOT / 'docs' / 'pictures.py'))
   with plots.style():
-    for name in ('staircases', 'derivatives', 'penalties'):
+    for name in ('staircases', 'derivatives', 'mixtures', 'penalties'):
       axes = script[name]().axes
       assert all(axis.lines and axis.get_title(loc='left') for axis in axes), name
       assert all(np.isfinite(line.get_ydata()).all() for axis in axes for line in axis.lines), name

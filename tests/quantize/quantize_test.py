@@ -1,10 +1,12 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fracbits_jax import quantize
-from fracbits_jax.quantize import bitwidths
+from fracbits_jax.quantize import bitwidths, lsq
 
 X = jnp.linspace(0, 1, 257)
 KEY = jax.random.key(0)
@@ -196,6 +198,50 @@ def test_the_mean_gradient_of_drawn_bits_is_the_slope_of_the_mean_value(choices)
   # The mean over the draws is the interpolation.
   mean = jax.grad(lambda bits: jnp.sum(ct * quantize.fractional(x, bits, choices=choices)))(bits)
   np.testing.assert_allclose(drawn, mean, rtol=1e-4, atol=1e-5)
+
+
+def test_thresholds_give_any_stretch_of_elements_the_share_of_the_fraction():
+  for shape in ((5000,), (3, 3, 20, 30), (7, 640)):
+    found = np.asarray(bitwidths.thresholds(shape)).reshape(-1) / 2**32
+    for fraction in (0.1, 0.5, 0.83):
+      upper = np.cumsum(found < fraction)
+      assert np.abs(upper - fraction * np.arange(1, upper.size + 1)).max() < 8, (shape, fraction)
+
+
+@pytest.mark.parametrize('choices', [(1, 2, 3, 4), (2, 4, 8)])
+@pytest.mark.parametrize('quantizer', ['lsq', 'kernel', 'activation'])
+def test_with_elements_mixed_the_error_and_its_slope_are_those_between_the_neighbours(quantizer, choices):
+  w = jax.random.normal(KEY, (3, 3, 48, 48))
+  target = jnp.abs(w) if quantizer == 'activation' else jnp.tanh(w) / jnp.max(jnp.abs(jnp.tanh(w)))
+  noise = bitwidths.thresholds(w.shape)
+  functions = {
+    'lsq': lambda bits, how: lsq.kernel(target, bits, 1.0, choices=choices, **how),
+    'kernel': lambda bits, how: quantize.kernel(w, bits, choices=choices, **how),
+    'activation': lambda bits, how: quantize.activation(target, bits, 3.0, choices=choices, **how),
+  }
+  error = lambda bits, how: jnp.mean((functions[quantizer](bits, how) - target) ** 2)
+  slope = jax.jit(jax.grad(lambda bits: error(bits, {'noise': noise})))
+  for low, high in itertools.pairwise(choices[:3]):
+    at_low, at_high = (float(error(float(b), {})) for b in (low, high))
+    for fraction in (0.1, 0.3, 0.5, 0.7, 0.9):
+      bits = low + fraction * (high - low)
+      between = float(error(bits, {'noise': noise}))
+      assert between == pytest.approx((1 - fraction) * at_low + fraction * at_high, abs=0.03 * (at_low - at_high))
+      assert float(slope(bits)) == pytest.approx((at_high - at_low) / (high - low), rel=0.1), (low, fraction)
+  # Interpolated values have less error than the finer neighbour, so that just below it the slope has the wrong sign.
+  assert float(jax.grad(lambda bits: error(bits, {}))(float(choices[2]) - 0.02)) > float(slope(float(choices[2]) - 0.1))
+
+
+@pytest.mark.parametrize('bits', [3.0, jnp.linspace(1, 4, 8)])
+def test_with_elements_mixed_integers_are_the_plain_quantizer_and_what_is_no_number_stays_that(bits):
+  w = jax.random.normal(KEY, (16, 8))
+  how = {'noise': bitwidths.thresholds(w.shape), 'choices': (1, 2, 3, 4)}
+  whole = jnp.round(jnp.asarray(bits))
+  np.testing.assert_array_equal(quantize.kernel(w, whole, **how), quantize.kernel(w, whole, choices=(1, 2, 3, 4)))
+  between = quantize.kernel(w, bits, **how)
+  neighbours = [quantize.kernel(w, f(jnp.asarray(bits)), choices=(1, 2, 3, 4)) for f in (jnp.floor, jnp.ceil)]
+  assert ((between == neighbours[0]) | (between == neighbours[1])).all()
+  assert jnp.isnan(quantize.kernel(w, jnp.nan, **how)).all()
 
 
 @pytest.mark.parametrize('choices', [(), (4, 2), (2, 2), (-1, 2), (2.5, 4), (8, 17), 'abc', 4])
