@@ -107,7 +107,7 @@ class Quantizers:
     half = _half_step(grid.zero, grid.scale)
     if half:
       x = b.add('Sub', [x.name, b.constant(np.float32(half))], x)
-    y = _quantize_dequantize(b, x, grid.bits, grid.scale, signed=grid.signed)
+    y = _quantize_dequantize(b, x, grid)
     return b.add('Add', [y.name, b.constant(np.float32(half))], y) if half else y
 
   def kernel(self, b: Builder, node: Node, order: tuple[int, ...]) -> Tensor:
@@ -121,11 +121,11 @@ def _half_step(zero: float, scale: float) -> float:
   return scale / 2 if zero % 1 else 0.0
 
 
-def _quantize_dequantize(b: Builder, x: Tensor, bits: int, scale: float, *, signed: bool) -> Tensor:
-  dtype = f'{"" if signed else "u"}int{bits}'
-  if b.maker(x.name) in _MOVES or (bits < 8 and b.maker(x.name) == 'Relu'):  # which onnxruntime drops before int4
+def _quantize_dequantize(b: Builder, x: Tensor, grid: Grid) -> Tensor:
+  dtype = f'{"" if grid.signed else "u"}int{grid.bits}'
+  if b.maker(x.name) in _MOVES or (grid.bits < 8 and b.maker(x.name) == 'Relu'):  # which onnxruntime drops before int4
     x = b.apart(x)
-  names = [b.constant(np.float32(scale)), _stored(b, dtype, np.zeros((), np.int32))]
+  names = [b.constant(np.float32(grid.scale)), _stored(b, dtype, np.asarray(-grid.moved, np.int32))]
   codes = b.add('QuantizeLinear', [x.name, *names], dataclasses.replace(x, dtype=dtype))
   return b.add('DequantizeLinear', [codes.name, *names], x)
 

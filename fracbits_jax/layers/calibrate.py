@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from fracbits_jax.layers.channel_ranges import channel_ranges
-from fracbits_jax.layers.clip_search import best_clip, resized, sample
+from fracbits_jax.layers.clip_search import best_clip, best_range, checked, resized, sample
 from fracbits_jax.layers.examples import example_of
 from fracbits_jax.layers.linen import watch_layers
 from fracbits_jax.layers.operands import with_last_channels
@@ -65,6 +65,11 @@ def clips(params: Any, bits: Any, samples: dict[str, np.ndarray], configs: dict[
       quant = configs[name]
       width = quant.input_bits if quant.input_bits is not None else flat_bits[f'{name}/input']
       choices = quant.allowed_input_bits if quant.input_bits is None else (quant.input_bits,)
+      if quant.has_offset:
+        x = checked(np.asarray(x), f'inputs of {name}')
+        found = best_range(x, np.float32(width), choices=choices, criterion=quant.calibration)
+        flat[f'{name}/alpha'] = found
+        continue
       how = dict(signed=quant.signed_input, choices=choices, scheme=quant.scheme, criterion=quant.calibration)
       flat[f'{name}/alpha'] = _of_layer(f'inputs of {name}', x, width, **how)
   return traverse_util.unflatten_dict(flat, sep='/')

@@ -23,6 +23,7 @@ from fracbits_jax import cost as costs
 from fracbits_jax import layers, tasks
 from fracbits_jax.layers import QuantConfig, calibrate, wrap
 from fracbits_jax.layers.channel_ranges import channel_ranges
+from fracbits_jax.layers.clip_search import best_range
 from fracbits_jax.policy.assignment import Scores
 
 Slot = tuple[str, str]  # a layer's path, and `kernel` or `input`
@@ -159,22 +160,25 @@ class Sensitivity:
     """The rise of the loss when one kernel or one input alone is quantized, a mean over the batches."""
     order = list(self.slots)
     each = lambda slot: slot[1] == 'kernel' and self._configs[slot[0]].kernel_ranges == 'channel'
-    most = max((self._kernel(name).shape[-1] for name, which in order if each((name, which))), default=1)
+    most = max((self._kernel(name).shape[-1] for name, which in order if each((name, which))), default=2)
+    alone = lambda slot: slot[1] == 'kernel' or not self._configs[slot[0]].has_offset
+    count = lambda slot, x: x.shape[-1] if each(slot) else 2
 
     @jax.jit
     def loss(variables, batch, index, bits, alpha):
       def quantizer(slot, x):
-        one = lambda x, bits, alpha: self._quantized(slot, x, bits, alpha[: x.shape[-1]] if each(slot) else alpha[0])
+        first = lambda x, alpha: alpha[: count(slot, x)] if each(slot) or not alone(slot) else alpha[0]
+        one = lambda x, bits, alpha: self._quantized(slot, x, bits, first(x, alpha))
         return lax.cond(index == order.index(slot), one, lambda x, bits, alpha: x, x, bits, alpha)
 
       outputs = self.outputs(variables, self._task.inputs(batch), quantizer)
       return jnp.mean(self._task.terms(outputs, batch)['loss'])
 
     mean = lambda *which: float(np.mean([loss(self.variables, batch, *which) for batch in self._batches]))
-    plain = mean(-1, 8.0, np.ones(most, np.float32))
+    plain = mean(-1, 8.0, np.ones(max(most, 2), np.float32))
     scores: dict[Slot, dict[int, float]] = {}
     for slot, _, bits, alpha in self._quantizations():
-      padded = np.resize(alpha, most)  # of one shape, so that there is one program
+      padded = np.resize(alpha, max(most, 2))  # of one shape, so that there is one program
       scores.setdefault(slot, {})[bits] = mean(order.index(slot), float(bits), padded) - plain
     return scores
 
@@ -192,6 +196,8 @@ class Sensitivity:
         if which == 'kernel' and quant.kernel_ranges == 'channel':
           fixed = dataclasses.replace(quant, kernel_bits=bits)
           clip = channel_ranges({name: (np.asarray(x).reshape(-1, x.shape[-1]).T, bits, fixed)})[name]
+        elif which == 'input' and quant.has_offset:
+          clip = best_range(x, jnp.float32(bits), choices=(bits,), criterion=quant.calibration)
         elif which == 'input' or quant.scheme == 'lsq':
           how = dict(signed=signed, choices=(bits,), scheme=quant.scheme, criterion=quant.calibration)
           clip = calibrate.best_clip(x, jnp.float32(bits), **how)

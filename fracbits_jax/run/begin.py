@@ -64,8 +64,7 @@ def quantized_variables(experiment: Experiment, variables: Variables, bits: Any)
   names = traverse_util.flatten_dict(shapes(experiment, 'search')['params'], sep='/')
   clips = [name for name in names if name not in flat]  # they are all that is new
   given = experiment.initial.clips if experiment.initial is not None and 'pretrain' not in config.phases else {}
-  start = lambda name: jnp.float32(given.get(name, config.quant.alpha_init))
-  flat |= {name: jnp.broadcast_to(start(name), names[name].shape) for name in clips}  # one range for every channel
+  flat |= {name: _as_range(given.get(name, config.quant.alpha_init), name, names[name].shape) for name in clips}
   params = traverse_util.unflatten_dict(flat, sep='/')
   quant_configs = calibrate.quant_configs(experiment.quant_model, dataset.image_shape)
   if not given.keys() >= set(clips):
@@ -78,6 +77,14 @@ def quantized_variables(experiment: Experiment, variables: Variables, bits: Any)
     samples = calibrate.sample_inputs(model, variables, inputs, train=True, mutable=['batch_stats'])
     params = calibrate.clips(params, bits, samples, quant_configs)
   return {'params': params, 'bits': bits, 'batch_stats': variables['batch_stats']}
+
+
+def _as_range(given: Any, name: str, shape: tuple[int, ...]) -> jax.Array:
+  """A range in the shape that a network has for it: that of a kernel for each channel, that of inputs with offset 0."""
+  given = jnp.asarray(given, jnp.float32)
+  if not given.ndim and shape and name.endswith('/alpha'):
+    return jnp.stack([given, jnp.zeros_like(given)])
+  return jnp.broadcast_to(given, shape)
 
 
 def schedule(experiment: Experiment, phase: str, *, steps: int, steps_per_epoch: int) -> optax.Schedule:

@@ -121,6 +121,7 @@ FIELDS: Mapping[str, Field] = {
   'quant.quantize_residuals': _flag(),
   'quant.scheme': _text(),
   'quant.kernel_ranges': _text(),
+  'quant.input_offset': _flag(),
   'quant.stochastic': _flag(),
   'quant.sat': _flag(),
   'quant.alpha_init': _number(1e-6, 1e6),
@@ -156,6 +157,7 @@ _YOUNGER: Mapping[str, Any] = {
   'data.random_crops': None,
   'quant.quantize_residuals': False,
   'quant.kernel_ranges': 'layer',
+  'quant.input_offset': False,
   'budget.also.memory': None,
 }
 
