@@ -159,27 +159,24 @@ class Sensitivity:
   def loss_scores(self) -> Scores:
     """The rise of the loss when one kernel or one input alone is quantized, a mean over the batches."""
     order = list(self.slots)
-    each = lambda slot: slot[1] == 'kernel' and self._configs[slot[0]].kernel_ranges == 'channel'
-    most = max((self._kernel(name).shape[-1] for name, which in order if each((name, which))), default=2)
-    alone = lambda slot: slot[1] == 'kernel' or not self._configs[slot[0]].has_offset
-    count = lambda slot, x: x.shape[-1] if each(slot) else 2
+    most = max((self._kernel(name).shape[-1] for name, which in order if which == 'kernel'), default=0)
+    padded = lambda alpha: np.resize(alpha, max(most, 2))  # of one shape, so that there is one program
 
     @jax.jit
     def loss(variables, batch, index, bits, alpha):
       def quantizer(slot, x):
-        first = lambda x, alpha: alpha[: count(slot, x)] if each(slot) or not alone(slot) else alpha[0]
-        one = lambda x, bits, alpha: self._quantized(slot, x, bits, first(x, alpha))
+        quantized = functools.partial(self._quantized, slot)
+        one = lambda x, bits, alpha: quantized(x, bits, self._range_in(slot, x, alpha))
         return lax.cond(index == order.index(slot), one, lambda x, bits, alpha: x, x, bits, alpha)
 
       outputs = self.outputs(variables, self._task.inputs(batch), quantizer)
       return jnp.mean(self._task.terms(outputs, batch)['loss'])
 
     mean = lambda *which: float(np.mean([loss(self.variables, batch, *which) for batch in self._batches]))
-    plain = mean(-1, 8.0, np.ones(max(most, 2), np.float32))
+    plain = mean(-1, 8.0, padded(1.0).astype(np.float32))
     scores: dict[Slot, dict[int, float]] = {}
     for slot, _, bits, alpha in self._quantizations():
-      padded = np.resize(alpha, max(most, 2))  # of one shape, so that there is one program
-      scores.setdefault(slot, {})[bits] = mean(order.index(slot), float(bits), padded) - plain
+      scores.setdefault(slot, {})[bits] = mean(order.index(slot), float(bits), padded(alpha)) - plain
     return scores
 
   def _quantizations(self):
@@ -202,6 +199,13 @@ class Sensitivity:
           how = dict(signed=signed, choices=(bits,), scheme=quant.scheme, criterion=quant.calibration)
           clip = calibrate.best_clip(x, jnp.float32(bits), **how)
         yield slot, x, bits, jnp.float32(clip)
+
+  def _range_in(self, slot: Slot, x: jax.Array, padded: jax.Array) -> jax.Array:
+    """The range or the ranges of a tensor, which are the first of an array of some length."""
+    quant = self._configs[slot[0]]
+    if slot[1] == 'kernel':
+      return padded[: x.shape[-1]] if quant.kernel_ranges == 'channel' else padded[0]
+    return padded[:2] if quant.has_offset else padded[0]
 
   def _kernel(self, name: str) -> Any:
     """The kernel of a layer of the float network."""
