@@ -133,6 +133,10 @@ def _quantize_dequantize(b: Builder, x: Tensor, grid: Grid) -> Tensor:
 def _dequantize(b: Builder, kernel: Kernel, like: Tensor, codes: np.ndarray) -> Tensor:
   bits, scale = int(kernel.bits), scale_of(kernel, like.order)
   stored = _stored(b, f'int{bits}', codes - 2 ** (bits - 1))
+  axes = [axis for axis, size in enumerate(scale.shape) if size > 1]
+  if len(axes) == 1 and not float(kernel.zero) % 1:  # as runtimes know it, beside a product
+    zeros = _stored(b, f'int{bits}', np.zeros(scale.size, np.int32))  # which onnxruntime needs where it changes types
+    return b.add('DequantizeLinear', [stored, b.constant(scale.reshape(-1)), zeros], like, axis=axes[0])
   value = b.add('DequantizeLinear', [stored, b.constant(np.float32(1) if scale.ndim else scale)], like)
   if scale.ndim:  # one for each channel, wherever those are
     if float(kernel.zero) % 1:
