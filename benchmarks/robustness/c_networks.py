@@ -40,9 +40,9 @@ class Network(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     rng = np.random.default_rng(self.seed)
     scheme, granularity = str(rng.choice(['original', 'modified', 'lsq'])), str(rng.choice(['layer', 'kernel']))
-    quant = QuantConfig(
-      scheme=scheme, granularity=granularity, kernel_ranges=random_networks.ranges_of(self.seed, scheme)
-    )
+    how = dict(kernel_ranges=random_networks.ranges_of(self.seed, scheme))
+    how['input_offset'] = random_networks.has_offset(self.seed, scheme)
+    quant = QuantConfig(scheme=scheme, granularity=granularity, **how)
 
     def conv(x: jax.Array, features: int, **how: Any) -> jax.Array:
       signed = bool(rng.random() < 0.3)
@@ -107,7 +107,8 @@ def network(seed: int) -> Source:
     if name == 'scale':
       return jnp.asarray(rng.uniform(-1.5, 3, x.shape) * 4, jnp.float32)
     if name == 'alpha':
-      return jnp.asarray(rng.uniform(0.5, 6), jnp.float32)
+      alpha = rng.uniform(0.5, 6)
+      return jnp.asarray([alpha, alpha * rng.uniform(-1.2, 1.2)] if x.ndim else alpha, jnp.float32)
     return x
 
   variables = jax.tree_util.tree_map_with_path(drawn, variables)

@@ -50,6 +50,7 @@ class Net(nn.Module):
   scheme: str = 'original'
   granularity: str = 'layer'
   ranges: str = 'layer'
+  offset: bool = False
   signed: bool = False
   bits: int = 8
   mean: float = 0.0
@@ -57,7 +58,7 @@ class Net(nn.Module):
   epsilon: float = 0.0
 
   def setup(self):
-    how = dict(scheme=self.scheme, granularity=self.granularity, kernel_ranges=self.ranges)
+    how = dict(scheme=self.scheme, granularity=self.granularity, kernel_ranges=self.ranges, input_offset=self.offset)
     self.quant = QuantConfig(**how, signed_input=self.signed, init_bits=self.bits)
 
   @nn.compact
@@ -139,6 +140,7 @@ def random_net(seed: int, blocks: Sequence[str] = BLOCKS) -> Net:
     blocks=names,
     scheme=scheme,
     ranges=random_networks.ranges_of(seed, scheme),
+    offset=random_networks.has_offset(seed, scheme),
     granularity=str(rng.choice(['layer', 'kernel'])),
     signed=bool(rng.random() < 0.3),
     bits=int(rng.choice([1, 2, 4, 8])),
@@ -168,6 +170,8 @@ def random_variables(net: nn.Module, seed: int, exponent: float) -> Any:
       found = rng.normal(size=shape) * 10.0 ** rng.uniform(-2, 3, shape)
     elif path[0].key == 'bits':
       found = rng.integers(1, 9, shape) if shape else np.asarray(net.bits)
+    elif name == 'alpha' and shape:
+      found = np.array([1, rng.uniform(-1.2, 1.2)])
     elif name == 'kernel_alpha' and shape:
       found = 2 ** rng.uniform(-3, 1, shape)
     elif len(shape) > 1 or name == 'bias':

@@ -268,13 +268,19 @@ def ranges_of(seed: int, scheme: str) -> str:
   return 'channel' if scheme == 'lsq' and seed // 2 % 2 else 'layer'
 
 
+def has_offset(seed: int, scheme: str) -> bool:
+  """Whether signed inputs have ranges with an offset: with `lsq` four in eight seeds."""
+  return scheme == 'lsq' and seed // 4 % 2 == 1
+
+
 def of_operations(
   names: tuple[str, ...], seed: int, *, widths: tuple[int, ...], scheme: str, granularity: str
 ) -> tuple[Source, np.ndarray]:
   """A network with operations of one's choice, and inputs for it; `seed` draws the rest."""
   rng = np.random.default_rng(seed)
   images = bool(rng.random() < 0.5)
-  quant = QuantConfig(scheme=scheme, granularity=granularity, kernel_ranges=ranges_of(seed, scheme), choices=(2, 4, 8))
+  how = dict(kernel_ranges=ranges_of(seed, scheme), input_offset=has_offset(seed, scheme))
+  quant = QuantConfig(scheme=scheme, granularity=granularity, choices=(2, 4, 8), **how)
   model = Network(seed, names, quant)
   shape = (EXAMPLES, SIDE, SIDE, CHANNELS)
   x = rng.integers(0, 256, shape) if images else rng.standard_normal(shape)
@@ -293,6 +299,8 @@ def _value(rng: np.random.Generator, path: Any, shape: tuple[int, ...], widths: 
     value = rng.standard_normal(shape) / np.sqrt(max(np.prod(shape[:-1]), 1))
   elif names[-1] in ('bias', 'mean'):
     value = 0.3 * rng.standard_normal(shape)
+  elif names[-1] == 'alpha' and shape:
+    value = np.array([1.0, rng.uniform(-1.2, 1.2)])
   elif names[-1] == 'kernel_alpha' and shape:
     value = 2 ** rng.uniform(-3, 1, shape)
   else:  # scales, variances and ranges
@@ -328,7 +336,7 @@ def _with_clips(source: Source, rng: np.random.Generator, x: np.ndarray) -> Sour
 
   def replaced(path: Any, leaf: np.ndarray) -> np.ndarray:
     collection, *layer, name = (key.key for key in path)
-    return clips.get('/'.join(layer), leaf) if (collection, name) == ('params', 'alpha') else leaf
+    return leaf * clips.get('/'.join(layer), leaf) / leaf.flat[0] if (collection, name) == ('params', 'alpha') else leaf
 
   variables = jax.tree_util.tree_map_with_path(replaced, source.variables)
   graph = dataclasses.replace(source.graph, nodes=tuple(nodes))

@@ -61,7 +61,7 @@ class Ranges:
     """That of a value."""
     grids, others = self._readers(name)
     whole = self._range(name)
-    if grids and len({grid.signed for grid in grids}) == 1:
+    if grids and len({(grid.signed, grid.moved) for grid in grids}) == 1:
       widest = of_grid(max(grids, key=lambda grid: grid.alpha))
       ends = widest.interval
       if not others or (ends[0] <= whole[0] + widest.scale / 2 and whole[1] - widest.scale / 2 <= ends[1]):

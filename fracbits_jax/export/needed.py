@@ -77,7 +77,8 @@ def terms(node: Node, shape: Sequence[int]) -> tuple[tuple[int, ...], int]:
 
 def _of_grid(grid: Grid) -> Interval:
   """A step beyond the clips, behind which all codes are the first or the last."""
-  return np.float64(-(grid.alpha if grid.signed else 0) - grid.step), np.float64(grid.alpha + grid.step)
+  moved = grid.moved * grid.scale
+  return np.float64(moved - (grid.alpha if grid.signed else 0) - grid.step), np.float64(moved + grid.alpha + grid.step)
 
 
 def _before_affine(out: Interval, scale: np.ndarray | np.float64, offset: np.ndarray | np.float64) -> Interval:

@@ -107,7 +107,7 @@ class Quantizers:
     half = _half_step(grid.zero, grid.scale)
     if half:
       x = b.add('Sub', [x.name, b.constant(np.float32(half))], x)
-    y = _quantize_dequantize(b, x, grid.bits, grid.scale, signed=grid.signed)
+    y = _quantize_dequantize(b, x, grid)
     return b.add('Add', [y.name, b.constant(np.float32(half))], y) if half else y
 
   def kernel(self, b: Builder, node: Node, order: tuple[int, ...]) -> Tensor:
@@ -121,11 +121,11 @@ def _half_step(zero: float, scale: float) -> float:
   return scale / 2 if zero % 1 else 0.0
 
 
-def _quantize_dequantize(b: Builder, x: Tensor, bits: int, scale: float, *, signed: bool) -> Tensor:
-  dtype = f'{"" if signed else "u"}int{bits}'
-  if b.maker(x.name) in _MOVES or (bits < 8 and b.maker(x.name) == 'Relu'):  # which onnxruntime drops before int4
+def _quantize_dequantize(b: Builder, x: Tensor, grid: Grid) -> Tensor:
+  dtype = f'{"" if grid.signed else "u"}int{grid.bits}'
+  if b.maker(x.name) in _MOVES or (grid.bits < 8 and b.maker(x.name) == 'Relu'):  # which onnxruntime drops before int4
     x = b.apart(x)
-  names = [b.constant(np.float32(scale)), _stored(b, dtype, np.zeros((), np.int32))]
+  names = [b.constant(np.float32(grid.scale)), _stored(b, dtype, np.asarray(-grid.moved, np.int32))]
   codes = b.add('QuantizeLinear', [x.name, *names], dataclasses.replace(x, dtype=dtype))
   return b.add('DequantizeLinear', [codes.name, *names], x)
 
@@ -133,6 +133,10 @@ def _quantize_dequantize(b: Builder, x: Tensor, bits: int, scale: float, *, sign
 def _dequantize(b: Builder, kernel: Kernel, like: Tensor, codes: np.ndarray) -> Tensor:
   bits, scale = int(kernel.bits), scale_of(kernel, like.order)
   stored = _stored(b, f'int{bits}', codes - 2 ** (bits - 1))
+  axes = [axis for axis, size in enumerate(scale.shape) if size > 1]
+  if len(axes) == 1 and not float(kernel.zero) % 1:  # as runtimes know it, beside a product
+    zeros = _stored(b, f'int{bits}', np.zeros(scale.size, np.int32))  # which onnxruntime needs where it changes types
+    return b.add('DequantizeLinear', [stored, b.constant(scale.reshape(-1)), zeros], like, axis=axes[0])
   value = b.add('DequantizeLinear', [stored, b.constant(np.float32(1) if scale.ndim else scale)], like)
   if scale.ndim:  # one for each channel, wherever those are
     if float(kernel.zero) % 1:

@@ -105,7 +105,8 @@ def _row(node: Node, arrays: packed_arrays.Writer) -> list[Any]:
   """What the header says of an operation."""
   params = dict(node.params)
   if node.op == 'quantize':
-    params['grid'] = dataclasses.asdict(params['grid'])
+    grid = dataclasses.asdict(params['grid'])
+    params['grid'] = {name: value for name, value in grid.items() if name != 'moved' or value}
   if node.op == 'kernel':
     params['kernel'] = arrays.add_kernel(params['kernel'])
   inputs = [x if isinstance(x, str) else arrays.add(np.asarray(x)) for x in node.inputs]

@@ -147,13 +147,17 @@ def _operand(x: Any, arrays: packed_arrays.Reader) -> Any:
 
 def _grid(value: Any) -> Grid:
   names = [field.name for field in dataclasses.fields(Grid)]
-  if not isinstance(value, dict) or set(value) != set(names):
+  if not isinstance(value, dict) or {*value, 'moved'} != set(names):  # which few have
     raise ValueError(f'the grid of a quantizer is no object of {", ".join(names)}')
   bits, signed, scheme = value['bits'], value['signed'], value['scheme']
   if type(bits) is not int or not 0 <= bits <= fields.MAX_BITS or type(signed) is not bool or scheme not in SCHEMES:
     raise ValueError('the inputs of a layer have a grid that is not possible')
   alpha = fields.number(value['alpha'], 'the clip of a quantizer', 0, fields.MAX_FLOAT)
-  return Grid(bits=bits, alpha=alpha, signed=signed, scheme=scheme)
+  moved = value.get('moved', 0)
+  most = 2 ** (bits - 1) if signed and scheme == 'lsq' and bits > 1 else 0
+  if type(moved) is not int or not min(1 - most, 0) <= moved <= most:
+    raise ValueError('the inputs of a layer have codes that lie where none can')
+  return Grid(bits=bits, alpha=alpha, signed=signed, scheme=scheme, moved=moved)
 
 
 def _layers(rows: Sequence[Any], graph: Graph) -> Iterator[dict[str, Any]]:

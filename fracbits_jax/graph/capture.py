@@ -236,7 +236,7 @@ class _Reader:
     for value in (bits, alpha):
       if isinstance(value, str):
         raise ValueError(f'{layer} has bits or a clip that depend on the input: only stablehlo can have them')
-    grid = input_grid(quant, int(bits), float(alpha))
+    grid = input_grid(quant, int(bits), alpha)
     return self._node('quantize', (self.name(x),), aval, {'layer': layer, 'grid': grid}, place)
 
   def _kernel(

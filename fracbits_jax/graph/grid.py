@@ -48,12 +48,14 @@ class Grid:
     alpha: the clip.
     signed: whether the range has two sides.
     scheme: `lsq` or another, as of the layer.
+    moved: how many steps the codes lie higher than two's complement, by the offset of a range.
   """
 
   bits: int
   alpha: float
   signed: bool
   scheme: str
+  moved: int = 0
 
   @property
   def scale(self) -> float:
@@ -70,7 +72,7 @@ class Grid:
   @property
   def zero(self) -> float:
     """The code of the value 0, an integer or half an integer."""
-    return float(spacing(self._two_sided, np.asarray(self.bits), self.alpha)[1]) if self.signed else 0.0
+    return float(spacing(self._two_sided, np.asarray(self.bits), self.alpha)[1]) - self.moved if self.signed else 0.0
 
   @property
   def _two_sided(self) -> str:
@@ -79,7 +81,10 @@ class Grid:
   def quantize(self, x: jax.Array) -> jax.Array:
     """The values on the grid, as the network computes them in training and evaluation."""
     quant = QuantConfig(scheme=self.scheme, signed_input=self.signed)
-    return layers.quantize_input(quant, x, jnp.float32(self.bits), jnp.float32(self.alpha), learned=False)
+    alpha = jnp.float32(self.alpha)
+    if self.moved:
+      alpha = jnp.stack([alpha, alpha * (self.moved / 2 ** (self.bits - 1))])
+    return layers.quantize_input(quant, x, jnp.float32(self.bits), alpha, learned=False)
 
   def codes(self, values: jax.Array) -> jax.Array:
     """The codes of values on the grid, int32."""
@@ -130,9 +135,15 @@ class Kernel:
     return np.where(bits > 0, (2 * (codes / largest) - 1) * alpha, 0).astype(np.float32)
 
 
-def input_grid(quant: QuantConfig, bits: int, alpha: float) -> Grid:
-  """The grid of a layer's inputs."""
-  return Grid(bits=bits, alpha=abs(alpha), signed=quant.signed_input, scheme=quant.scheme)
+def input_grid(quant: QuantConfig, bits: int, alpha: Any) -> Grid:
+  """The grid of a layer's inputs, from their clip or from a range and its middle."""
+  alpha, *offset = np.asarray(alpha, np.float32).reshape(-1)
+  moved, half = 0, 2.0 ** (bits - 1)
+  if offset and bits > 1:  # as the network rounds it, in float32
+    moved = int(
+      np.clip(np.round(offset[0] / np.maximum(abs(alpha), np.float32(_TINY)) * np.float32(half)), 1 - half, half)
+    )
+  return Grid(bits=bits, alpha=float(abs(alpha)), signed=quant.signed_input, scheme=quant.scheme, moved=moved)
 
 
 def kernel_codes(quant: QuantConfig, kernel: Any, bits: Any, alpha: Any = None) -> Kernel:

@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from fracbits_jax.layers.channel_ranges import channel_ranges
-from fracbits_jax.layers.clip_search import best_clip, resized, sample
+from fracbits_jax.layers.clip_search import best_clip, best_range, checked, resized, sample
 from fracbits_jax.layers.examples import example_of
 from fracbits_jax.layers.linen import watch_layers
 from fracbits_jax.layers.operands import with_last_channels
@@ -65,6 +65,11 @@ def clips(params: Any, bits: Any, samples: dict[str, np.ndarray], configs: dict[
       quant = configs[name]
       width = quant.input_bits if quant.input_bits is not None else flat_bits[f'{name}/input']
       choices = quant.allowed_input_bits if quant.input_bits is None else (quant.input_bits,)
+      if quant.has_offset:
+        x = checked(np.asarray(x), f'inputs of {name}')
+        found = best_range(x, np.float32(width), choices=choices, criterion=quant.calibration)
+        flat[f'{name}/alpha'] = found
+        continue
       how = dict(signed=quant.signed_input, choices=choices, scheme=quant.scheme, criterion=quant.calibration)
       flat[f'{name}/alpha'] = _of_layer(f'inputs of {name}', x, width, **how)
   return traverse_util.unflatten_dict(flat, sep='/')
@@ -115,7 +120,11 @@ def at_other_bits(params: Any, before: Any, after: Any, samples: dict[str, np.nd
 
   old, new = best(before), best(after)
   flat = traverse_util.flatten_dict(params, sep='/')
-  flat |= {name: value * new[name] / old[name] for name, value in flat.items() if name.endswith('alpha')}
+  for name, value in flat.items():
+    if name.endswith('alpha'):
+      # Of a range and its middle both follow the range.
+      of = lambda found, name=name: found[name][0] if name.endswith('/alpha') and found[name].ndim else found[name]
+      flat[name] = value * of(new) / of(old)
   return traverse_util.unflatten_dict(flat, sep='/')
 
 

@@ -18,6 +18,7 @@ from fracbits_jax.quantize.unit import SMALLEST
 
 SAMPLES = 4096  # values of a layer's inputs, of each batch
 _CANDIDATES = 100  # up to the largest value, and as many beyond it
+_ENDS = 32  # candidates of either end of a range that has an offset
 _EXACT = 128  # candidates of which levels are the largest value
 _NOT_FINITE = 'there are values that are not finite: no clip quantizes them; mend the network or its inputs'
 
@@ -136,6 +137,39 @@ def best_clips(
   """`best_clip` for several samples `[n, values]` at once, with a bit-width each, `[n]`: `[n]`."""
   how = dict(signed=signed, choices=choices, scheme=scheme, criterion=criterion)
   return jax.vmap(functools.partial(search, **how))(x, bits)
+
+
+@functools.partial(jax.jit, static_argnames=('choices', 'criterion'))
+def best_range(x: jax.Array, bits: jax.Array, *, choices: tuple[int, ...], criterion: str) -> jax.Array:
+  """The range and the middle, `[2]`, that quantize signed inputs with the least error under `lsq`.
+
+  Args:
+    x: sample of them, any shape and scale.
+    bits, choices, criterion: as for `best_clip`.
+
+  Returns:
+    The best of the ranges from some part of the least value to some part of the largest, and of `best_clip`'s.
+  """
+  x = jnp.ravel(x).astype(jnp.float32)
+  clip = search(x, bits, signed=True, choices=choices, scheme='lsq', criterion=criterion)
+  unit = jnp.maximum(jnp.max(jnp.abs(x), initial=0), SMALLEST)
+  x = x / unit
+  distance = jnp.abs if criterion == 'absolute' else jnp.square
+  most = jnp.quantile(jnp.abs(x), 0.999) if criterion == 'trimmed' else jnp.inf
+  parts = jnp.arange(_ENDS + 1) / _ENDS * 1.25
+  low, high = (jnp.ravel(end) for end in jnp.meshgrid(parts * jnp.min(x), parts * jnp.max(x)))
+  low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
+  step = (high - low) / jnp.maximum(jnp.exp2(bits) - 1, 1)
+  reach = jnp.maximum(step * jnp.exp2(bits - 1), SMALLEST)
+  candidates = jnp.concatenate(
+    [jnp.stack([reach, low + reach], 1), jnp.stack([clip / unit, jnp.zeros_like(clip)])[None]]
+  )
+
+  def error(alpha):
+    quantized = lsq.activation(x, bits, alpha, signed=True, choices=choices)
+    return jnp.mean(distance(quantized - x), where=jnp.abs(x) <= most)
+
+  return candidates[jnp.argmin(jax.lax.map(error, candidates))] * unit
 
 
 def _quantiles(x: jax.Array, parts: jax.Array, size: jax.Array | None) -> jax.Array:

@@ -3,7 +3,7 @@ nothing but quantize.
 
 A quantized layer owns, beside the parameters of the layer it extends:
 
-* `params/alpha`: the clip of its inputs, `()`;
+* `params/alpha`: the clip of its inputs, `()`, or `[2]` for a range and its middle;
 * `params/kernel_alpha`: with the scheme `lsq`, the range of its kernel, `()` or `[C_out]`;
 * `bits/kernel`: the bit-width of its kernel, `()` or `[C_out]`;
 * `bits/input`: the bit-width of its inputs, `()`.
@@ -89,7 +89,7 @@ class Quantized(nn.Module):
 
   @nn.nowrap
   def _quantized_input(self, quant: QuantConfig, inputs: jax.Array) -> jax.Array:
-    alpha = super().param('alpha', nn.initializers.constant(quant.alpha_init), (), jnp.float32)
+    alpha = super().param('alpha', lambda key: jnp.asarray(quant.alpha_start))
     bits, how = self._bits(quant, 'input', quant.input_bits, quant.allowed_input_bits, ())
     return apply_quantizer(self, 'input', inputs, bits, alpha, **how)
 

@@ -42,6 +42,8 @@ class QuantConfig:
     scheme: `original` or `modified` for DoReFa kernels, whose inputs are always `original`; `lsq` for a learned step
       size of kernels and inputs.
     kernel_ranges: with `lsq`, `layer` for one range a kernel, `channel` for one per output channel.
+    input_offset: with `lsq`, ranges of signed inputs have a learned offset, as after an activation function that is
+      seldom negative; unsigned ones have none.
     learned: false says that the bit-widths in the collection `bits` are integers, fixed after a search: the layer is
       then as fast as one with fixed bits.
     stochastic: draw one of the two neighbouring bit-widths instead of interpolating, wherever the network is applied
@@ -67,6 +69,7 @@ class QuantConfig:
   signed_input: bool = False
   scheme: str = 'original'
   kernel_ranges: str = 'layer'
+  input_offset: bool = False
   learned: bool = True
   stochastic: bool = False
   mixture: str = 'values'
@@ -85,6 +88,11 @@ class QuantConfig:
       raise ValueError(
         f"kernel_ranges='channel' is for learned ranges, and scheme={self.scheme!r} has none: set scheme='lsq', or "
         "kernel_ranges='layer'"
+      )
+    if self.input_offset and self.scheme != 'lsq':
+      raise ValueError(
+        f"input_offset=True is for learned step sizes, and scheme={self.scheme!r} has none: set scheme='lsq', or "
+        'input_offset=False'
       )
     check_calibration(self.calibration)
     object.__setattr__(self, 'choices', bitwidths.check_choices(self.choices))
@@ -140,6 +148,16 @@ class QuantConfig:
   def prunes(self) -> bool:
     """Whether output channels can be pruned: a learned bit-width for each of them, and 0 among the allowed ones."""
     return self.granularity == 'kernel' and self.kernel_bits is None and self.allowed_kernel_bits[0] == 0
+
+  @property
+  def has_offset(self) -> bool:
+    """Whether the range of the inputs has an offset: two numbers, the range and its middle."""
+    return self.input_offset and self.signed_input and not self.weight_only
+
+  @property
+  def alpha_start(self) -> np.ndarray:
+    """Where the range of the inputs starts without calibration, `()` or `[2]`."""
+    return np.asarray([self.alpha_init, 0] if self.has_offset else self.alpha_init, np.float32)
 
   @property
   def learns_input(self) -> bool:

@@ -23,6 +23,7 @@ from fracbits_jax import cost as costs
 from fracbits_jax import layers, tasks
 from fracbits_jax.layers import QuantConfig, calibrate, wrap
 from fracbits_jax.layers.channel_ranges import channel_ranges
+from fracbits_jax.layers.clip_search import best_range
 from fracbits_jax.policy.assignment import Scores
 
 Slot = tuple[str, str]  # a layer's path, and `kernel` or `input`
@@ -231,24 +232,24 @@ class Sensitivity:
   def loss_scores(self) -> Scores:
     """The rise of the loss when one kernel or one input alone is quantized, a mean over the batches."""
     order = list(self.slots)
-    each = lambda slot: slot[1] == 'kernel' and self._configs[slot[0]].kernel_ranges == 'channel'
-    most = max((self._kernel(name).shape[-1] for name, which in order if each((name, which))), default=1)
+    most = max((self._kernel(name).shape[-1] for name, which in order if which == 'kernel'), default=0)
+    padded = lambda alpha: np.resize(alpha, max(most, 2))  # of one shape, so that there is one program
 
     @jax.jit
     def loss(variables, batch, index, bits, alpha):
       def quantizer(slot, x):
-        one = lambda x, bits, alpha: self._quantized(slot, x, bits, alpha[: x.shape[-1]] if each(slot) else alpha[0])
+        quantized = functools.partial(self._quantized, slot)
+        one = lambda x, bits, alpha: quantized(x, bits, self._range_in(slot, x, alpha))
         return lax.cond(index == order.index(slot), one, lambda x, bits, alpha: x, x, bits, alpha)
 
       outputs = self.outputs(variables, self._task.inputs(batch), quantizer)
       return jnp.mean(self._task.terms(outputs, batch)['loss'])
 
     mean = lambda *which: float(np.mean([loss(self.variables, batch, *which) for batch in self._batches]))
-    plain = mean(-1, 8.0, np.ones(most, np.float32))
+    plain = mean(-1, 8.0, padded(1.0).astype(np.float32))
     scores: dict[Slot, dict[int, float]] = {}
     for slot, _, bits, alpha in self._quantizations():
-      padded = np.resize(alpha, most)  # of one shape, so that there is one program
-      scores.setdefault(slot, {})[bits] = mean(order.index(slot), float(bits), padded) - plain
+      scores.setdefault(slot, {})[bits] = mean(order.index(slot), float(bits), padded(alpha)) - plain
     return scores
 
   def _quantizations(self):
@@ -265,10 +266,19 @@ class Sensitivity:
         if which == 'kernel' and quant.kernel_ranges == 'channel':
           fixed = dataclasses.replace(quant, kernel_bits=bits)
           clip = channel_ranges({name: (np.asarray(x).reshape(-1, x.shape[-1]).T, bits, fixed)})[name]
+        elif which == 'input' and quant.has_offset:
+          clip = best_range(x, jnp.float32(bits), choices=(bits,), criterion=quant.calibration)
         elif which == 'input' or quant.scheme == 'lsq':
           how = dict(signed=signed, choices=choices, scheme=quant.scheme, criterion=quant.calibration)
           clip = calibrate.best_clip(x, jnp.float32(bits), **how)
         yield slot, x, bits, jnp.float32(clip)
+
+  def _range_in(self, slot: Slot, x: jax.Array, padded: jax.Array) -> jax.Array:
+    """The range or the ranges of a tensor, which are the first of an array of some length."""
+    quant = self._configs[slot[0]]
+    if slot[1] == 'kernel':
+      return padded[: x.shape[-1]] if quant.kernel_ranges == 'channel' else padded[0]
+    return padded[:2] if quant.has_offset else padded[0]
 
   def _kernel(self, name: str) -> Any:
     """The kernel of a layer of the float network."""

@@ -30,7 +30,8 @@ def initial_ranges(network: Network, params: Any, others: Any, args: Any, kwargs
   for name, (weight, quant) in network.quantized().items():
     of_weight = found.setdefault(name, {})
     if not quant.weight_only and weight.has_input:
-      of_weight['alpha'] = jnp.full(weight.stack, quant.alpha_init, jnp.float32)
+      start = quant.alpha_start
+      of_weight['alpha'] = jnp.broadcast_to(start, (*weight.stack, *start.shape))
     if name in needed and not (weight.is_product and quant.weight_only):
       of_weight['kernel_alpha'] = _initial(weight, quant, *weights[name][0])
   return found
@@ -42,7 +43,8 @@ def unit_ranges(network: Network) -> Ranges:
   for name, (weight, quant) in network.quantized().items():
     each = operands.has_channel_ranges(weight, quant)
     ones = jnp.ones((*weight.stack, *([weight.count] if each else [])), jnp.float32)
-    has_alpha, clip = not quant.weight_only and weight.has_input, jnp.ones(weight.stack, jnp.float32)
+    has_alpha = not quant.weight_only and weight.has_input
+    clip = jnp.ones((*weight.stack, *quant.alpha_start.shape), jnp.float32)
     has_kernel = operands.has_kernel_alpha(weight, quant) and not (weight.is_product and quant.weight_only)
     found[name] = {**({'alpha': clip} if has_alpha else {}), **({'kernel_alpha': ones} if has_kernel else {})}
   return found
@@ -64,10 +66,13 @@ def best_ranges(network: Network, params: Any, others: Any, args: Any, kwargs: A
   found = samples(network, params, others, args, kwargs)
   wanted: list[tuple[tuple[str, str], Weight, tuple, np.ndarray, float]] = []
   factors: dict[tuple[str, str], np.ndarray] = {}
+  with_offset: dict[str, jax.Array] = {}
   by_channel: dict[str, tuple[np.ndarray, Any, QuantConfig]] = {}
   for name, (weight, quant) in network.quantized().items():
     values = found[name]
-    if 'input' in values:
+    if 'input' in values and quant.has_offset:
+      with_offset[name] = _with_offset(weight, quant, values['input'])
+    elif 'input' in values:
       how = (quant.signed_input, quant.allowed_input_bits, quant.input_bits, quant.scheme, quant.calibration)
       wanted.append(((name, 'alpha'), weight, _how(*how), values['input'], _start(quant, 'input')))
     if not operands.has_kernel_alpha(weight, quant) or (weight.is_product and quant.weight_only):
@@ -83,10 +88,21 @@ def best_ranges(network: Network, params: Any, others: Any, args: Any, kwargs: A
     flat = kernels.reshape(len(kernels), -1)
     wanted.append(((name, 'kernel_alpha'), weight, _how(*how), flat, _start(quant, 'kernel')))
   ranges = _solved(wanted, factors)
+  for name, alpha in with_offset.items():
+    ranges.setdefault(name, {})['alpha'] = alpha
   for name, best in channel_ranges(by_channel).items():
     shape = (*network.weights[name].stack, best.shape[-1])
     ranges.setdefault(name, {})['kernel_alpha'] = jnp.asarray(best.reshape(shape))
   return ranges
+
+
+def _with_offset(weight: Weight, quant: QuantConfig, samples: np.ndarray) -> jax.Array:
+  """The best ranges of inputs with their middles, `[stack..., 2]`."""
+  choices = quant.allowed_input_bits if quant.input_bits is None else (quant.input_bits,)
+  rows = [clip_search.checked(clip_search.resized(row), f'inputs of {weight.name}') for row in samples]
+  best = functools.partial(clip_search.best_range, choices=choices, criterion=quant.calibration)
+  found = [best(row, np.float32(_start(quant, 'input'))) for row in rows]
+  return jnp.stack(found).reshape(*weight.stack, 2)
 
 
 def samples(network: Network, params: Any, others: Any, args: Any, kwargs: Any) -> dict[str, dict[str, np.ndarray]]:

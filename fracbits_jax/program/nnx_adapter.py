@@ -29,7 +29,7 @@ class Bits(nnx.Variable):
 
 
 class Range(nnx.Param):
-  """The range of a weight, `()` or `[C_out]`, or of its inputs, `()`, behind the axes of a stack."""
+  """The range of a weight, `()` or `[C_out]`, or of its inputs, `()` or `[2]`, behind the axes of a stack."""
 
 
 class Quantized(nnx.Module):

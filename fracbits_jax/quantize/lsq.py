@@ -45,36 +45,61 @@ def gradient_scale(bits: jax.Array, count: int, *, signed: bool, each: bool = Fa
   return scale if each else jnp.mean(scale)
 
 
-def _level(ratio: jax.Array, bits: jax.Array) -> jax.Array:
-  """Two's complement levels in units of the range, `[-1, 1 - 2^(1 - b)]`; -1/2 and 1/2 at 1 bit, 0 at 0 bits."""
+def _moved(middle: jax.Array | None, bits: jax.Array) -> jax.Array | float:
+  """By how many steps levels lie higher than two's complement; 0 stays one of them."""
+  if middle is None:
+    return 0.0
+  half = power_of_two(bits - 1)
+  return jnp.where(bits > 1, jnp.clip(jnp.round(middle * half), 1 - half, half), 0)
+
+
+def _level(ratio: jax.Array, middle: jax.Array | None, bits: jax.Array) -> jax.Array:
+  """Two's complement levels in units of the range, `[-1, 1 - 2^(1 - b)]`; -1/2 and 1/2 at 1 bit, 0 at 0 bits.
+
+  With a `middle`, in units of the range as well, they lie around that.
+  """
   half, step = power_of_two(bits - 1), power_of_two(1 - bits)
-  many = jnp.minimum(jnp.maximum(jnp.round(ratio * half), -half), half - 1) * step
+  moved = _moved(middle, bits)
+  many = jnp.minimum(jnp.maximum(jnp.round(ratio * half), moved - half), moved + half - 1) * step
   one = jnp.where(ratio < 0, -0.5, jnp.where(ratio >= 0, 0.5, ratio))
   return jnp.where(bits <= 0, 0, jnp.where(bits <= 1, one, many))
 
 
-def _level_and_slopes(ratio: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The level, and the derivatives of the quantized value with respect to what is quantized and to the range.
+def _level_and_slopes(ratio: jax.Array, middle: jax.Array | None, bits: jax.Array) -> tuple[jax.Array, ...]:
+  """The level, and the derivatives of the quantized value with respect to what is quantized, the range and the middle.
 
   The first of them is 1 where a value is rounded and 0 where it is clipped; at 0 bits 1 on [-1, 1], so that a weight
-  can return. The second is q - x / alpha where it is rounded, and q where it is clipped.
+  can return. The second is q - x / alpha where it is rounded, and q where it is clipped. With a middle, which is
+  rounded to steps straight-through, o / alpha is taken from that q, and the third is 1 where it is clipped, from 2 bits
+  on; neither where the middle itself is beyond what leaves 0 a level.
   """
-  level, largest = _level(ratio, bits), jnp.where(bits > 1, 1 - power_of_two(1 - bits), 1)
-  inside = (ratio >= -1) & (ratio <= largest)
-  range_slope = jnp.where(bits <= 0, 0, level - jnp.where(inside, ratio, 0))  # a ratio that is clipped may be infinite
-  return level, inside.astype(jnp.float32), range_slope
+  level, largest = _level(ratio, middle, bits), jnp.where(bits > 1, 1 - power_of_two(1 - bits), 1)
+  moved = _moved(middle, bits) * power_of_two(1 - bits)
+  inside = (ratio >= moved - 1) & (ratio <= moved + largest)
+  beyond: jax.Array | float = 0.0
+  if middle is not None:
+    free = (bits > 1) & (middle >= power_of_two(1 - bits) - 1) & (middle <= 1)
+    beyond = jnp.where(free, middle, 0)
+  # A ratio that is clipped may be infinite.
+  range_slope = jnp.where(bits <= 0, 0, level - jnp.where(inside, ratio, beyond))
+  slopes = inside.astype(jnp.float32), range_slope
+  return (level, *slopes) if middle is None else (level, *slopes, jnp.where(inside | ~free, 0.0, 1.0))
 
 
 def _ratio(x, alpha):
   return x.astype(jnp.float32) / jnp.maximum(jnp.abs(with_rank(alpha, x)), SMALLEST)
 
 
+def _middle(offset, alpha):
+  return None if offset is None else offset / jnp.maximum(jnp.abs(alpha), SMALLEST)
+
+
 @inlined(0)
 def _twos_complement_backward(choices, arguments, g):
-  x, bits, alpha, noise = arguments
+  x, bits, alpha, offset, noise = arguments
   g32, ratio = g.astype(jnp.float32), _ratio(x, alpha)
-  quantizer = functools.partial(_level_and_slopes, ratio)
-  (_, inside, range_slope), by_bits = interpolate(quantizer, bits, choices, noise)
+  quantizer = functools.partial(_level_and_slopes, ratio, _middle(offset, alpha))
+  (_, inside, range_slope, *middle_slope), by_bits = interpolate(quantizer, bits, choices, noise)
   # Rounding is straight-through: the first two move with the bits alone, the third with x / alpha alone.
   inside, range_slope = with_slopes(inside, (bits, by_bits[1])), with_slopes(range_slope, (bits, by_bits[2]))
   bits_slope = with_slopes(by_bits[0], (ratio, by_bits[1]))
@@ -86,13 +111,17 @@ def _twos_complement_backward(choices, arguments, g):
   else:
     (towards_alpha,), g_bits = sums((g32 * range_slope,), by_channel=True), jnp.zeros_like(bits)
   towards_alpha = towards_alpha if alpha.shape else jnp.sum(towards_alpha)
-  return (g32 * inside).astype(x.dtype), g_bits, towards_alpha * pact.side(alpha), None
+  towards_offset = None
+  if offset is not None:
+    (towards_offset,) = sums((g32 * with_slopes(middle_slope[0], (bits, by_bits[3])),))
+  return (g32 * inside).astype(x.dtype), g_bits, towards_alpha * pact.side(alpha), towards_offset, None
 
 
-@with_backward(_twos_complement_backward, static=(4,))
-@inlined(4)
-def _twos_complement(x, bits, alpha, noise, choices):
-  q, _ = interpolate(functools.partial(_level, _ratio(x, alpha)), bits, choices, noise)
+@with_backward(_twos_complement_backward, static=(5,))
+@inlined(5)
+def _twos_complement(x, bits, alpha, offset, noise, choices):
+  quantizer = functools.partial(_level, _ratio(x, alpha), _middle(offset, alpha))
+  q, _ = interpolate(quantizer, bits, choices, noise)
   return (jnp.abs(with_rank(alpha, x)) * q).astype(x.dtype)
 
 
@@ -126,7 +155,7 @@ def kernel(
     scale = gradient_scale(bits, w.size, signed=True)
   alpha = with_slopes(alpha, (alpha, scale))
   bits, noise = with_rank(bits, w), None if noise is None else with_rank(noise, w)
-  return _twos_complement(w, bits, alpha, noise, allowed(choices, learned))
+  return _twos_complement(w, bits, alpha, None, noise, allowed(choices, learned))
 
 
 def activation(
@@ -144,14 +173,23 @@ def activation(
   Unsigned inputs take the same values as there, since q - x / alpha is LSQ's gradient as well; only its scale is
   added. Signed inputs are rounded to two's complement levels, as kernels are. `x` is `[N, ...]`: a feature is counted
   once, not for each of the N examples.
+
+  With an offset alpha is `[2]`, the range and its middle o, as in LSQ+ (Bhalgat et al. 2020, arXiv 2004.09576):
+
+      q_b(x) = s clip(round(x / s), m - 2^(b-1), m + 2^(b-1) - 1),    m = clip(round(o / s), 1 - 2^(b-1), 2^(b-1))
+
+  So 0 is a level, whatever o, as paddings and integers need it. Its gradient is that of the clipped values, with the
+  scale of the range, since both move the ends. At 1 bit there is no offset.
   """
   x, bits, alpha = jnp.asarray(x), as_bits(bits, learned), jnp.asarray(alpha, jnp.float32)
-  check_scalars(bits=bits, alpha=alpha)
+  has_offset = signed and alpha.shape == (2,)
+  check_scalars(bits=bits, **({} if has_offset else {'alpha': alpha}))
   alpha = with_slopes(alpha, (alpha, gradient_scale(bits, math.prod(x.shape[1:]), signed=signed)))
   if not signed:
     return pact.activation(x, bits, alpha, choices=choices, noise=noise, learned=learned)
   bits, noise = with_rank(bits, x), None if noise is None else with_rank(noise, x)
-  return _twos_complement(x, bits, alpha, noise, allowed(choices, learned))
+  alpha, offset = (alpha[0], alpha[1]) if has_offset else (alpha, None)
+  return _twos_complement(x, bits, alpha, offset, noise, allowed(choices, learned))
 
 
 def initial_range(w: jax.Array, bits: jax.Array | float, *, each: bool = False) -> jax.Array:

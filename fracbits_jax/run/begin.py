@@ -65,20 +65,27 @@ def quantized_variables(experiment: Experiment, variables: Variables, bits: Any)
   names = traverse_util.flatten_dict(shapes(experiment, 'search')['params'], sep='/')
   clips = [name for name in names if name not in flat]  # they are all that is new
   given = experiment.initial.clips if experiment.initial is not None and 'pretrain' not in config.phases else {}
-  start = lambda name: jnp.float32(given.get(name, config.quant.alpha_init))
-  flat |= {name: jnp.broadcast_to(start(name), names[name].shape) for name in clips}  # one range for every channel
+  flat |= {name: _as_range(given.get(name, config.quant.alpha_init), name, names[name].shape) for name in clips}
   params = traverse_util.unflatten_dict(flat, sep='/')
   quant_configs = calibrate.quant_configs(experiment.quant_model, dataset.image_shape)
   if not given.keys() >= set(clips):
     params = calibrate.kernel_ranges(params, bits, quant_configs)
   if config.quant.calibration_batches and not given.keys() >= set(clips):
-    reader = train_batches(dataset, batch_size=config.data.batch_size, seed=config.seed, wait=preemption.waiting)
-    with contextlib.closing(reader) as batches:
-      inputs = [(experiment.task.inputs(next(batches)),) for _ in range(config.quant.calibration_batches)]
-    model = experiment.float_model.clone(axis_name=None)
-    samples = calibrate.sample_inputs(model, variables, inputs, train=True, mutable=['batch_stats'])
+    samples = _samples(experiment, experiment.float_model, variables)
     params = calibrate.clips(params, bits, samples, quant_configs)
   return {'params': params, 'bits': bits, 'batch_stats': variables['batch_stats']}
+
+
+def _samples(experiment: Experiment, network: nn.Module, variables: Variables) -> dict[str, np.ndarray]:
+  """Inputs of each layer of a network on the batches that calibrate, with batch norm as it is in training."""
+  config = experiment.config
+  reader = train_batches(
+    experiment.dataset, batch_size=config.data.batch_size, seed=config.seed, wait=preemption.waiting
+  )
+  with contextlib.closing(reader) as batches:
+    inputs = [(experiment.task.inputs(next(batches)),) for _ in range(config.quant.calibration_batches)]
+  how: dict[str, Any] = dict(train=True, mutable=['batch_stats'])
+  return calibrate.sample_inputs(network.clone(axis_name=None), variables, inputs, **how)
 
 
 def at_integer_bits(experiment: Experiment, variables: Variables, bits: Any) -> Variables:
@@ -87,17 +94,20 @@ def at_integer_bits(experiment: Experiment, variables: Variables, bits: Any) -> 
   What training made of each clip and range is kept: it changes by the ratio of those that quantize the network's own
   activations and kernels best at the integer and at the searched bits.
   """
-  config, dataset = experiment.config, experiment.dataset
-  if not (config.quant.recalibrate and config.quant.calibration_batches):
+  if not (experiment.config.quant.recalibrate and experiment.config.quant.calibration_batches):
     return {**variables, 'bits': bits}
-  reader = train_batches(dataset, batch_size=config.data.batch_size, seed=config.seed, wait=preemption.waiting)
-  with contextlib.closing(reader) as batches:
-    inputs = [(experiment.task.inputs(next(batches)),) for _ in range(config.quant.calibration_batches)]
-  network = experiment.quant_model.clone(axis_name=None)
-  samples = calibrate.sample_inputs(network, variables, inputs, train=True, mutable=['batch_stats'])
-  configs = calibrate.quant_configs(experiment.quant_model, dataset.image_shape)
+  samples = _samples(experiment, experiment.quant_model, variables)
+  configs = calibrate.quant_configs(experiment.quant_model, experiment.dataset.image_shape)
   params = calibrate.at_other_bits(variables['params'], variables['bits'], bits, samples, configs)
   return {**variables, 'params': params, 'bits': bits}
+
+
+def _as_range(given: Any, name: str, shape: tuple[int, ...]) -> jax.Array:
+  """A range in the shape that a network has for it: that of a kernel for each channel, that of inputs with offset 0."""
+  given = jnp.asarray(given, jnp.float32)
+  if not given.ndim and shape and name.endswith('/alpha'):
+    return jnp.stack([given, jnp.zeros_like(given)])
+  return jnp.broadcast_to(given, shape)
 
 
 def schedule(experiment: Experiment, phase: str, *, steps: int, steps_per_epoch: int) -> optax.Schedule:

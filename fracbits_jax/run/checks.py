@@ -93,7 +93,13 @@ def check_ranges(config: ConfigDict, initial: weights.Weights | None) -> None:
   """Raises `ValueError` for given ranges of channels where there is to be one a kernel; the reverse is no loss."""
   if initial is None or 'pretrain' in config.phases or config.quant.scheme != 'lsq':
     return
-  if config.quant.kernel_ranges == 'layer' and any(np.ndim(clip) for clip in initial.clips.values()):
+  of = lambda which: any(np.ndim(clip) for name, clip in initial.clips.items() if name.endswith(f'/{which}'))
+  if not config.quant.input_offset and of('alpha'):
+    raise ValueError(
+      f'init_from={config.init_from} has offsets of inputs, and quant.input_offset=False leaves none: set '
+      'quant.input_offset=True, or start from its float network'
+    )
+  if config.quant.kernel_ranges == 'layer' and of('kernel_alpha'):
     raise ValueError(
       f'init_from={config.init_from} has a range for each output channel, and quant.kernel_ranges=layer leaves one a '
       'kernel: set quant.kernel_ranges=channel, or start from its float network'

@@ -23,6 +23,7 @@ def _networks(seed=0):
       layers=tuple(layers[(at // 2 + i) % len(layers)] for i in range(len(chosen))),
       scheme=scheme,
       ranges=random_networks.ranges_of(at // 2, scheme),
+      offset=random_networks.has_offset(at // 2, scheme),
       granularity=('layer', 'kernel')[at // 2 % 2],
       dtype=('float32', 'float32', 'bfloat16')[at // 2 % 3],
     )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fracbits_jax.commands import export as command
-from fracbits_jax.export import bitpack, packed
+from fracbits_jax.export import bitpack, packed, packed_reader
 from fracbits_jax.graph import graph
 
 
@@ -72,6 +72,16 @@ def test_the_size_is_accounted_for(written):
   ranges = sum(4 * k.codes.shape[-1] for k in kernels if np.ndim(k.alpha))
   assert bool(ranges) == (kernels[0].scheme == 'lsq') == ('of ranges of channels' in said)
   assert not ranges or f' + {ranges:,} of ranges of channels (' in said
+
+
+def test_an_offset_that_leaves_0_no_code_is_refused():
+  grid = {'bits': 4, 'alpha': 1.0, 'signed': True, 'scheme': 'lsq'}
+  assert packed_reader._grid({**grid, 'moved': 8}).zero == 0
+  assert packed_reader._grid({**grid, 'moved': -7}).zero == 15
+  assert packed_reader._grid(grid) == packed_reader._grid({**grid, 'moved': 0})
+  for wrong in ({'moved': 9}, {'moved': -8}, {'moved': 1.0}, {'moved': 1, 'signed': False}, {'moved': 1, 'bits': 1}):
+    with pytest.raises(ValueError, match='codes that lie where none can'):
+      packed_reader._grid({**grid, **wrong})
 
 
 def test_it_is_written_the_same_again(written, tmp_path):

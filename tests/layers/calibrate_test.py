@@ -252,3 +252,17 @@ def test_layers_whose_channels_are_not_last_are_calibrated_by_channel():
     assert alpha.shape == (3 if name == 'transposed' else 6,)
     flat = operands.with_last_channels(kernel, (2,) if name == 'transposed' else (1, 2))
     np.testing.assert_array_equal(lsq.kernel(flat, 2, alpha), flat)
+
+
+@pytest.mark.parametrize('bits', [2.0, 3.5, 8.0])
+def test_a_range_with_an_offset_is_where_the_values_are(bits):
+  """Those of an activation function that is seldom negative, and those of a normal distribution."""
+  x = jax.random.normal(jax.random.key(0), (4000,))
+  quant = QuantConfig(scheme='lsq', input_bits=None, signed_input=True, input_offset=True, choices=CHOICES)
+  error = lambda x, alpha: float(jnp.mean((lsq.activation(x, bits, alpha, signed=True, choices=CHOICES) - x) ** 2))
+  for values, factor in ((nn.swish(3 * x), 0.6), (x, 1.0), (-nn.swish(3 * x), 0.6)):
+    params = calibrate.clips(
+      {'layer': {'alpha': np.ones(2)}}, {'layer': {'input': np.float32(bits)}}, {'layer': values}, {'layer': quant}
+    )
+    clip = calibrate.best_clip(values, bits, signed=True, choices=CHOICES, scheme='lsq')
+    assert error(values, params['layer']['alpha']) <= factor * error(values, clip)

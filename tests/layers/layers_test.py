@@ -46,6 +46,24 @@ def test_a_learned_step_has_a_range_of_its_own_for_the_kernel():
   np.testing.assert_allclose(layer.apply(variables, X), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_signed_inputs_can_have_an_offset():
+  quant = QuantConfig(init_bits=2.6, scheme='lsq', signed_input=True, input_offset=True)
+  layer = QuantDense(5, quant=quant)
+  variables = layer.init(jax.random.key(1), X)
+  params = variables['params']
+  np.testing.assert_array_equal(params['alpha'], [8, 0])
+  plain = QuantDense(5, quant=dataclasses.replace(quant, input_offset=False))
+  without = {**variables, 'params': {**params, 'alpha': params['alpha'][0]}}
+  np.testing.assert_array_equal(layer.apply(variables, X), plain.apply(without, X))
+  moved = {**variables, 'params': {**params, 'alpha': jnp.array([2.0, 1.0])}}
+  gradient = jax.grad(lambda v: jnp.sum(layer.apply(v, X) ** 2))(moved)['params']['alpha']
+  assert (gradient != 0).all()
+  unsigned = QuantDense(5, quant=dataclasses.replace(quant, signed_input=False))
+  assert unsigned.init(jax.random.key(1), X)['params']['alpha'].shape == ()
+  with pytest.raises(ValueError, match="input_offset=True is for learned step sizes, and scheme='original' has none"):
+    QuantConfig(input_offset=True)
+
+
 def test_each_channel_can_have_a_range_of_its_own():
   quant = QuantConfig(init_bits=2.6, scheme='lsq', kernel_ranges='channel', weight_only=True)
   x, width = jax.random.normal(jax.random.key(0), (2, 5, 5, 4)), 2.6

@@ -50,7 +50,8 @@ def measured(request):
   variables = Net().init(jax.random.key(1), jnp.zeros((1, 4, 4, 1)))
   variables = jax.tree.map(lambda x: 2 * x, variables)
   task, scheme, ranges = request.param
-  quant = QuantConfig(choices=CHOICES, scheme=scheme, kernel_ranges=ranges)
+  of_inputs = dict(signed_input=scheme == 'lsq', input_offset=scheme == 'lsq')
+  quant = QuantConfig(choices=CHOICES, scheme=scheme, kernel_ranges=ranges, **of_inputs)
   found = sensitivity.Sensitivity(Net(quant=quant), variables, (4, 4, 1), [batch], task)
   return found, variables, batch, CASES[request.param]
 

@@ -81,7 +81,7 @@ def test_it_computes_what_the_same_network_in_linen_computes():
   names = {'Conv_0': 'down1', 'Conv_1': 'down2', 'Conv_2': 'middle', 'ConvTranspose_0': 'up1', 'ConvTranspose_1': 'up2'}
   layers = {ours: getattr(model, theirs) for ours, theirs in names.items()}
   params = {ours: {'kernel': layer.kernel[...], 'bias': layer.bias[...]} for ours, layer in layers.items()}
-  quant = dataclasses.replace(QUANT, kernel_ranges='channel')
+  quant = dataclasses.replace(QUANT, kernel_ranges='channel', input_offset=True)
   net = quantize_model(linen, IMAGES, default=quant)
   variables = from_float(net, {'params': params}, IMAGES)
   quantize_model(model, IMAGES, default=quant)

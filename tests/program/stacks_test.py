@@ -10,7 +10,9 @@ from fracbits_jax import cost, from_float, policy, quantize_model
 from fracbits_jax.layers import QuantConfig
 
 LAYERS, TOKENS = 3, jax.random.randint(jax.random.key(0), (2, 6), 0, 11)
-QUANT = QuantConfig(scheme='lsq', choices=range(2, 9), init_bits=4.5, granularity='kernel', kernel_ranges='channel')
+QUANT = QuantConfig(
+  scheme='lsq', choices=range(2, 9), init_bits=4.5, granularity='kernel', kernel_ranges='channel', input_offset=True
+)
 
 
 class Block(nn.Module):

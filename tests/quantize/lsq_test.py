@@ -120,3 +120,42 @@ def test_ranges_of_channels_are_those_of_kernels_by_themselves():
     expected = jnp.stack([part[1] for part in parts])
     np.testing.assert_allclose(of_bits, expected if bits.shape else expected.sum(), rtol=1e-5)
     np.testing.assert_allclose(of_alpha, jnp.stack([part[2] for part in parts]), rtol=1e-5)
+
+
+def around(x, s, middle, bits):
+  """LSQ+ as its paper writes it, but for an offset that is rounded to steps, straight-through."""
+  half = 2.0 ** (bits - 1)
+  m = jnp.clip(middle / s, 1 - half, half)
+  m = m + jax.lax.stop_gradient(jnp.round(m) - m)
+  v = jnp.clip(x / s - m, -half, half - 1) + m
+  return s * (v + jax.lax.stop_gradient(jnp.round(v) - v))
+
+
+@pytest.mark.parametrize('middle', [0.0, 0.7, -0.4, 1.5])
+@pytest.mark.parametrize('bits', [2, 4, 8])
+def test_ranges_with_an_offset_have_the_values_and_gradients_of_the_paper(bits, middle):
+  x, ct = jax.random.normal(jax.random.key(0), (2, 8, 50))
+  alpha, half = jnp.float32(1.1), 2.0 ** (bits - 1)
+  fast = lambda x, alpha: lsq.activation(x, bits, alpha, signed=True)
+  both = jnp.stack([alpha, jnp.float32(middle)])
+  np.testing.assert_allclose(fast(x, both), around(x, alpha / half, middle, bits), atol=1e-6)
+  slow = lambda x, s, middle: jnp.sum(ct * around(x, s, middle, bits))
+  of_x, of_step, of_middle = jax.grad(slow, (0, 1, 2))(x, alpha / half, jnp.float32(middle))
+  found_x, found = jax.grad(lambda x, alpha: jnp.sum(ct * fast(x, alpha)), (0, 1))(x, both)
+  np.testing.assert_allclose(found_x, of_x, atol=1e-6)
+  scale = half**2 / np.sqrt(50 * max(half - 1, 1))
+  np.testing.assert_allclose(found, scale * jnp.stack([of_step / half, of_middle]), rtol=2e-3, atol=1e-4)
+  if not middle:
+    np.testing.assert_array_equal(fast(x, both), fast(x, alpha))
+
+
+def test_a_range_with_an_offset_has_0_as_a_level():
+  for bits in range(2, 9):
+    for middle in (-3.0, -1.0, -0.33, 0.2, 1.0, 5.0):
+      alpha = jnp.array([1.0, middle])
+      levels = np.unique(lsq.activation(jnp.linspace(-9, 9, 5001)[:, None], bits, alpha, signed=True))
+      assert len(levels) == 2**bits
+      assert 0 in levels
+  at = lambda b: lsq.activation(jnp.linspace(-2, 2, 41)[:, None], b, jnp.array([1.0, 0.5]), signed=True)
+  np.testing.assert_allclose(at(2.25), 0.75 * at(2) + 0.25 * at(3), atol=1e-6)
+  np.testing.assert_array_equal(at(1), jnp.where(jnp.linspace(-2, 2, 41) < 0, -0.5, 0.5)[:, None])

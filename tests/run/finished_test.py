@@ -35,6 +35,7 @@ def pruned(tmp_path_factory):
   config.quant.choices = tuple(range(9))
   config.quant.scheme = 'lsq'
   config.quant.kernel_ranges = 'channel'
+  config.quant.input_offset = True
   config.quant.stochastic = False
   config.quant.input_choices = (2, 3, 4)  # so that kernels have to give way: to 0.5 bits on average
   config.budget.equivalent_bits = 1.0

@@ -89,6 +89,16 @@ def test_a_quantized_network_hands_on_its_clips_but_not_its_bits(searched, tmp_p
   assert not experiment.prepare(config).initial.is_float
 
 
+def test_clips_of_inputs_become_ranges_with_an_offset_of_0_and_the_reverse_is_refused(searched):
+  np.testing.assert_array_equal(begin._as_range(np.float32(3), 'layer/alpha', (2,)), [3, 0])
+  np.testing.assert_array_equal(begin._as_range(np.float32(3), 'layer/kernel_alpha', (2,)), [3, 3])
+  np.testing.assert_array_equal(begin._as_range(np.float32([3, 1]), 'layer/alpha', (2,)), [3, 1])
+  config = tiny(phases=('search',), init_from=str(searched), **{'quant.scheme': 'lsq'})
+  given = experiment.prepare(config).initial
+  with pytest.raises(ValueError, match=r'has offsets of inputs, and quant\.input_offset=False leaves none'):
+    checks.check_ranges(config, dataclasses.replace(given, clips={'classifier/alpha': np.ones(2)}))
+
+
 def test_the_range_of_a_kernel_becomes_that_of_each_channel_and_the_reverse_is_refused(searched):
   changes = {'phases': ('search',), 'init_from': str(searched), 'quant.scheme': 'lsq'}
   prepared = experiment.prepare(tiny(**changes, **{'quant.kernel_ranges': 'channel'}))
