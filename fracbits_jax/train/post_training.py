@@ -111,9 +111,11 @@ class PostTraining:
     self.table = cost.trace(net, self._batches[0][:1], **kwargs)
     outputs = jax.jit(lambda variables, x: self._outputs(plain, variables, x))
     self._taught = [outputs(variables, x) for x in self._batches]
-    # Of a network whose call says how batch norm is used in another way, the statistics stay as they are.
-    self._has_norms = isinstance(net, nn.Module) and bool(variables.get('batch_stats'))
-    self._before = self._statistics(plain, variables) if self._has_norms else None
+    # Of a network whose call says in another way how batch norm is used, the statistics stay as they are.
+    has_norms = isinstance(net, nn.Module) and bool(variables.get('batch_stats'))
+    make = lambda model: jax.jit(reestimate.make_statistics_step(model, task=task))
+    self._statistics_step = make(self._fixed) if has_norms else None
+    self._before = self._statistics(make(plain), variables) if has_norms else None
     self._outputs_at = jax.jit(lambda variables, x: self._outputs(self._fixed, variables, x))
     self._gradients = {model: self._gradient(model) for model in (net, self._fixed)}
     self._scores: assignment.Scores | None = None
@@ -124,10 +126,9 @@ class PostTraining:
     if not self._settings.search_steps:
       return start
     learned = self._learned_policy(budget, start)
-    if learned.bits() == start.bits():
+    if learned == start:
       return start
-    found = {id(each): self.distance(self.variables_at(each, tuned=False)) for each in (start, learned)}
-    return min(start, learned, key=lambda each: found[id(each)])
+    return min(start, learned, key=lambda each: self.distance(self.variables_at(each, tuned=False)))
 
   def first_policy(self, budget: Budget) -> policy.Policy:
     """Where the search starts: the integer program's policy for `error_scores`, or uniform bits without such scores."""
@@ -183,14 +184,13 @@ class PostTraining:
       return wrap.from_float(self._net, self._float, inputs, bits=bits, **self._kwargs)
     return {**program.from_float(self._net, self._float, inputs, **self._kwargs), 'bits': bits}
 
-  def _statistics(self, model: Any, variables: Any) -> Any:
-    step = jax.jit(reestimate.make_statistics_step(model, task=self._task))
+  def _statistics(self, step: Callable, variables: Any) -> Any:
     return reestimate.statistics(step, variables, [{'image': x} for x in self._batches])
 
   def _corrected(self, variables: dict[str, Any]) -> dict[str, Any]:
-    if not self._has_norms:
+    if self._statistics_step is None:
       return variables
-    after = self._statistics(self._fixed, variables)
+    after = self._statistics(self._statistics_step, variables)
     return {**variables, 'batch_stats': reestimate.corrected(self._float['batch_stats'], self._before, after)}
 
   def _gradient(self, model: Any) -> Callable:
