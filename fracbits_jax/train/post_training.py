@@ -25,7 +25,7 @@ from flax import traverse_util
 
 from fracbits_jax import cost, policy, program, tasks
 from fracbits_jax.cost import Budget
-from fracbits_jax.layers import wrap
+from fracbits_jax.layers import calibrate, wrap
 from fracbits_jax.policy import assignment
 from fracbits_jax.policy.sensitivity import Sensitivity
 from fracbits_jax.train import optim, reestimate
@@ -111,6 +111,11 @@ class PostTraining:
     self.table = cost.trace(net, self._batches[0][:1], **kwargs)
     outputs = jax.jit(lambda variables, x: self._outputs(plain, variables, x))
     self._taught = [outputs(variables, x) for x in self._batches]
+    count = -(-settings.calibration // len(self._batches[0]))
+    self._inputs = self._batches[:count]  # of which ranges are calibrated
+    if isinstance(net, nn.Module):
+      self._configs = calibrate.quant_configs(net, self._batches[0][:1], **kwargs)
+      self._samples = calibrate.sample_inputs(plain, variables, [(x,) for x in self._inputs], **kwargs)
     # Of a network whose call says in another way how batch norm is used, the statistics stay as they are.
     has_norms = isinstance(net, nn.Module) and bool(variables.get('batch_stats'))
     make = lambda model: jax.jit(reestimate.make_statistics_step(model, task=task))
@@ -158,8 +163,8 @@ class PostTraining:
       return variables
     flat = _flat(variables)
     moving = {name for name in flat if name.startswith('params/')}
-    tuned_flat = self._learn(self._fixed, flat, moving, self._settings.tune_steps)
-    return self._corrected(_nested(tuned_flat))
+    # Statistics that were moved once more would take back what the weights have learned under these.
+    return _nested(self._learn(self._fixed, flat, moving, self._settings.tune_steps))
 
   def distance(self, variables: Any) -> float:
     """How far a network with integer bits is from the float one, a mean over the batches."""
@@ -178,11 +183,15 @@ class PostTraining:
 
   def _calibrated(self, bits: Any) -> dict[str, Any]:
     """The float network's variables with the ranges that are best at these bits, where that can be asked for."""
-    count = -(-self._settings.calibration // len(self._batches[0]))
-    inputs = jnp.concatenate(self._batches[:count])
-    if isinstance(self._net, nn.Module):
-      return wrap.from_float(self._net, self._float, inputs, bits=bits, **self._kwargs)
-    return {**program.from_float(self._net, self._float, inputs, **self._kwargs), 'bits': bits}
+    if not isinstance(self._net, nn.Module):
+      inputs = jnp.concatenate(self._inputs)
+      return {**program.from_float(self._net, self._float, inputs, **self._kwargs), 'bits': bits}
+    init = lambda x: self._net.init(jax.random.key(0), x, **self._kwargs)
+    needed, given = _flat(jax.eval_shape(init, self._inputs[0])['params']), _flat(self._float['params'])
+    params = _nested({name: given.get(name, np.ones(shape.shape, np.float32)) for name, shape in needed.items()})
+    params = calibrate.kernel_ranges(params, bits, self._configs)
+    params = calibrate.clips(params, bits, self._samples, self._configs)
+    return {**self._float, 'params': params, 'bits': bits}
 
   def _statistics(self, step: Callable, variables: Any) -> Any:
     return reestimate.statistics(step, variables, [{'image': x} for x in self._batches])
