@@ -25,13 +25,17 @@ def get_config(equivalent_bits='2'):
   config.quant.sat = False
   config.quant.choices = tuple(range(1, 9))  # from 2 on a budget as at 2 bits would leave nothing to search
   config.budget.equivalent_bits = base.bits_argument(equivalent_bits)
+  # What the neighbouring bit-widths do apart is mixed: the search then finds in half the steps what the integers give.
+  config.quant.mixture = 'elements'
   config.budget.controlled = True
+  # Gently down to the budget, or layers fall to 1 bit in the first steps and stay there.
+  config.budget.damping, config.budget.gain = 10.0, 2.0
   # As for digits: within few steps the weights' own rate hardly moves the bits.
   config.optimizer.bits_rate = 10.0
 
   config.pretrain = base.phase(8, 0.1, warmup_epochs=0.1)
-  config.search = base.phase(1, 0.05, warmup_epochs=0.1, cosine=(0.0, 0.8))
-  config.finetune = base.phase(1, 0.05, warmup_epochs=0.1)
+  config.search = base.phase(0.5, 0.05, warmup_epochs=0.1, cosine=(0.0, 0.8))
+  config.finetune = base.phase(1.5, 0.05, warmup_epochs=0.1)
 
   # The float network teaches the finetuning alone: in the search it costs a forward pass a step and gains nothing.
   config.distill.weight, config.distill.temperature, config.distill.phases = 0.5, 2.0, ('finetune',)

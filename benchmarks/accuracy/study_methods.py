@@ -129,14 +129,16 @@ class Method:
       `random`, `hessian` and `loss` know them before the training, which is as long.
     changes: values that differ from the common configuration, by their path.
     full: whether only the full grid has it.
-    less: for `ours` less one of its parts, what is taken away; empty otherwise.
+    part: for `ours` with one thing changed, what that is: `without learned bits`; empty otherwise.
+    searched: the share of all epochs that the search takes; `None` for that of the setting.
   """
 
   label: str
   how: str = 'search'
   changes: Changes = dataclasses.field(default_factory=dict)
   full: bool = False
-  less: str = ''
+  part: str = ''
+  searched: float | None = None
 
 
 # The common configuration has calibrated clips, FracBits-SAT's quantizers and the fixed penalty, and differs from the
@@ -148,11 +150,19 @@ _LSQ = {'quant.scheme': 'lsq', 'quant.sat': False}
 _DISTILLED = {'distill.weight': 0.5, 'distill.temperature': 2.0, 'distill.phases': ('finetune',)}
 _REESTIMATED = {'finetune.reestimate_batches': None}  # the setting's number
 _CONTROLLED = {'budget.controlled': True}
-_OURS = {**_LSQ, **_DISTILLED, **_REESTIMATED, **_CONTROLLED}
+# What the neighbouring bit-widths do apart is mixed, not their values, and the bits go down to the budget gently: with
+# damping 40 and gain 4 layers fall to 1 bit in the first steps, and do not come back in so short a search.
+_MIXED = {'quant.mixture': 'elements'}
+_GENTLE = {'budget.damping': 10.0, 'budget.gain': 2.0}
+_OURS = {**_LSQ, **_DISTILLED, **_REESTIMATED, **_CONTROLLED, **_GENTLE, **_MIXED}
+_SEARCHED = 0.25  # half of the setting's own: bits that are not drawn away from integers are found sooner
 
 
-def _ours_without(part: Changes, **replaced: Any) -> Changes:
-  return {**{name: value for name, value in _OURS.items() if name not in part}, **replaced}
+def _ours(label: str, part: str = '', less: Changes | None = None, **how: Any) -> Method:
+  """`ours`, changed: without the fields `less`, and with `more` ones."""
+  more = how.pop('more', {})
+  changes = {**{name: value for name, value in _OURS.items() if name not in (less or {})}, **more}
+  return Method(label=label, part=part, changes=changes, **{'searched': _SEARCHED, **how})
 
 
 METHODS = {
@@ -167,26 +177,36 @@ METHODS = {
   'paper_uncalibrated': Method(
     label='FracBits as in the paper, clips from 8', changes={**_PAPER, 'quant.calibration_batches': 0}, full=True
   ),
-  'ours': Method(label='ours', changes=_OURS),
-  'ours_without_search': Method(label='ours with uniform bits', how='uniform', changes=_OURS, less='learned bits'),
-  'ours_without_calibration': Method(
-    label='ours without calibration', changes={**_OURS, 'quant.calibration_batches': 0}, less='calibrated clips'
+  'ours': _ours('ours'),
+  'ours_without_search': _ours('ours with uniform bits', 'without learned bits', less=_MIXED, how='uniform'),
+  'ours_without_mixture': _ours('ours with values mixed', 'with values mixed, not elements', less=_MIXED),
+  'ours_without_short_search': _ours('ours with a longer search', 'with a search of half of the epochs', searched=None),
+  'ours_without_gentle': _ours('ours with the usual damping', 'with damping 40, gain 4', less=_GENTLE),
+  'ours_without_calibration': _ours(
+    'ours without calibration', 'without calibrated clips', more={'quant.calibration_batches': 0}
   ),
-  'ours_without_controller': Method(
-    label='ours with the fixed penalty', changes=_ours_without(_CONTROLLED), less='controlled penalty'
+  'ours_without_controller': _ours(
+    'ours with the fixed penalty', 'without controlled penalty', less={**_CONTROLLED, **_GENTLE}
   ),
-  'ours_without_exact': Method(
-    label='ours with a single offset', changes={**_OURS, **_PAPER}, less='exact discretization'
+  'ours_without_exact': _ours('ours with a single offset', 'without exact discretization', more=_PAPER),
+  'ours_without_lsq': _ours("ours with SAT's quantizers", 'without learned steps', less=_LSQ),
+  'ours_without_distillation': _ours('ours without distillation', 'without distillation', less=_DISTILLED),
+  'ours_without_reestimation': _ours(
+    'ours without re-estimation', 'without batch norm re-estimation', less=_REESTIMATED
   ),
-  'ours_without_lsq': Method(label="ours with SAT's quantizers", changes=_ours_without(_LSQ), less='learned steps'),
-  'ours_without_distillation': Method(
-    label='ours without distillation', changes=_ours_without(_DISTILLED), less='distillation'
+  'ours_hardened': _ours('ours, hardened', 'with hardened bits', more={'optimizer.hardening': 0.4}),
+  'ours_recalibrated': _ours('ours, recalibrated', 'with ranges for the integers', more={'quant.recalibrate': True}),
+  'ours_channel_ranges': _ours(
+    'ours, ranges by channel', 'with a range for each channel', more={'quant.kernel_ranges': 'channel'}
   ),
-  'ours_without_reestimation': Method(
-    label='ours without re-estimation', changes=_ours_without(_REESTIMATED), less='batch norm re-estimation'
+  'ours_dampened': _ours('ours, dampened', 'with dampened oscillations', more={'optimizer.dampening': 1e-5}),
+  'ours_adam': _ours(
+    'ours, Adam for the bits',
+    'with Adam for the bits',
+    more={'optimizer.bits_name': 'adam', 'optimizer.bits_rate': 0.4, 'budget.gain': 50.0},
   ),
-  'ours_random': Method(label='ours with a random policy', how='random', changes=_OURS, full=True),
-  'ours_hessian': Method(label='ours with the Hessian policy', how='hessian', changes=_OURS, full=True),
+  'ours_random': _ours('ours with a random policy', less=_MIXED, how='random', full=True),
+  'ours_hessian': _ours('ours with the Hessian policy', less=_MIXED, how='hessian', full=True),
 }
 
 
@@ -244,7 +264,7 @@ def grid(
   budgets = list(budgets or (BUDGETS if full else CORE_BUDGETS))
   granularities = GRANULARITIES if full else GRANULARITIES[:1]
   for seed, network, budget, granularity, method in itertools.product(seeds, networks, budgets, granularities, methods):
-    if METHODS[method].less and not (full or named or (network, budget) == setting.ablation):
+    if METHODS[method].part and not (full or named or (network, budget) == setting.ablation):
       continue
     yield Cell(dataset=dataset, method=method, network=network, budget=budget, seed=seed, granularity=granularity)
 
@@ -269,8 +289,10 @@ def config_of(cell: Cell) -> ConfigDict:
   searches = method.how in ('search', 'supernet')
   config.phases = ('search', 'finetune') if searches else ('finetune',)
   warmup = dict(warmup_epochs=setting.warmup_epochs)
-  config.search = base.phase(setting.search_epochs, setting.rate, cosine=(0.0, 0.8), **warmup)
-  epochs = setting.finetune_epochs + (0 if searches else setting.search_epochs)
+  every = setting.search_epochs + setting.finetune_epochs
+  search = setting.search_epochs if method.searched is None else method.searched * every
+  config.search = base.phase(search, setting.rate, cosine=(0.0, 0.8), **warmup)
+  epochs = every - search if searches else every
   rest = dict(cosine=(0.8, 1.0)) if searches and setting.one_cosine else warmup
   config.finetune = base.phase(epochs, setting.rate, **rest)
   config.quant.choices, config.quant.sat, config.quant.granularity = CHOICES, True, cell.granularity

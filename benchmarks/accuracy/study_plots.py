@@ -18,7 +18,7 @@ _COLORS = {'ours': plots.KERNEL, 'paper': plots.COST}  # of the others: muted
 
 def methods_side_by_side(groups: Groups) -> Figure | None:
   """Accuracy of every method, a panel a place, a row a network; bars of one standard deviation."""
-  shown = [m for m in METHODS if not METHODS[m].less and any(m in methods for methods in groups.values())]
+  shown = [m for m in METHODS if not METHODS[m].part and any(m in methods for methods in groups.values())]
   kinds = list(dict.fromkeys(place[:2] for place in groups))
   budgets = [budget for budget in BUDGETS if any(place[2] == budget for place in groups)]
   if not shown:
@@ -64,7 +64,7 @@ def accuracy_over_bitops(groups: Groups) -> Figure | None:
       panels.setdefault((network, granularity), []).append((budget, methods))
   if not panels:
     return None
-  shown = [m for m in METHODS if not METHODS[m].less and any(m in at for found in panels.values() for _, at in found)]
+  shown = [m for m in METHODS if not METHODS[m].part and any(m in at for found in panels.values() for _, at in found)]
   with plots.style():
     figure, axes = plots.new_figure(4.6, columns=len(panels), squeeze=False)
     for axis, ((network, granularity), found) in zip(axes[0], panels.items(), strict=True):
@@ -118,22 +118,22 @@ def policies(groups: Groups, place: Place) -> Figure:
 
 
 def ablation(groups: Groups) -> Figure | None:
-  """What taking each part away from `ours` does to test accuracy: mean and deviation over seeds, in points."""
-  less = [m for m in METHODS if METHODS[m].less and any(m in at and 'ours' in at for at in groups.values())]
-  places = [place for place, methods in groups.items() if 'ours' in methods and set(less) & methods.keys()]
+  """What changing one part of `ours` does to test accuracy: mean and deviation over seeds, in points."""
+  parts = [m for m in METHODS if METHODS[m].part and any(m in at and 'ours' in at for at in groups.values())]
+  places = [place for place, methods in groups.items() if 'ours' in methods and set(parts) & methods.keys()]
   if not places:
     return None
   with plots.style():
-    figure, axes = plots.new_figure(0.9 + 0.34 * len(less), columns=len(places), sharey=True, squeeze=False)
+    figure, axes = plots.new_figure(0.9 + 0.34 * len(parts), columns=len(places), sharey=True, squeeze=False)
     for axis, place in zip(axes[0], places, strict=True):
-      for y, method in enumerate(less):
+      for y, method in enumerate(parts):
         changes = seed_by_seed(groups[place].get(method, ()), groups[place]['ours'])
         if len(changes):
           spread = np.std(changes, ddof=1) if len(changes) > 1 else 0
           axis.errorbar(np.mean(changes), y, xerr=spread, color=plots.KERNEL, marker='o', capsize=2.5)
       axis.axvline(0, color=plots.MUTED, linewidth=1)
       axis.set_title(title(place).replace(', ', '\n', 1), fontsize=9)
-    axes[0][0].set_yticks(range(len(less)), [f'without {METHODS[method].less}' for method in less])
+    axes[0][0].set_yticks(range(len(parts)), [METHODS[method].part for method in parts])
     axes[0][0].invert_yaxis()
     figure.supxlabel('change of the test accuracy, points', fontsize=10)
   return figure

@@ -99,7 +99,7 @@ def _multiple(rows: Sequence[Row], uniform: Sequence[Row], amount: Callable[[Row
 
 def overview(groups: Groups) -> str:
   """Accuracy of each method, places side by side, as markdown; without the parts of `ours`, see `ablation`."""
-  whole = [method for method in METHODS if not METHODS[method].less]
+  whole = [method for method in METHODS if not METHODS[method].part]
   present = [method for method in whole if any(method in methods for methods in groups.values())]
   header = ['method', *map(title, groups)]
   lines = [['float', *(with_deviation(float_rows(methods), 'float_accuracy') for methods in groups.values())]]
@@ -119,7 +119,7 @@ def comparison(groups: Groups) -> str:
   header = ['ours less', *map(title, groups), 'mean', 'least of a seed', 'above both errors']
   lines = []
   for method in METHODS:
-    if METHODS[method].less or method == _OURS:
+    if METHODS[method].part or method == _OURS:
       continue
     parts, pairs, clear = [], [], []
     for methods in groups.values():
@@ -152,11 +152,11 @@ def with_standard_error(differences: np.ndarray) -> str:
 
 
 def ablation(groups: Groups) -> str:
-  """Accuracy without each part of `ours`, and how far it is from all of it, seed by seed; empty where there is none."""
-  less = [method for method in METHODS if METHODS[method].less]
-  header, lines = ['ours without'], [[METHODS[method].less] for method in less]
+  """Accuracy with each part of `ours` changed, and how far that is from `ours`, seed by seed; empty without any."""
+  parts = [method for method in METHODS if METHODS[method].part]
+  header, lines = ['ours'], [[METHODS[method].part] for method in parts]
   for place, methods in groups.items():
-    found = {method: seed_by_seed(methods.get(method, ()), methods.get(_OURS, ())) for method in less}
+    found = {method: seed_by_seed(methods.get(method, ()), methods.get(_OURS, ())) for method in parts}
     if not any(map(len, found.values())):
       continue
     header += [f'{title(place)}: %', 'change']

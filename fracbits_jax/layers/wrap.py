@@ -15,9 +15,7 @@ from fracbits_jax.layers.examples import arguments_of
 from fracbits_jax.layers.quant_config import QuantConfig
 
 
-def from_float(
-  net: nn.Module, variables: Mapping[str, Any], inputs: Any, *, bits: Any = None, **kwargs: Any
-) -> dict[str, Any]:
+def from_float(net: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwargs: Any) -> dict[str, Any]:
   """`networks.from_float` for a network with a field `quant`.
 
   Args:
@@ -26,7 +24,6 @@ def from_float(
     inputs: real examples of what it is called with, as for `quantize_model`: the clips, and with `lsq` the ranges of
       the kernels, are those that quantize these inputs and these kernels best, by the layer's
       `QuantConfig.calibration`.
-    bits: the collection `bits`, such as that of a policy; `None` for where it starts.
     **kwargs: for the call, such as `train=False`.
 
   Raises:
@@ -37,7 +34,7 @@ def from_float(
   start = nn.meta.unbox(jax.eval_shape(lambda *args: net.init(jax.random.key(0), *args, **kwargs), *inputs))
   params = _with_parameters(start['params'], nn.meta.unbox(variables['params']))
   configs = calibrate.quant_configs(net, inputs, **kwargs)
-  bits = _initial_bits(start.get('bits', {}), configs) if bits is None else jax.tree.map(jnp.float32, bits)
+  bits = _initial_bits(start.get('bits', {}), configs)
   has_channels = any(quant.kernel_ranges == 'channel' for quant in configs.values())
   axes = calibrate.output_axes(net, inputs, params, **kwargs) if has_channels else {}
   params = calibrate.kernel_ranges(params, bits, configs, axes)

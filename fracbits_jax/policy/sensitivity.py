@@ -170,16 +170,17 @@ class Sensitivity:
       draws: of c, for every batch.
       seed: of the draws.
     """
-    clips: dict[Slot, list[jax.Array]] = {}
-    moves: dict[Slot, list[jax.Array]] = {}
-    for slot, x, bits, alpha in self._quantizations():
-      clips.setdefault(slot, []).append(alpha)
-      if slot[1] == 'kernel':
-        moves.setdefault(slot, []).append(self._quantized(slot, x, jnp.float32(bits), alpha) - x)
+    listed: dict[Slot, list[tuple[float, jax.Array, jax.Array | None]]] = {}
+    for slot, x, bits, clip in self._quantizations():
+      move = self._quantized(slot, x, jnp.float32(bits), clip) - x if slot[1] == 'kernel' else None
+      listed.setdefault(slot, []).append((float(bits), clip, move))
+    # Stacked, for one quantizer in a loop instead of one for each bit-width.
+    stack = lambda *values: jnp.stack([jnp.asarray(value, jnp.float32) for value in values])
+    ways = {slot: jax.tree.map(stack, *found) for slot, found in listed.items()}
     order = list(self.slots)
 
     @jax.jit
-    def squares(variables, inputs, key, clips, moves):
+    def squares(variables, inputs, key, ways):
       def moved(zeros):
         xs = {}
 
@@ -195,15 +196,13 @@ class Sensitivity:
 
       def drawn(key):
         (gradients,) = pull_back(self._task.curvature(outputs, key))
-        return [
-          self._along(slot, gradients[slot], xs[slot], clips[slot], moves.get(slot), len(inputs)) for slot in order
-        ]
+        return [self._along(slot, gradients[slot], xs[slot], ways[slot]) / len(inputs) for slot in order]
 
       return jax.tree.map(lambda x: jnp.mean(x, 0), lax.map(drawn, jax.random.split(key, draws)))
 
     keys = jax.random.split(jax.random.key(seed), len(self._batches))
     found = [
-      squares(self.variables, self._task.inputs(batch), key, clips, moves)
+      squares(self.variables, self._task.inputs(batch), key, ways)
       for batch, key in zip(self._batches, keys, strict=True)
     ]
     means = jax.tree.map(lambda *values: np.mean(values, axis=0), *found)
@@ -212,22 +211,16 @@ class Sensitivity:
       for slot, mean in zip(order, means, strict=True)
     }
 
-  def _along(
-    self,
-    slot: Slot,
-    gradient: jax.Array,
-    x: jax.Array,
-    clips: list[jax.Array],
-    moves: list[jax.Array] | None,
-    examples: int,
-  ) -> jax.Array:
-    """(gradient . error)^2 for each bit-width, a mean over the examples: `[widths]`."""
-    if moves is not None:
-      return jnp.stack([jnp.square(jnp.vdot(gradient, move)) for move in moves]) / examples
-    each = lambda y: jnp.sum(y.reshape(len(y), -1), axis=1)
-    widths = zip(self.slots[slot], clips, strict=True)
-    errors = (self._quantized(slot, x, jnp.float32(bits), clip) - x for bits, clip in widths)
-    return jnp.stack([jnp.mean(jnp.square(each(gradient * error))) for error in errors])
+  def _along(self, slot: Slot, gradient: jax.Array, x: jax.Array, ways: tuple) -> jax.Array:
+    """(gradient . error)^2 for each bit-width, a sum over the examples: `[widths]`."""
+    if slot[1] == 'kernel':
+      return lax.map(lambda move: jnp.square(jnp.vdot(gradient, move)), ways[2])
+
+    def one(way):
+      error = self._quantized(slot, x, *way[:2]) - x
+      return jnp.sum(jnp.square(jnp.sum((gradient * error).reshape(len(x), -1), axis=1)))
+
+    return lax.map(one, ways)
 
   def loss_scores(self) -> Scores:
     """The rise of the loss when one kernel or one input alone is quantized, a mean over the batches."""

@@ -161,6 +161,8 @@ class Phase:
       monitor.leave_out(time.monotonic() - began)
       return state
 
+    # Weights that followed under statistics of the float network, moved at the start, are theirs.
+    follows = begin.keeps_norm(self.experiment, name) and config[name].weights_rate
     report_steps = min(self.steps_per_epoch, config.report_steps)
     try:
       with contextlib.ExitStack() as stack:
@@ -180,7 +182,7 @@ class Phase:
           save=save,
           save_steps=config.checkpoint_steps,
           save_seconds=config.checkpoint_seconds,
-          finish=finish if config[name].reestimate_batches else None,
+          finish=finish if config[name].reestimate_batches and not follows else None,
         )
     except NotFinite as error:
       raise FloatingPointError(f'{error}; {self._explain(optimizer, train_step, error.step)}') from None

@@ -25,7 +25,7 @@ from flax import traverse_util
 
 from fracbits_jax import cost, policy, program, tasks
 from fracbits_jax.cost import Budget
-from fracbits_jax.layers import wrap
+from fracbits_jax.layers import calibrate, wrap
 from fracbits_jax.policy import assignment
 from fracbits_jax.policy.sensitivity import Sensitivity
 from fracbits_jax.train import optim, reestimate
@@ -111,9 +111,16 @@ class PostTraining:
     self.table = cost.trace(net, self._batches[0][:1], **kwargs)
     outputs = jax.jit(lambda variables, x: self._outputs(plain, variables, x))
     self._taught = [outputs(variables, x) for x in self._batches]
-    # Of a network whose call says how batch norm is used in another way, the statistics stay as they are.
-    self._has_norms = isinstance(net, nn.Module) and bool(variables.get('batch_stats'))
-    self._before = self._statistics(plain, variables) if self._has_norms else None
+    count = -(-settings.calibration // len(self._batches[0]))
+    self._inputs = self._batches[:count]  # of which ranges are calibrated
+    if isinstance(net, nn.Module):
+      self._configs = calibrate.quant_configs(net, self._batches[0][:1], **kwargs)
+      self._samples = calibrate.sample_inputs(plain, variables, [(x,) for x in self._inputs], **kwargs)
+    # Of a network whose call says in another way how batch norm is used, the statistics stay as they are.
+    has_norms = isinstance(net, nn.Module) and bool(variables.get('batch_stats'))
+    make = lambda model: jax.jit(reestimate.make_statistics_step(model, task=task))
+    self._statistics_step = make(self._fixed) if has_norms else None
+    self._before = self._statistics(make(plain), variables) if has_norms else None
     self._outputs_at = jax.jit(lambda variables, x: self._outputs(self._fixed, variables, x))
     self._gradients = {model: self._gradient(model) for model in (net, self._fixed)}
     self._scores: assignment.Scores | None = None
@@ -124,10 +131,9 @@ class PostTraining:
     if not self._settings.search_steps:
       return start
     learned = self._learned_policy(budget, start)
-    if learned.bits() == start.bits():
+    if learned == start:
       return start
-    found = {id(each): self.distance(self.variables_at(each, tuned=False)) for each in (start, learned)}
-    return min(start, learned, key=lambda each: found[id(each)])
+    return min(start, learned, key=lambda each: self.distance(self.variables_at(each, tuned=False)))
 
   def first_policy(self, budget: Budget) -> policy.Policy:
     """Where the search starts: the integer program's policy for `error_scores`, or uniform bits without such scores."""
@@ -157,8 +163,8 @@ class PostTraining:
       return variables
     flat = _flat(variables)
     moving = {name for name in flat if name.startswith('params/')}
-    tuned_flat = self._learn(self._fixed, flat, moving, self._settings.tune_steps)
-    return self._corrected(_nested(tuned_flat))
+    # Statistics that were moved once more would take back what the weights have learned under these.
+    return _nested(self._learn(self._fixed, flat, moving, self._settings.tune_steps))
 
   def distance(self, variables: Any) -> float:
     """How far a network with integer bits is from the float one, a mean over the batches."""
@@ -177,20 +183,23 @@ class PostTraining:
 
   def _calibrated(self, bits: Any) -> dict[str, Any]:
     """The float network's variables with the ranges that are best at these bits, where that can be asked for."""
-    count = -(-self._settings.calibration // len(self._batches[0]))
-    inputs = jnp.concatenate(self._batches[:count])
-    if isinstance(self._net, nn.Module):
-      return wrap.from_float(self._net, self._float, inputs, bits=bits, **self._kwargs)
-    return {**program.from_float(self._net, self._float, inputs, **self._kwargs), 'bits': bits}
+    if not isinstance(self._net, nn.Module):
+      inputs = jnp.concatenate(self._inputs)
+      return {**program.from_float(self._net, self._float, inputs, **self._kwargs), 'bits': bits}
+    init = lambda x: self._net.init(jax.random.key(0), x, **self._kwargs)
+    needed, given = _flat(jax.eval_shape(init, self._inputs[0])['params']), _flat(self._float['params'])
+    params = _nested({name: given.get(name, np.ones(shape.shape, np.float32)) for name, shape in needed.items()})
+    params = calibrate.kernel_ranges(params, bits, self._configs)
+    params = calibrate.clips(params, bits, self._samples, self._configs)
+    return {**self._float, 'params': params, 'bits': bits}
 
-  def _statistics(self, model: Any, variables: Any) -> Any:
-    step = jax.jit(reestimate.make_statistics_step(model, task=self._task))
+  def _statistics(self, step: Callable, variables: Any) -> Any:
     return reestimate.statistics(step, variables, [{'image': x} for x in self._batches])
 
   def _corrected(self, variables: dict[str, Any]) -> dict[str, Any]:
-    if not self._has_norms:
+    if self._statistics_step is None:
       return variables
-    after = self._statistics(self._fixed, variables)
+    after = self._statistics(self._statistics_step, variables)
     return {**variables, 'batch_stats': reestimate.corrected(self._float['batch_stats'], self._before, after)}
 
   def _gradient(self, model: Any) -> Callable:

@@ -44,8 +44,8 @@ def rows():
 def test_the_core_grid_has_every_method_budget_and_seed_on_two_networks():
   cells = list(study_methods.grid('glyphs'))
   methods = [name for name, method in METHODS.items() if not method.full]
-  whole = [name for name in methods if not METHODS[name].less]
-  parts = [cell for cell in cells if METHODS[cell.method].less]
+  whole = [name for name in methods if not METHODS[name].part]
+  parts = [cell for cell in cells if METHODS[cell.method].part]
   assert len(cells) == len(set(cells)) == len(whole) * len(CORE_BUDGETS) * 2 * 3 + (len(methods) - len(whole)) * 3
   assert {(cell.network, cell.budget) for cell in parts} == {SETTINGS['glyphs'].ablation}
   assert {cell.granularity for cell in cells} == {'layer'}
@@ -86,7 +86,7 @@ def test_every_method_trains_its_quantized_network_for_as_many_epochs(dataset):
     assert total == setting.search_epochs + setting.finetune_epochs, cell
 
 
-def test_each_part_of_ours_is_taken_away_by_one_ablation():
+def test_each_part_of_ours_is_changed_by_one_ablation():
   of = lambda method: study_methods.config_of(
     Cell(dataset='digits', method=method, network='mobilenet_v1', budget='bitops2', seed=0)
   )
@@ -94,12 +94,20 @@ def test_each_part_of_ours_is_taken_away_by_one_ablation():
   ours, paper = flat(of('ours')), flat(of('paper'))
   differ = lambda method: {name for name, value in flat(of(method)).items() if ours[name] != value}
   assert differ('ours_without_calibration') == {'quant.calibration_batches'}
-  assert differ('ours_without_controller') == {'budget.controlled'}
+  assert differ('ours_without_controller') == {'budget.controlled', 'budget.damping', 'budget.gain'}
+  assert differ('ours_without_gentle') == {'budget.damping', 'budget.gain'}
+  assert differ('ours_without_mixture') == {'quant.mixture'}
+  assert differ('ours_without_short_search') == {'search.epochs', 'finetune.epochs'}
+  assert differ('ours_hardened') == {'optimizer.hardening'}
+  assert differ('ours_recalibrated') == {'quant.recalibrate'}
+  assert differ('ours_channel_ranges') == {'quant.kernel_ranges'}
+  assert differ('ours_dampened') == {'optimizer.dampening'}
+  assert differ('ours_adam') == {'optimizer.bits_name', 'optimizer.bits_rate', 'budget.gain'}
   assert differ('ours_without_exact') == {'budget.discretization'}
   assert differ('ours_without_lsq') == {'quant.scheme', 'quant.sat'}
   assert differ('ours_without_distillation') == {'distill.weight', 'distill.temperature', 'distill.phases'}
   assert differ('ours_without_reestimation') == {'finetune.reestimate_batches'}
-  assert differ('ours_without_search') == {'phases', 'finetune.epochs'}
+  assert differ('ours_without_search') == {'phases', 'finetune.epochs', 'quant.mixture'}
   assert paper['budget.discretization'] == 'offset'
   assert ours['finetune.reestimate_batches'] == str(SETTINGS['digits'].reestimate_batches)
 
@@ -159,7 +167,7 @@ def test_a_study_of_other_epochs_has_cells_of_its_own(tmp_path, monkeypatch, cap
   study.main()
   assert capsys.readouterr().out == 'no cell is finished\n'
   config = study_methods.config_of(cell)
-  assert (config.search.epochs, config.finetune.epochs) == (3, 3)
+  assert (config.search.epochs, config.finetune.epochs) == (1.5, 4.5)
   assert study_methods.config_of(dataclasses.replace(cell, method='uniform_pact')).finetune.epochs == 6
   monkeypatch.setattr(sys, 'argv', ['study.py', '--epochs=0'])
   with pytest.raises(SystemExit):
@@ -187,9 +195,9 @@ def test_what_each_part_gives_is_told_seed_by_seed(rows):
     if (line['method'], line['seed']) == ('ours_without_lsq', 1):
       line['test_accuracy'] = 0.74  # beside 82, and 70 beside 80
   header, _, *lines = study_report.ablation(study_report.group(rows)).splitlines()
-  assert header.startswith('| ours without | mobilenet_v1, BitOPs of 2 bits: % | change |')
+  assert header.startswith('| ours | mobilenet_v1, BitOPs of 2 bits: % | change |')
   assert len(lines) == 1
-  assert lines[0].startswith('| learned steps | 72.00 ± 2.83 | -9.00 (1.00) |')
+  assert lines[0].startswith('| without learned steps | 72.00 ± 2.83 | -9.00 (1.00) |')
   assert study_report.ablation(study_report.group([line for line in rows if line['method'] == 'ours'])) == ''
 
 
