@@ -79,12 +79,12 @@ def get_config() -> ConfigDict:
   config.quant.kernel_ranges = 'layer'  # with lsq one range a kernel; or channel, one for each output channel
   config.quant.input_offset = False  # with lsq: ranges of signed inputs lie around an offset that is learned
   config.quant.stochastic = False  # draw one of the two neighbouring bit-widths instead of interpolating
-  config.quant.mixture = 'values'  # or elements
+  config.quant.mixture = 'values'  # interpolates the two neighbouring bit-widths; elements: each takes one of the two
   config.quant.sat = True  # rescale the classifier's kernel as SAT does
   config.quant.alpha_init = 8.0  # where the clips of the inputs start without calibration
   config.quant.calibration_batches = 8  # over which the clips are calibrated; 0 leaves every clip at alpha_init
   config.quant.calibration = 'squares'  # or absolute, trimmed: where activations have outliers
-  config.quant.recalibrate = False  # clips and ranges anew for the integer bits that a search ends with
+  config.quant.recalibrate = False  # clips and ranges follow the bits when a search's become integers
 
   config.budget = ConfigDict()
   config.budget.metric = 'bitops'  # or size, lookup, memory (RAM: the most that is stored at once while it runs)
@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
   config.optimizer.bits_name = 'sgd'  # what moves the bits; or adam
   config.optimizer.bits_rate = 1.0  # the bits' learning rate as a multiple of the weights'
   config.optimizer.hardening = 0.0  # part of the search, its last, in which the bits are drawn to integers
-  config.optimizer.dampening = 0.0  # of the finetuning: what draws weights to their levels, with quant.scheme=lsq
+  config.optimizer.dampening = 0.0  # draws weights to their levels in the finetuning, with quant.scheme=lsq
 
   config.distill = ConfigDict()
   config.distill.weight = 0.0  # share of the loss that is the distance from the float network's logits; 0: none

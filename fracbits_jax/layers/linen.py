@@ -26,6 +26,7 @@ from fracbits_jax.fast import conv
 from fracbits_jax.layers.operands import apply_quantizer, einsum_output_axes, over_channels, with_last_channels
 from fracbits_jax.layers.quant_config import QuantConfig
 from fracbits_jax.quantize import bitwidths, lsq
+from fracbits_jax.quantize.unit import with_rank
 
 OUTPUTS = 'layer_outputs'  # what `jax.checkpoint`'s policies know the outputs of these layers by
 DISTANCES = 'distances'  # the collection, where it is mutable, of the squared distances of kernels from their levels
@@ -105,12 +106,16 @@ class Quantized(nn.Module):
       start = lambda key: lsq.initial_range(with_last_channels(kernel, axes), bits, each=each)
       alpha = super().param('kernel_alpha', start)
     how['kept'] = self._kept(quant, kernel, bits)
-    quantized = over_channels(lambda flat: apply_quantizer(self, 'kernel', flat, bits, alpha, **how), kernel, axes)
-    if alpha is not None and self.is_mutable_collection(DISTANCES):
-      inside = jnp.clip(kernel, -jnp.abs(alpha), jnp.abs(alpha))
-      distance = jnp.sum(jnp.square(inside - jax.lax.stop_gradient(quantized)))
-      self.variable(DISTANCES, 'kernel', lambda: distance).value = distance
-    return quantized
+
+    def quantizer(flat: jax.Array) -> jax.Array:
+      quantized = apply_quantizer(self, 'kernel', flat, bits, alpha, **how)
+      if alpha is not None and self.is_mutable_collection(DISTANCES):
+        limit = jnp.abs(with_rank(alpha, flat))
+        distance = jnp.sum(jnp.square(jnp.clip(flat, -limit, limit) - jax.lax.stop_gradient(quantized)))
+        self.variable(DISTANCES, 'kernel', lambda: distance).value = distance
+      return quantized
+
+    return over_channels(quantizer, kernel, axes)
 
   @nn.nowrap
   def _kept(self, quant: QuantConfig, kernel: jax.Array, bits: jax.Array | int) -> jax.Array | None:

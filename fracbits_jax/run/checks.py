@@ -46,6 +46,19 @@ def check_values(config: ConfigDict) -> None:
   if config.optimizer.name not in optim.OPTIMIZERS:
     known = ', '.join(optim.OPTIMIZERS)
     raise ValueError(f'optimizer.name={config.optimizer.name!r} is unknown: give one of {known}')
+  if config.optimizer.bits_name not in optim.BITS_OPTIMIZERS:
+    known = ', '.join(optim.BITS_OPTIMIZERS)
+    raise ValueError(f'optimizer.bits_name={config.optimizer.bits_name!r} is unknown: give one of {known}')
+  if config.optimizer.dampening and config.quant.scheme != 'lsq':
+    raise ValueError(
+      f'optimizer.dampening={config.optimizer.dampening:g} draws weights to the levels of learned ranges, and '
+      f'quant.scheme={config.quant.scheme} has none: set quant.scheme=lsq, or optimizer.dampening=0'
+    )
+  if config.quant.recalibrate and not config.quant.calibration_batches:
+    raise ValueError(
+      'quant.recalibrate=True calibrates clips and ranges for the integer bits, and quant.calibration_batches=0 gives '
+      'it no batches: give some'
+    )
   if config.budget.discretization not in discretization.METHODS:
     known = ', '.join(discretization.METHODS)
     raise ValueError(f'budget.discretization={config.budget.discretization!r} is unknown: give one of {known}')

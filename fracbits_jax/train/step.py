@@ -46,14 +46,14 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   penalty: Penalty | None = None,
   bits_range: tuple[Any, Any] | None = None,
-  hardening: Hardening | None = None,
-  dampening: optax.Schedule | None = None,
   draw_seed: int | None = None,
   remat: bool = False,
   accumulate: int = 1,
   distillation: Distillation | None = None,
   task: tasks.Task = tasks.CLASSIFICATION,
   frozen_norm: bool = False,
+  hardening: Hardening | None = None,
+  dampening: optax.Schedule | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """The step `train_step(state, batch) -> (state, metrics)`, to be mapped over the axis `batch`.
 
@@ -65,7 +65,6 @@ def make_train_step(
     penalty: the cost term of the loss; `None` leaves it out.
     bits_range: least and largest value of every bit-width, into which they are projected after each update; `None`
       for networks whose bits do not change.
-    hardening: what draws the bits to allowed ones after each update; `None` leaves them between.
     draw_seed: seed of the stream from which stochastic layers draw their bit-widths, the same on every device and
       another at every step; `None` where they interpolate.
     remat: keep of the forward pass only the outputs of convolutions and dense layers, and compute batch norm,
@@ -76,6 +75,10 @@ def make_train_step(
     distillation: the part of the loss that comes from a teacher; `None` leaves that of the task alone.
     task: what the network is trained for; the metrics are the means of its terms, the `loss` among them.
     frozen_norm: batch norm takes its running statistics, as in evaluation, and keeps them.
+    hardening: what draws the bits to allowed ones after each update; `None` leaves them between.
+    dampening: by step, what the sum of the squared distances of all weights from their levels counts in the loss, with
+      the scheme `lsq`; it keeps weights from going to and fro between two levels (Nagel et al., ICML 2022, arXiv
+      2203.11086). `None` leaves it out.
   """
 
   def train_step(state: TrainState, batch: Batch, teacher: Any = None) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -87,10 +90,11 @@ def make_train_step(
 
       def forward(learned):
         variables = {**learned, 'batch_stats': batch_stats}
+        mutable = [] if dampening is None else [DISTANCES]
         if frozen_norm:
-          return model.apply(variables, inputs, rngs=rngs), {'batch_stats': batch_stats}
-        mutable = ['batch_stats'] if dampening is None else ['batch_stats', DISTANCES]
-        return model.apply(variables, inputs, train=True, mutable=mutable, rngs=rngs)
+          outputs, updated = model.apply(variables, inputs, mutable=mutable, rngs=rngs)
+          return outputs, {**updated, 'batch_stats': batch_stats}
+        return model.apply(variables, inputs, train=True, mutable=['batch_stats', *mutable], rngs=rngs)
 
       if remat:
         forward = jax.checkpoint(forward, policy=jax.checkpoint_policies.save_only_these_names(layers.OUTPUTS))

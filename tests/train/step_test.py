@@ -11,11 +11,13 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from flax import linen as nn
 
 from fracbits_jax import models, quantize
 from fracbits_jax.fast import platforms, sums
-from fracbits_jax.layers import QuantConfig
+from fracbits_jax.layers import QuantConfig, QuantDense
 from fracbits_jax.models.resnet import ResNet
+from fracbits_jax.quantize import lsq
 from fracbits_jax.train import step
 
 CHOICES = tuple(range(2, 9))
@@ -28,11 +30,11 @@ def small(name='mobilenet_v2', **kwargs):
 
 def starting_state(model, optimizer, size=16):
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))
-  learned = {'params': variables['params'], 'bits': variables['bits']}
+  learned = {'params': variables['params'], 'bits': variables.get('bits', {})}
   return step.TrainState(
     step=jnp.int32(0),
     **learned,
-    batch_stats=variables['batch_stats'],
+    batch_stats=variables.get('batch_stats', {}),
     opt_state=optimizer.init(learned),
     multiplier=jnp.float32(0),
   )
@@ -185,3 +187,34 @@ def test_a_program_looks_for_garbage_rarely_but_does():
   finally:
     gc.unfreeze()
     gc.set_threshold(*before)
+
+
+class TwoLayers(nn.Module):
+  """Dense layers with and without a range for each channel, by `lsq` at 2 bits."""
+
+  @nn.compact
+  def __call__(self, inputs, train=False):
+    del train
+    how = dict(scheme='lsq', kernel_bits=2, input_bits=8)
+    hidden = nn.relu(QuantDense(6, quant=QuantConfig(**how), name='first')(inputs.reshape(len(inputs), -1) / 255))
+    return QuantDense(4, quant=QuantConfig(**how, kernel_ranges='channel'), name='second')(hidden)
+
+
+@pytest.mark.parametrize('frozen_norm', [False, True])
+def test_dampening_adds_what_draws_each_weight_to_its_level(frozen_norm):
+  optimizer, start = optax.sgd(1.0), starting_state(TwoLayers(), optax.sgd(1.0), size=8)
+  how = {'dampening': lambda step: 0.01 * (step + 1), 'frozen_norm': frozen_norm}
+  after = {}
+  for name, settings in (('plain', {'frozen_norm': frozen_norm}), ('dampened', how)):
+    one = jax.jit(jax.vmap(step.make_train_step(TwoLayers(), optimizer, **settings), axis_name=step.AXIS))
+    state, _ = one(*jax.tree.map(lambda x: jnp.asarray(x)[None], (start, batch(size=8))))
+    after[name] = jax.tree.map(lambda x: x[0], state.params)
+  for name in ('first', 'second'):
+    params = start.params[name]
+    level = lsq.kernel(params['kernel'], 2, params['kernel_alpha'], learned=False)
+    limit = jnp.abs(params['kernel_alpha']).reshape(1, -1)
+    inside = jnp.clip(params['kernel'], -limit, limit)
+    expected = -0.01 * 2 * jnp.where(jnp.abs(params['kernel']) <= limit, inside - level, 0)
+    moved = after['dampened'][name]['kernel'] - after['plain'][name]['kernel']
+    np.testing.assert_allclose(moved, expected, atol=2e-6)
+    assert jnp.abs(expected).max() > 1e-3
