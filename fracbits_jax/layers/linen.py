@@ -109,7 +109,7 @@ class Quantized(nn.Module):
 
     def quantizer(flat: jax.Array) -> jax.Array:
       quantized = apply_quantizer(self, 'kernel', flat, bits, alpha, **how)
-      if alpha is not None and self.is_mutable_collection(DISTANCES):
+      if alpha is not None and self.is_mutable_collection(DISTANCES) and not self.is_initializing():
         limit = jnp.abs(with_rank(alpha, flat))
         distance = jnp.sum(jnp.square(jnp.clip(flat, -limit, limit) - jax.lax.stop_gradient(quantized)))
         self.variable(DISTANCES, 'kernel', lambda: distance).value = distance

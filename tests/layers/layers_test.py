@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from fracbits_jax import quantize
 from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense, quantized_class, watch_layers
+from fracbits_jax.layers.operands import apply_quantizer, replace_quantizers
 from fracbits_jax.quantize import lsq
 
 X = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
@@ -94,6 +95,29 @@ def test_bits_are_drawn_only_where_a_stream_for_them_is_given():
   np.testing.assert_array_equal(drawn[0], drawn[1])
   assert (drawn[0] != drawn[2]).any()
   assert (drawn[0] != plain.apply(variables, X)).any()
+
+
+@pytest.mark.parametrize('scheme', ['original', 'lsq'])
+def test_with_elements_mixed_each_weight_and_each_feature_takes_one_of_two_bit_widths(scheme):
+  quant = QuantConfig(init_bits=2.6, mixture='elements', scheme=scheme, alpha_init=1.0)
+  seen = {}
+
+  def replacement(layer, which, x, bits, alpha, kept):
+    del kept
+    seen[which] = (x, bits, alpha)
+    return x
+
+  layer = QuantDense(5, quant=quant)
+  variables = layer.init(jax.random.key(1), X)
+  with replace_quantizers(replacement):
+    layer.apply(variables, X)
+  for which, (x, bits, alpha) in seen.items():
+    found, low, high = (
+      apply_quantizer(layer, which, x, b, alpha, choices=quant.choices) for b in (bits, jnp.float32(2), jnp.float32(3))
+    )
+    assert ((found == low) | (found == high)).all()
+    upper = np.asarray(found == high)[np.asarray(low != high)]
+    assert 0.45 < upper.mean() < 0.75, which
 
 
 class Pruned(nn.Module):

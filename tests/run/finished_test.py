@@ -37,12 +37,24 @@ def pruned(tmp_path_factory):
   config.quant.kernel_ranges = 'channel'
   config.quant.input_offset = True
   config.quant.stochastic = False
+  config.quant.mixture = 'elements'
+  config.quant.recalibrate = True
+  config.optimizer.hardening = 0.5
+  config.optimizer.dampening = 1e-4
   config.quant.input_choices = (2, 3, 4)  # so that kernels have to give way: to 0.5 bits on average
   config.budget.equivalent_bits = 1.0
   config.budget.also.size = 0.0045
   config.search.epochs = 2.0
   config.finetune.epochs = 1.0
   return runner.run(config, folder / 'run'), folder / 'run'
+
+
+def test_hardened_bits_are_integers_when_the_search_ends(pruned):
+  _, folder = pruned
+  row = [row for row in progress.read_rows(folder) if row['phase'] == 'search'][-1]
+  inputs = [bits for name, bits in row['bits'].items() if name.endswith('input')]
+  assert inputs
+  assert inputs == np.round(inputs).tolist()
 
 
 def test_every_option_at_once_holds_its_budgets(pruned):
