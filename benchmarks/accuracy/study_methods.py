@@ -182,6 +182,12 @@ METHODS = {
   'ours_without_mixture': _ours('ours with values mixed', 'with values mixed, not elements', less=_MIXED),
   'ours_without_short_search': _ours('ours with a longer search', 'with a search of half of the epochs', searched=None),
   'ours_without_gentle': _ours('ours with the usual damping', 'with damping 40, gain 4', less=_GENTLE),
+  'ours_without_all_three': _ours(
+    'ours, values mixed, longer search, usual damping',
+    'without the three above',
+    less={**_MIXED, **_GENTLE},
+    searched=None,
+  ),
   'ours_without_calibration': _ours(
     'ours without calibration', 'without calibrated clips', more={'quant.calibration_batches': 0}
   ),
