@@ -1,6 +1,7 @@
 """The evidence study: every method on every network under every budget, over several seeds.
 
     python benchmarks/accuracy/study.py --dataset=glyphs --jobs=2  # the core grid; it goes on when started again
+    python benchmarks/accuracy/study.py --dataset=cifar10 --data_dir=DIR --jobs=2  # class folders of CIFAR-10
     python benchmarks/accuracy/study.py --dataset=glyphs --full  # kernel-wise bits, all networks and budgets
     python benchmarks/accuracy/study.py --dataset=glyphs --only ours paper  # some of it
     python benchmarks/accuracy/study.py --dataset=glyphs --cell=ours,mobilenet_v1,bitops2,0 --results=again.jsonl
@@ -77,6 +78,7 @@ def arguments() -> argparse.Namespace:
   parser.add_argument('--budgets', nargs='+', choices=tuple(BUDGETS))
   parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
   parser.add_argument('--epochs', type=float, help="of search and of finetuning each, instead of the data set's own")
+  parser.add_argument('--data_dir', help='of class folders, or of TFDS')
   parser.add_argument('--cell', help='this one alone, in this process: METHOD,NETWORK,BUDGET,SEED[,kernel]')
   parser.add_argument('--float', help='the float network alone, in this process: NETWORK,SEED')
   parser.add_argument('--report', action='store_true', help='run nothing')
@@ -151,6 +153,10 @@ def main() -> None:
   args = arguments()
   if args.epochs:
     study_methods.set_epochs(args.dataset, args.epochs)
+  if args.data_dir:
+    study_methods.set_data_dir(args.dataset, args.data_dir)
+  elif SETTINGS[args.dataset].folder and not args.report:
+    sys.exit(f'error: {args.dataset} is read from class folders: give --data_dir')
   one_core = SETTINGS[args.dataset].one_core
   cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
   if args.cell or args.float:
@@ -177,7 +183,7 @@ def main() -> None:
     print(f'{len(cells)} cells, {len(todo)} of them to run', flush=True)
     script = [sys.executable, str(pathlib.Path(__file__).resolve()), f'--dataset={args.dataset}']
     script += [f'--workdir={args.workdir}', f'--results={args.results}']
-    script += [f'--epochs={args.epochs}'] if args.epochs else []
+    script += [f'--{name}={value}' for name in ('epochs', 'data_dir') if (value := getattr(args, name))]
     floats = list(dict.fromkeys(f'{cell.network},{cell.seed}' for cell in todo))
     shares, logs = shares_of(cores, args.jobs, one_core), args.workdir / 'logs'
     # The first one alone, since it may have to prepare the data.

@@ -10,8 +10,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from fracbits_jax.data.dataset import FOLDER
 
 Changes = Mapping[str, Any]
+
+_DATA_DIR = 'data.data_dir'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class Setting:
     kappa: of the fixed penalty; `None` for the paper's 1 per GBitOP or MB.
     reestimate_batches: of the methods that compute batch norm statistics anew.
     eval_epochs: between two evaluations on the validation split.
+    folder: whether the data are class folders, which `set_data_dir` names, rather than a set of TFDS.
     one_core: whether a cell keeps to one core of the CPU. On several its sums have another order, and training ends
       elsewhere: with one core each, cells give the same numbers however many run at a time.
     changes: further values, by their path in the configuration.
@@ -56,6 +60,7 @@ class Setting:
   kappa: float | None = 1.0
   reestimate_batches: int = 16
   eval_epochs: float = 5.0
+  folder: bool = False
   one_core: bool = True
   changes: Changes = dataclasses.field(default_factory=dict)
 
@@ -85,6 +90,23 @@ SETTINGS = {
     reestimate_batches=32,
     eval_epochs=1.0,
     changes={'model.small_images': False},
+  ),
+  # CIFAR-10 as class folders: as long as two cores allow.
+  'cifar10': Setting(
+    networks={'resnet8': 1.0, 'resnet20': 1.0},
+    ablation=('resnet8', 'bitops2'),
+    folder=True,
+    batch_size=128,
+    pretrain_epochs=20,
+    pretrain_rate=0.1,
+    search_epochs=1,
+    finetune_epochs=1,
+    rate=0.05,
+    warmup_epochs=0.1,
+    kappa=4.0,
+    reestimate_batches=32,
+    eval_epochs=1.0,
+    changes={'optimizer.weight_decay': 5e-4, 'data.random_crops': False},
   ),
   # The paper's recipe.
   'imagenet2012': Setting(
@@ -280,7 +302,8 @@ def float_config(dataset: str, network: str, seed: int) -> ConfigDict:
   setting, config = SETTINGS[dataset], base.get_config()
   config.seed, config.phases = seed, ('pretrain',)
   config.model.name, config.model.width = network, setting.networks[network]
-  config.data.dataset, config.data.image_size = dataset, setting.image_size
+  config.data.dataset = FOLDER if setting.folder else dataset
+  config.data.image_size = setting.image_size
   config.data.batch_size = setting.batch_size
   config.eval_epochs = setting.eval_epochs
   config.pretrain = base.phase(setting.pretrain_epochs, setting.pretrain_rate, warmup_epochs=setting.warmup_epochs)
@@ -316,6 +339,12 @@ def set_epochs(dataset: str, epochs: float) -> None:
   SETTINGS[dataset] = dataclasses.replace(SETTINGS[dataset], search_epochs=epochs, finetune_epochs=epochs)
 
 
+def set_data_dir(dataset: str, data_dir: str) -> None:
+  """Says where a data set lies, which makes no cell another one."""
+  setting = SETTINGS[dataset]
+  SETTINGS[dataset] = dataclasses.replace(setting, changes={**setting.changes, _DATA_DIR: data_dir})
+
+
 def digest(cell: Cell) -> str:
   """Of everything that a cell's result depends on but the code: results with another one are of another study."""
   return _sha([settings_of(config_of(cell)), METHODS[cell.method].how])
@@ -329,7 +358,11 @@ def float_digest(config: ConfigDict) -> str:
 def settings_of(config: ConfigDict) -> dict[str, Any]:
   """What a configuration has by path where it differs from the base: a field that is added there changes no digest."""
   usual = _flat(json.loads(base.get_config().to_json()))
-  return {path: value for path, value in _flat(json.loads(config.to_json())).items() if value != usual[path]}
+  return {
+    path: value
+    for path, value in _flat(json.loads(config.to_json())).items()
+    if value != usual[path] and path != _DATA_DIR
+  }
 
 
 def _flat(tree: Any, path: str = '') -> dict[str, Any]:

@@ -316,3 +316,17 @@ def test_the_report_alone_needs_no_jax(rows, tmp_path):
   assert done.returncode == 0, done.stderr
   assert json.loads(path.read_text().splitlines()[0])['method'] == 'uniform_lsq'
   assert '81.00 ±' in done.stdout
+
+
+def test_where_the_data_lie_makes_no_cell_another_one(monkeypatch):
+  cell = next(study_methods.grid('cifar10', methods=['ours']))
+  before = study_methods.digest(cell)
+  monkeypatch.setattr(study_methods, 'SETTINGS', dict(SETTINGS))
+  study_methods.set_data_dir('cifar10', '/somewhere')
+  config = study_methods.config_of(cell)
+  assert (config.data.dataset, config.data.data_dir) == ('folder', '/somewhere')
+  assert study_methods.digest(cell) == before
+  monkeypatch.setattr(sys, 'argv', ['study.py', '--dataset=cifar10'])
+  monkeypatch.setattr(study_methods, 'SETTINGS', SETTINGS)
+  with pytest.raises(SystemExit, match='cifar10 is read from class folders: give --data_dir'):
+    study.main()
