@@ -10,7 +10,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
-from fracbits_jax.data.dataset import FOLDER
 
 Changes = Mapping[str, Any]
 
@@ -302,7 +301,7 @@ def float_config(dataset: str, network: str, seed: int) -> ConfigDict:
   setting, config = SETTINGS[dataset], base.get_config()
   config.seed, config.phases = seed, ('pretrain',)
   config.model.name, config.model.width = network, setting.networks[network]
-  config.data.dataset = FOLDER if setting.folder else dataset
+  config.data.dataset = 'folder' if setting.folder else dataset
   config.data.image_size = setting.image_size
   config.data.batch_size = setting.batch_size
   config.eval_epochs = setting.eval_epochs
@@ -357,12 +356,8 @@ def float_digest(config: ConfigDict) -> str:
 
 def settings_of(config: ConfigDict) -> dict[str, Any]:
   """What a configuration has by path where it differs from the base: a field that is added there changes no digest."""
-  usual = _flat(json.loads(base.get_config().to_json()))
-  return {
-    path: value
-    for path, value in _flat(json.loads(config.to_json())).items()
-    if value != usual[path] and path != _DATA_DIR
-  }
+  usual, given = (_flat(json.loads(of.to_json())) for of in (base.get_config(), config))
+  return {path: value for path, value in given.items() if value != usual[path] and path != _DATA_DIR}
 
 
 def _flat(tree: Any, path: str = '') -> dict[str, Any]:
