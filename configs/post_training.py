@@ -27,6 +27,7 @@ def get_config(equivalent_bits='4'):
 
   config.quant.choices = tuple(range(2, 9))
   config.quant.scheme = 'lsq'
+  config.quant.kernel_ranges = 'channel'  # depthwise kernels need them most
   config.quant.calibration_batches = 4
 
   config.budget.equivalent_bits = base.bits_argument(equivalent_bits)

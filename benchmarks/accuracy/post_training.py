@@ -86,7 +86,7 @@ class Study:
 
   def __init__(self, plain: Any, variables: Any, arguments: dict[str, Any], half: Half, *, weight_only: bool):
     self._half, self._variables = half, variables
-    quant = QuantConfig(scheme='lsq', choices=CHOICES, weight_only=weight_only)
+    quant = QuantConfig(scheme='lsq', kernel_ranges='channel', choices=CHOICES, weight_only=weight_only)
     self._net = models.create(NETWORK, quant=quant, **arguments)
     batches = [half.calibration[i : i + BATCH] for i in range(0, len(half.calibration), BATCH)]
     self._batches = batches

@@ -199,7 +199,9 @@ METHODS = {
     label='FracBits as in the paper, clips from 8', changes={**_PAPER, 'quant.calibration_batches': 0}, full=True
   ),
   'ours': _ours('ours'),
-  'ours_without_search': _ours('ours with uniform bits', 'without learned bits', less=_MIXED, how='uniform'),
+  'ours_without_search': _ours(
+    'ours with uniform bits', 'without learned bits', less={**_MIXED, **_GENTLE}, how='uniform'
+  ),
   'ours_without_mixture': _ours('ours with values mixed', 'with values mixed, not elements', less=_MIXED),
   'ours_without_short_search': _ours('ours with a longer search', 'with a search of half of the epochs', searched=None),
   'ours_without_gentle': _ours('ours with the usual damping', 'with damping 40, gain 4', less=_GENTLE),

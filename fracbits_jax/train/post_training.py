@@ -115,6 +115,9 @@ class PostTraining:
     self._inputs = self._batches[:count]  # of which ranges are calibrated
     if isinstance(net, nn.Module):
       self._configs = calibrate.quant_configs(net, self._batches[0][:1], **kwargs)
+      each = any(quant.kernel_ranges == 'channel' for quant in self._configs.values())
+      given = variables['params']
+      self._axes = calibrate.output_axes(net, self._batches[0][:1], given, **kwargs) if each else {}
       self._samples = calibrate.sample_inputs(plain, variables, [(x,) for x in self._inputs], **kwargs)
     # Of a network whose call says in another way how batch norm is used, the statistics stay as they are.
     has_norms = isinstance(net, nn.Module) and bool(variables.get('batch_stats'))
@@ -189,7 +192,7 @@ class PostTraining:
     init = lambda x: self._net.init(jax.random.key(0), x, **self._kwargs)
     needed, given = _flat(jax.eval_shape(init, self._inputs[0])['params']), _flat(self._float['params'])
     params = _nested({name: given.get(name, np.ones(shape.shape, np.float32)) for name, shape in needed.items()})
-    params = calibrate.kernel_ranges(params, bits, self._configs)
+    params = calibrate.kernel_ranges(params, bits, self._configs, self._axes)
     params = calibrate.clips(params, bits, self._samples, self._configs)
     return {**self._float, 'params': params, 'bits': bits}
 

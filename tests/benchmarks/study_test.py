@@ -107,7 +107,9 @@ def test_each_part_of_ours_is_changed_by_one_ablation():
   assert differ('ours_without_lsq') == {'quant.scheme', 'quant.sat'}
   assert differ('ours_without_distillation') == {'distill.weight', 'distill.temperature', 'distill.phases'}
   assert differ('ours_without_reestimation') == {'finetune.reestimate_batches'}
-  assert differ('ours_without_search') == {'phases', 'finetune.epochs', 'quant.mixture'}
+  assert differ('ours_without_search') == {
+    'phases', 'finetune.epochs', 'quant.mixture', 'budget.damping', 'budget.gain'
+  }  # fmt: skip
   assert paper['budget.discretization'] == 'offset'
   assert ours['finetune.reestimate_batches'] == str(SETTINGS['digits'].reestimate_batches)
 

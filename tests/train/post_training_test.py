@@ -10,7 +10,7 @@ from fracbits_jax import cost, policy, quantize_model
 from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense, wrap
 from fracbits_jax.train.post_training import PostTraining, Settings
 
-QUANT = QuantConfig(scheme='lsq', choices=(2, 3, 4, 8))
+QUANT = QuantConfig(scheme='lsq', kernel_ranges='channel', choices=(2, 3, 4, 8))
 
 
 class Net(nn.Module):
