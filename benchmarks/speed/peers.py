@@ -1,7 +1,7 @@
 """What quantization-aware training costs beside float training: here, in Qwix, in Brevitas and in HGQ2.
 
     pip install -e '.[peers]'
-    python benchmarks/speed/peers.py [--peers=fracbits,qwix] [--out=DIR]
+    python benchmarks/speed/peers.py [--peers=fracbits,qwix] [--out=DIR]     # DIR keeps what other peers gave
 
 | peer | float step | quantized steps |
 |---|---|---|
@@ -125,16 +125,14 @@ def _times(value: float | None) -> str:
   return '' if value is None else f'{value:.2f}'
 
 
-def report(result: Mapping[str, Any]) -> str:
+def report(about: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> str:
   """Everything that was measured, as markdown."""
   versions: dict[str, str] = {}
-  for peer in result['peers'].values():
+  for peer in found.values():
     versions |= peer.get('versions', {})
   named = ', '.join(f'{name} {version}' for name, version in versions.items())
-  first = (
-    f'`{result["command"]}`: one core of {result["device"]}, {result["date"]}, medians of {result["rounds"]} rounds'
-  )
-  return f'{first}, {result["batch"]} images a step. {named}.\n\n{table(result["peers"])}\n'
+  how = f'{about["date"]}, medians of {about["rounds"]} rounds, {about["batch"]} images a step'
+  return f'`{about["command"]}`: one core of {about["device"]}, {how}. {named}.\n\n{table(found)}\n'
 
 
 def device_name() -> str:
@@ -160,7 +158,9 @@ def main() -> None:
   parser.add_argument('--seconds', type=float, default=0.3, help='of the steps of one method in a round')
   parser.add_argument('--timeout', type=float, default=1800, help='seconds that a peer may take')
   parser.add_argument('--core', type=int, help='on which the processes run; the last one unless given')
-  parser.add_argument('--out', type=pathlib.Path, help='folder for peers.json and peers.md')
+  parser.add_argument(
+    '--out', type=pathlib.Path, help='folder for a .json by peer and for peers.md, of all that are there'
+  )
   parser.add_argument('--worker', help=argparse.SUPPRESS)
   parser.add_argument('--result', type=pathlib.Path, help=argparse.SUPPRESS)
   args = parser.parse_args()
@@ -171,22 +171,24 @@ def main() -> None:
   core = args.core
   if core is None and hasattr(os, 'sched_getaffinity'):
     core = max(os.sched_getaffinity(0))
-  result: dict[str, Any] = {
+  about = {
     'command': ' '.join(['python benchmarks/speed/peers.py', *sys.argv[1:]]),
     'device': device_name(),
     'date': datetime.date.today().isoformat(),
     'batch': args.batch,
     'rounds': args.rounds,
-    'peers': {},
   }
   arguments = [f'--batch={args.batch}', f'--rounds={args.rounds}', f'--seconds={args.seconds}']
+  found = {}
   for name in args.peers:
-    result['peers'][name] = in_own_process(name, arguments, core, args.timeout)
+    found[name] = in_own_process(name, arguments, core, args.timeout)
     if args.out is not None:
       args.out.mkdir(parents=True, exist_ok=True)
-      (args.out / 'peers.json').write_text(json.dumps(result, indent=1) + '\n')
-      (args.out / 'peers.md').write_text(report(result))
-  print(report(result))
+      (args.out / f'{name}.json').write_text(json.dumps({**about, **found[name]}, indent=1) + '\n')
+      files = [(peer, args.out / f'{peer}.json') for peer in PEERS]
+      found = {peer: json.loads(file.read_text()) for peer, file in files if file.exists()}
+      (args.out / 'peers.md').write_text(report(about, found))
+  print(report(about, found))
 
 
 if __name__ == '__main__':

@@ -90,5 +90,5 @@ def test_steps_take_turns_and_a_broken_one_is_left_out(monkeypatch):
   assert found['rows']['quantized']['temp_bytes'] == 8
   assert found['rows']['quantized']['process_bytes'] > 0
   assert order[-6:-2] == ['float', 'quantized', 'quantized', 'float']
-  text = peers.report({'command': 'c', 'device': 'd', 'date': 'e', 'rounds': 2, 'batch': 2, 'peers': {'qwix': found}})
+  text = peers.report({'command': 'c', 'device': 'd', 'date': 'e', 'rounds': 2, 'batch': 2}, {'qwix': found})
   assert 'not run: RuntimeError: first line' in text
