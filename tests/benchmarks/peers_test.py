@@ -1,9 +1,12 @@
 """The table of other libraries, without any of them."""
 
 import sys
+import types
 
+import numpy as np
 import pytest
 
+from benchmarks.accuracy import peers as accuracy
 from benchmarks.speed import peers, peers_measure
 
 
@@ -92,3 +95,23 @@ def test_steps_take_turns_and_a_broken_one_is_left_out(monkeypatch):
   assert order[-6:-2] == ['float', 'quantized', 'quantized', 'float']
   text = peers.report({'command': 'c', 'device': 'd', 'date': 'e', 'rounds': 2, 'batch': 2}, {'qwix': found})
   assert 'not run: RuntimeError: first line' in text
+
+
+def test_the_price_of_a_bit_is_nothing_then_rises_a_hundredfold_then_stays():
+  phase = accuracy.PHASE
+  assert accuracy.price(1e-6, phase - 0.1) == 0
+  prices = [accuracy.price(1e-6, epoch) for epoch in (phase, 1.5 * phase, 2 * phase, 3 * phase)]
+  np.testing.assert_allclose(prices, [1e-8, 1e-7, 1e-6, 1e-6], rtol=1e-5)
+
+
+def test_a_sign_counts_where_there_is_something_to_sign():
+  magnitude = np.array([0.0, 1.0, 3.0])
+  quantizer = types.SimpleNamespace(bits_=lambda shape: magnitude, fbits_=lambda shape: magnitude + 1)
+  assert accuracy.bits(quantizer, (3,)).tolist() == [0, 2, 4]
+
+
+def test_accuracy_has_a_row_for_each_strength_and_says_what_did_not_run():
+  ran = [{'accuracy': 0.9, 'bytes': 1000, 'bitops': 2e6}, {'accuracy': 0.92, 'bytes': 3000, 'bitops': 4e6}]
+  found = cells(accuracy.table({'a': ran, 'b': [{'failed': 'hgq is not installed'}]}))
+  assert found[2] == ['a', '91.00 ± 1.41', '90.00, 92.00', '2.00', '3.00']
+  assert found[3] == ['b', 'not run: hgq is not installed', '', '', '']
