@@ -71,6 +71,7 @@ class Setting:
   image_size: int
   dtype: str
   choices: tuple[int, ...] = CHOICES
+  num_classes: int = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def supernet(remat: bool) -> contextlib.AbstractContextManager:
 def make_step(method: str, setting: Setting) -> Step:
   """Compiles the training step of a method and makes its state."""
   quant = quant_config(method, setting.choices)
-  model = models.create(setting.network, quant=quant, dtype=jnp.dtype(setting.dtype))
+  model = models.create(setting.network, setting.num_classes, quant, dtype=jnp.dtype(setting.dtype))
   shape = (setting.batch, setting.image_size, setting.image_size, 3)
   learns = method in ('layer', 'kernel', 'supernet', 'supernet_remat')
   penalty = None
@@ -134,7 +135,7 @@ def make_step(method: str, setting: Setting) -> Step:
     return {**trained, **held, 'batch_stats': batch_stats, 'opt_state': opt_state}, loss
 
   images = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape), jnp.float32)
-  labels = jnp.arange(setting.batch) % 1000
+  labels = jnp.arange(setting.batch) % setting.num_classes
   is_supernet = method in ('supernet', 'supernet_remat')
   with supernet(method == 'supernet_remat') if is_supernet else contextlib.nullcontext():
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
