@@ -321,9 +321,10 @@ def config_of(cell: Cell) -> ConfigDict:
   warmup = dict(warmup_epochs=setting.warmup_epochs)
   every = setting.search_epochs + setting.finetune_epochs
   search = setting.search_epochs if method.searched is None else method.searched * every
-  config.search = base.phase(search, setting.rate, cosine=(0.0, 0.8), **warmup)
+  ends = search / every if setting.one_cosine else 0.8
+  config.search = base.phase(search, setting.rate, cosine=(0.0, ends), **warmup)
   epochs = every - search if searches else every
-  rest = dict(cosine=(0.8, 1.0)) if searches and setting.one_cosine else warmup
+  rest = dict(cosine=(ends, 1.0)) if searches and setting.one_cosine else warmup
   config.finetune = base.phase(epochs, setting.rate, **rest)
   config.quant.choices, config.quant.sat, config.quant.granularity = CHOICES, True, cell.granularity
   config.budget.kappa = setting.kappa
@@ -336,7 +337,7 @@ def config_of(cell: Cell) -> ConfigDict:
 
 
 def set_epochs(dataset: str, epochs: float) -> None:
-  """Has every search and every finetuning of a data set last so long: another study, whose cells have other digests."""
+  """Gives a search and a finetuning so many epochs each, to be shared as methods do: cells of another study."""
   SETTINGS[dataset] = dataclasses.replace(SETTINGS[dataset], search_epochs=epochs, finetune_epochs=epochs)
 
 

@@ -103,7 +103,14 @@ def kernel_ranges(
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def at_other_bits(params: Any, before: Any, after: Any, samples: dict[str, np.ndarray], configs: dict[str, Any]) -> Any:
+def at_other_bits(
+  params: Any,
+  before: Any,
+  after: Any,
+  samples: dict[str, np.ndarray],
+  configs: dict[str, Any],
+  axes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Any:
   """`params` with every clip and range multiplied by the ratio of the best ones at the bits `after` and `before`.
 
   Args:
@@ -112,10 +119,11 @@ def at_other_bits(params: Any, before: Any, after: Any, samples: dict[str, np.nd
     after: another one.
     samples: inputs of each layer, by path, as for `clips`.
     configs: `QuantConfig` of each layer, by path.
+    axes: as for `kernel_ranges`.
   """
 
   def best(bits: Any) -> dict[str, Any]:
-    found = clips(kernel_ranges(params, bits, configs), bits, samples, configs)
+    found = clips(kernel_ranges(params, bits, configs, axes), bits, samples, configs)
     return traverse_util.flatten_dict(found, sep='/')
 
   old, new = best(before), best(after)

@@ -148,7 +148,8 @@ def best_range(x: jax.Array, bits: jax.Array, *, choices: tuple[int, ...], crite
     bits, choices, criterion: as for `best_clip`.
 
   Returns:
-    The best of the ranges from some part of the least value to some part of the largest, and of `best_clip`'s.
+    The best of the ranges from some part of the least value to some part of the largest, and of `best_clip`'s; 1 and 0
+    where x is 0 throughout.
   """
   x = jnp.ravel(x).astype(jnp.float32)
   clip = search(x, bits, signed=True, choices=choices, scheme='lsq', criterion=criterion)
@@ -169,7 +170,8 @@ def best_range(x: jax.Array, bits: jax.Array, *, choices: tuple[int, ...], crite
     quantized = lsq.activation(x, bits, alpha, signed=True, choices=choices)
     return jnp.mean(distance(quantized - x), where=jnp.abs(x) <= most)
 
-  return candidates[jnp.argmin(jax.lax.map(error, candidates))] * unit
+  found = candidates[jnp.argmin(jax.lax.map(error, candidates))] * unit
+  return jnp.where(unit > SMALLEST, found, jnp.array([1.0, 0.0]))
 
 
 def _quantiles(x: jax.Array, parts: jax.Array, size: jax.Array | None) -> jax.Array:

@@ -110,8 +110,9 @@ class Quantized(nn.Module):
     def quantizer(flat: jax.Array) -> jax.Array:
       quantized = apply_quantizer(self, 'kernel', flat, bits, alpha, **how)
       if alpha is not None and self.is_mutable_collection(DISTANCES) and not self.is_initializing():
-        limit = jnp.abs(with_rank(alpha, flat))
-        distance = jnp.sum(jnp.square(jnp.clip(flat, -limit, limit) - jax.lax.stop_gradient(quantized)))
+        # Where a weight is clipped the distance moves nothing, and the ranges are not drawn by it.
+        limit, level = jax.lax.stop_gradient((jnp.abs(with_rank(alpha, flat)), quantized))
+        distance = jnp.sum(jnp.square(jnp.where(jnp.abs(flat) <= limit, flat - level, 0)))
         self.variable(DISTANCES, 'kernel', lambda: distance).value = distance
       return quantized
 

@@ -11,7 +11,7 @@ from jax import lax
 
 MAX_BITS = 16
 
-_GOLDEN = 2654435769  # 2^32 / golden ratio
+_GOLDEN, _SILVER = 2654435769, 1779033704  # 2^32 times the golden ratio less 1, and the silver one less 2
 _LEAST_SHARE = 1 / 16
 
 _ALL_CHOICES = tuple(range(MAX_BITS + 1))
@@ -123,13 +123,17 @@ def draw_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def thresholds(shape: tuple[int, ...]) -> jax.Array:
   """Thresholds by which `mixture` gives each element of an array one of the two neighbours: uint32, in 2^-32.
 
-  They are multiples of the golden ratio (Weyl 1916), so that any stretch of elements has nearly the share that the
-  fraction says, and the same elements have it at every step: no noise.
+  Within a channel, an index of the last axis, they are multiples of the golden ratio, and from channel to channel of
+  the silver one (Weyl 1916): each channel and each place has nearly the share that the fraction says, and the same
+  elements have it at every step, without noise.
   """
-  index = jnp.zeros(shape, jnp.uint32)
-  for axis, size in enumerate(shape):
-    index = index * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, shape, axis)
-  return index * jnp.uint32(_GOLDEN)
+  place = jnp.zeros(shape, jnp.uint32)
+  for axis, size in enumerate(shape[:-1]):
+    place = place * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, shape, axis)
+  if not shape:
+    return place
+  channel = lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
+  return place * jnp.uint32(_GOLDEN) + channel * jnp.uint32(_SILVER)
 
 
 def mixture(fraction: jax.Array, noise: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -144,8 +148,9 @@ def mixture(fraction: jax.Array, noise: jax.Array | None) -> tuple[jax.Array, ja
       share = 1 where f > t, else 0;    d share / df = 1 / (2 f) where that is 1, 1 / (2 (1 - f)) where it is 0
 
   Of a quadratic loss whose elements do not interact this slope, summed against its gradient, is L(q_h) - L(q_l) at
-  every f: half of the gradient at the one and half of that at the other, each weighed by how seldom it is seen. Below
-  f = 1/16 and above 15/16, where one of them is hardly seen, the weights stay.
+  every f from 1/16 to 15/16: half of the gradient at the one and half of that at the other, each weighed by how seldom
+  it is seen. Nearer to an integer one of them is hardly seen and counts less; at the integer itself the slope is half
+  of the gradient there, too steep from the lower one and slightly against the upper one.
 
   With logistic noise n one of the two is drawn for the bit-width as a whole, the upper one with probability f:
 
@@ -163,7 +168,7 @@ def mixture(fraction: jax.Array, noise: jax.Array | None) -> tuple[jax.Array, ja
   if noise is None:
     return fraction, jnp.ones_like(fraction)
   if noise.dtype == jnp.uint32:
-    upper, f = fraction > noise.astype(jnp.float32) * 2**-32, jnp.clip(fraction, _LEAST_SHARE, 1 - _LEAST_SHARE)
+    upper, f = fraction > (noise >> 8).astype(jnp.float32) * 2**-24, jnp.clip(fraction, _LEAST_SHARE, 1 - _LEAST_SHARE)
     share, slope = upper.astype(jnp.float32), 0.5 / jnp.where(upper, f, 1 - f)
     return jnp.where(fraction == fraction, share, fraction), slope
   threshold = jax.nn.sigmoid(-noise)

@@ -52,7 +52,7 @@ def interpolate(
     quantizer: a function of integer bit-widths, in the shape of `bits`, as float32; gives an array or a tree of arrays.
     bits: real bit-widths, of the rank of what the quantizer returns.
     choices: allowed bit-widths; empty where the bits are integers already, which leaves a plain quantizer.
-    noise: `None`, or the logistic noise by which one of the two neighbours is drawn, in the shape of `bits`.
+    noise: `None`, or what says which of the two neighbours is taken, as for `bitwidths.mixture`.
   """
   if not choices:
     quantized = quantizer(bits)
@@ -167,7 +167,8 @@ def fractional(
     scheme: `original` or `modified`, as for `uniform`.
     zero_point: z, what 0 bits give.
     choices: allowed bit-widths, strictly increasing; `None` means 0, 1, ..., 16. Bits outside are clipped.
-    noise: of `bitwidths.draw_noise`, in the shape of `bits`: draws one of the two neighbours, the upper one with
+    noise: of `bitwidths.thresholds`, in the shape of `x`: each element takes one of the two neighbours; or of
+      `bitwidths.draw_noise`, in the shape of `bits`: draws one of the two neighbours, the upper one with
       probability f, instead of interpolating; `bitwidths.mixture` gives the derivative.
     learned: false says that the bits are integers, fixed after a search: a plain quantizer, at its price, with no
       gradient for them. They are taken as they are, whatever the choices; any that are no integers from 0 to 16 are

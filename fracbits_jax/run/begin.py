@@ -77,14 +77,14 @@ def quantized_variables(experiment: Experiment, variables: Variables, bits: Any)
 
 
 def _samples(experiment: Experiment, network: nn.Module, variables: Variables) -> dict[str, np.ndarray]:
-  """Inputs of each layer of a network on the batches that calibrate, with batch norm as it is in training."""
+  """Inputs of each layer of a network on the batches that calibrate, with batch norm as the phases have it."""
   config = experiment.config
   reader = train_batches(
     experiment.dataset, batch_size=config.data.batch_size, seed=config.seed, wait=preemption.waiting
   )
   with contextlib.closing(reader) as batches:
     inputs = [(experiment.task.inputs(next(batches)),) for _ in range(config.quant.calibration_batches)]
-  how: dict[str, Any] = dict(train=True, mutable=['batch_stats'])
+  how: dict[str, Any] = {} if config.model.frozen_norm else dict(train=True, mutable=['batch_stats'])
   return calibrate.sample_inputs(network.clone(axis_name=None), variables, inputs, **how)
 
 

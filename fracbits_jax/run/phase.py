@@ -58,7 +58,7 @@ class Phase:
     if self.name == 'pretrain':
       return begin.float_variables(self.experiment)
     bits = begin.initial_bits(self.experiment) if self.policy is None else begin.as_float32(self.policy.bits())
-    if 'search' in self.states and self.config.search.weights_rate:
+    if 'search' in self.states and (self.config.search.weights_rate or not self.config.quant.calibration_batches):
       return begin.at_integer_bits(self.experiment, self.states['search'].variables, bits)
     # Behind a search that kept the weights, clips and ranges are those of the integers.
     return begin.quantized_variables(self.experiment, self._float(), bits)

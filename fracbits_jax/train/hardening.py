@@ -1,6 +1,6 @@
 """Hardening: towards the end of a search every bit-width is drawn to the allowed one that is nearest.
 
-Two neighbours interpolated have a smaller error than either of them (docs/quantizers.md), so that a search by itself
+Two neighbours interpolated have a smaller error than either of them (docs/method.md), so that a search by itself
 ends between integers, with an accuracy that discretization takes away. Here a bit-width b moves after each update by
 
     b <- b + p(t) (nearest(b) - b),    p(t) = u^3,    u from 0 at `start` to 1 at `steps`

@@ -1,4 +1,4 @@
-"""The optimizer of every phase: one for the weights, and SGD at a rate of their own for the bits."""
+"""The optimizer of every phase: one for the weights, and another, at a rate of its own, for the bits."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -82,7 +82,7 @@ def adamw(
   bits_rate: float | None,
   bits_name: str = 'sgd',
 ) -> optax.GradientTransformation:
-  """AdamW for the parameters, with `momentum` as its beta 1, and SGD for the bits; arguments as `sgd`.
+  """AdamW for the parameters, with `momentum` as its beta 1; arguments as `sgd`.
 
   The decay is decoupled: of each step's learning rate, `weight_decay` times the parameters where `mask` is true.
   """

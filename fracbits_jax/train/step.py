@@ -110,7 +110,11 @@ def make_train_step(
           metrics['multiplier'] = state.multiplier
         loss = loss + term
       if dampening is not None:
-        distances = jax.tree.leaves(updated[DISTANCES])
+        distances = jax.tree.leaves(updated.get(DISTANCES, {}))
+        if not distances:
+          raise ValueError(
+            'dampening is for QuantConv, QuantDense and their like with the scheme lsq, of which there is none'
+          )
         loss = loss + dampening(state.step) * sum(distances)
       return loss, (metrics, updated.get('batch_stats', {}))
 

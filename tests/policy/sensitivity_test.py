@@ -119,7 +119,7 @@ def test_an_error_score_is_the_second_order_rise_by_that_very_error(measured):
   images, params = jnp.float32(batch['image']), variables['params']
   hidden = nn.relu(nn.Conv(2, (2, 2), strides=2).apply({'params': params['conv']}, images / 255)).reshape(4, -1)
   outputs = lambda x, kernel: loss(x @ kernel + params['dense']['bias'][None], batch)
-  quant = QuantConfig(choices=CHOICES, scheme=found._model.quant.scheme)
+  quant = found._model.quant
   scores = found.error_scores(draws=2000)
   assert scores.keys() == found.slots.keys()
   alphas = {(slot, bits): alpha for slot, _, bits, alpha in found._quantizations()}
