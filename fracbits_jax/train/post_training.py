@@ -1,4 +1,4 @@
-"""Mixed precision of a trained network from a few hundred inputs without labels, in minutes.
+"""Mixed precision of a trained network from a few hundred inputs without labels.
 
     budget = cost.budget('bitops', cost.trace(net, batches[0]), equivalent_bits=4)
     policy, quantized = post_training.search(net, variables, batches, budget)
