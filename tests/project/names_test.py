@@ -9,16 +9,14 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAMS = sorted([*ROOT.glob('benchmarks/**/*.py'), *ROOT.glob('docs/*.py'), *ROOT.glob('configs/*.py')])
-OPTIONAL = ('torch', 'qonnx')
+OPTIONAL = ('torch', 'qonnx', 'keras', 'hgq', 'brevitas')
 
 
 def found(module, name):
   """What `from module import name` gives; raises `AssertionError` where it is neither an attribute nor a module."""
-  held = getattr(importlib.import_module(module), name, None)
-  if held is not None:
-    return held
   try:
-    return importlib.import_module(f'{module}.{name}')
+    held = getattr(importlib.import_module(module), name, None)
+    return importlib.import_module(f'{module}.{name}') if held is None else held
   except ModuleNotFoundError as error:
     if error.name in OPTIONAL:
       return None

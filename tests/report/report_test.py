@@ -177,8 +177,8 @@ def made_up(**changes):
 def test_the_verdict_says_what_was_reached_and_what_was_saved():
   assert verdict.sentence(made_up(), pruned_channels=7) == (
     '95.00% of the test images are classified correctly, 1.25 points below the float network, for 0.07990 GBitOPs, '
-    'within what 3 bits everywhere would cost, with 7 channels pruned: 100\u00d7 fewer BitOPs and 8.00\u00d7 less '
-    'memory than in float, 6.25\u00d7 and 2.00\u00d7 less than with 8 bits everywhere.'
+    'within what 3 bits everywhere would cost, with 7 channels pruned: 100\u00d7 fewer BitOPs and 8.00\u00d7 fewer '
+    'bytes of weights than in float, 6.25\u00d7 and 2.00\u00d7 fewer than with 8 bits everywhere.'
   )
 
 
