@@ -49,7 +49,8 @@ def apply_quantizer(layer: Any, which: str, x: jax.Array, bits: Any, alpha: jax.
     return _replacements[-1](layer, which, x, bits, alpha, how.get('kept'))
   if layer.quant.mixture == 'elements' and len(how.get('choices', ())) > 1:
     # Of inputs `[N, ...]` the same for each example.
-    how['noise'] = bitwidths.thresholds(x.shape if which == 'kernel' or x.ndim < 2 else (1, *x.shape[1:]))
+    shape = x.shape if which == 'kernel' or x.ndim < 2 else (1, *x.shape[1:])
+    how['noise'] = bitwidths.thresholds(shape, by_channel=jnp.ndim(bits) > 0)
   quantizer: Callable[..., jax.Array] = quantize_input if which == 'input' else quantize_kernel
   return quantizer(layer.quant, x, bits, alpha, **how)
 

@@ -1,6 +1,7 @@
 """What a bit-width that is a real number stands for: its neighbours among the allowed ones, and how they mix."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -120,20 +121,22 @@ def draw_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   return jax.random.logistic(key, shape, jnp.float32)
 
 
-def thresholds(shape: tuple[int, ...]) -> jax.Array:
+def thresholds(shape: tuple[int, ...], *, by_channel: bool = False) -> jax.Array:
   """Thresholds by which `mixture` gives each element of an array one of the two neighbours: uint32, in 2^-32.
 
-  Within a channel, an index of the last axis, they are multiples of the golden ratio, and from channel to channel of
-  the silver one (Weyl 1916): each channel and each place has nearly the share that the fraction says, and the same
-  elements have it at every step, without noise.
+  They are multiples of the golden ratio (Weyl 1916): any stretch of elements has nearly the share that the fraction
+  says, and the same elements have it at every step, without noise.
+
+  Args:
+    shape: of the array.
+    by_channel: whether each channel, an index of the last axis, has its own bit-width, and so the share for itself:
+      the golden ratio then counts within a channel, and the silver one from channel to channel.
   """
-  place = jnp.zeros(shape, jnp.uint32)
-  for axis, size in enumerate(shape[:-1]):
-    place = place * jnp.uint32(size) + lax.broadcasted_iota(jnp.uint32, shape, axis)
-  if not shape:
-    return place
-  channel = lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
-  return place * jnp.uint32(_GOLDEN) + channel * jnp.uint32(_SILVER)
+  whole, last = math.prod(shape), shape[-1] if shape else 1
+  index = lax.iota(jnp.uint32, whole).reshape(shape)
+  if not by_channel:
+    return index * jnp.uint32(_GOLDEN)
+  return index // last * jnp.uint32(_GOLDEN) + index % last * jnp.uint32(_SILVER)
 
 
 def mixture(fraction: jax.Array, noise: jax.Array | None) -> tuple[jax.Array, jax.Array]:

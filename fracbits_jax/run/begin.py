@@ -132,6 +132,7 @@ def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax
     mask=optim.decay_mask(shapes(experiment, phase)['params'], experiment.layers),
     bits_rate=common.bits_rate if phase == 'search' else None,
     bits_name=common.bits_name,
+    bits_clip=common.bits_clip,
   )
   return found if weights_rate == 1 else optim.with_weights_rate(found, weights_rate)
 

@@ -56,6 +56,7 @@ def sgd(
   mask: Any,
   bits_rate: float | None,
   bits_name: str = 'sgd',
+  bits_clip: float | None = None,
 ) -> optax.GradientTransformation:
   """SGD with Nesterov momentum for the tree `{'params': ..., 'bits': ...}`.
 
@@ -66,11 +67,12 @@ def sgd(
     mask: tree of booleans like `params`.
     bits_rate: the bits' learning rate as a multiple of the schedule; `None` keeps the bits as they are.
     bits_name: what moves the bits, of `BITS_OPTIMIZERS`.
+    bits_clip: the largest gradient of a bit-width, either way, that is followed; `None` follows any.
   """
   schedule = _computed_once(schedule)
   decay = optax.add_decayed_weights(weight_decay, {'params': mask, 'bits': False})
   weights = optax.chain(decay, optax.sgd(schedule, momentum, nesterov=True))
-  return with_bits(weights, _of_bits(schedule, momentum, bits_rate, bits_name))
+  return with_bits(weights, _of_bits(schedule, momentum, bits_rate, bits_name, bits_clip))
 
 
 def adamw(
@@ -81,6 +83,7 @@ def adamw(
   mask: Any,
   bits_rate: float | None,
   bits_name: str = 'sgd',
+  bits_clip: float | None = None,
 ) -> optax.GradientTransformation:
   """AdamW for the parameters, with `momentum` as its beta 1; arguments as `sgd`.
 
@@ -88,7 +91,7 @@ def adamw(
   """
   schedule = _computed_once(schedule)
   weights = optax.adamw(schedule, momentum, weight_decay=weight_decay, mask={'params': mask, 'bits': False})
-  return with_bits(weights, _of_bits(schedule, momentum, bits_rate, bits_name))
+  return with_bits(weights, _of_bits(schedule, momentum, bits_rate, bits_name, bits_clip))
 
 
 OPTIMIZERS = {'sgd': sgd, 'adamw': adamw}
@@ -106,25 +109,12 @@ BITS_OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], optax.GradientTrans
 
 
 def _of_bits(
-  schedule: optax.Schedule, momentum: float, bits_rate: float | None, name: str
+  schedule: optax.Schedule, momentum: float, bits_rate: float | None, name: str, clip: float | None
 ) -> optax.GradientTransformation | None:
   if bits_rate is None:
     return None
-  return BITS_OPTIMIZERS[name](lambda step: bits_rate * schedule(step), momentum)
-
-
-def with_weights_rate(optimizer: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
-  """An optimizer for the tree `{'params': ..., 'bits': ...}` that moves weights at `rate` times its own rate.
-
-  Weights are all parameters but clips and ranges; at a rate of 0 they stay as they are.
-  """
-
-  def scaled(updates: Any, params: Any) -> Any:
-    del params
-    factor = lambda path: 1.0 if path[0].key == 'bits' or path[-1].key in _RANGES else rate
-    return jax.tree_util.tree_map_with_path(lambda path, update: factor(path) * update, updates)
-
-  return optax.chain(optimizer, optax.stateless(scaled))
+  found = BITS_OPTIMIZERS[name](lambda step: bits_rate * schedule(step), momentum)
+  return found if clip is None else optax.chain(optax.clip(clip), found)
 
 
 def with_bits(

@@ -200,15 +200,18 @@ def test_the_mean_gradient_of_drawn_bits_is_the_slope_of_the_mean_value(choices)
   np.testing.assert_allclose(drawn, mean, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('shape', [(5000,), (3, 3, 1, 144), (96, 144), (3, 3, 20, 233), (7, 640), (1, 8, 8, 576)])
-def test_thresholds_give_each_channel_and_each_place_the_share_of_the_fraction(shape):
-  found = np.asarray(bitwidths.thresholds(shape)).reshape(-1, shape[-1]) / 2**32
+@pytest.mark.parametrize('shape', [(), (5000,), (3, 3, 1, 144), (96, 144), (3, 3, 20, 233), (1, 8, 8, 576), (0, 4)])
+@pytest.mark.parametrize('by_channel', [False, True])
+def test_thresholds_give_any_stretch_or_each_channel_the_share_of_the_fraction(shape, by_channel):
+  found = np.asarray(bitwidths.thresholds(shape, by_channel=by_channel)) / 2**32
+  assert found.shape == shape
+  sequences = found.reshape(-1, shape[-1]) if by_channel and shape else found.reshape(-1, 1)
   for fraction in (0.1, 0.5, 0.83):
-    for elements in (found, found.T):
-      upper = np.cumsum(elements < fraction, axis=0)
-      error = upper - fraction * np.arange(1, len(elements) + 1)[:, None]
-      assert np.abs(error).max() < 4, fraction
-    assert np.mean(found < fraction) == pytest.approx(fraction, abs=3 / found.size**0.5)
+    upper = np.cumsum(sequences < fraction, axis=0)
+    error = upper - fraction * np.arange(1, len(sequences) + 1)[:, None]
+    assert np.abs(error).max(initial=0) < 4, fraction
+  if by_channel and len(shape) > 1 and found.size:
+    assert np.mean(found < 0.5) == pytest.approx(0.5, abs=3 / found.size**0.5)
 
 
 @pytest.mark.parametrize('choices', [(1, 2, 3, 4), (2, 4, 8)])
