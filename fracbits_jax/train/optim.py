@@ -117,6 +117,20 @@ def _of_bits(
   return found if clip is None else optax.chain(optax.clip(clip), found)
 
 
+def with_weights_rate(optimizer: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
+  """An optimizer for the tree `{'params': ..., 'bits': ...}` that moves weights at `rate` times its own rate.
+
+  Weights are all parameters but clips and ranges; at a rate of 0 they stay as they are.
+  """
+
+  def scaled(updates: Any, params: Any) -> Any:
+    del params
+    factor = lambda path: 1.0 if path[0].key == 'bits' or path[-1].key in _RANGES else rate
+    return jax.tree_util.tree_map_with_path(lambda path, update: factor(path) * update, updates)
+
+  return optax.chain(optimizer, optax.stateless(scaled))
+
+
 def with_bits(
   weights: optax.GradientTransformation, bits: optax.GradientTransformation | None
 ) -> optax.GradientTransformation:
