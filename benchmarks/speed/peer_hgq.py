@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.shared.hgq_network import keras, resnet8
+from benchmarks.speed.peer_jax import compiled_step
 from benchmarks.speed.peers_measure import Step
-from benchmarks.speed.speed import plan
 
 METHODS = {
   'float': 'Keras on JAX',
@@ -43,12 +43,4 @@ def make(method: str, batch: int) -> Step:
   labels = jnp.arange(batch) % 10
   parts = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
   state = tuple([jnp.copy(variable.value) for variable in part] for part in parts)
-  compiled = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile()
-  held = [state]
-
-  def run(steps: int) -> float:
-    for _ in range(steps):
-      held[0], loss = compiled(held[0], images, labels)
-    return float(jax.block_until_ready(loss))
-
-  return Step(run=run, facts={'temp_bytes': plan(compiled)['temp_bytes']})
+  return compiled_step(step, state, images, labels)

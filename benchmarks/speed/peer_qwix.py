@@ -11,8 +11,8 @@ import optax
 import qwix
 from flax import linen as nn
 
+from benchmarks.speed.peer_jax import compiled_step
 from benchmarks.speed.peers_measure import Step
-from benchmarks.speed.speed import plan
 
 METHODS = {
   'float': 'Flax',
@@ -74,12 +74,4 @@ def make(method: str, batch: int) -> Step:
   other = dict(jax.jit(functools.partial(model.init, train=True))(jax.random.key(0), images))
   params = other.pop('params')
   state = {'params': params, 'other': other, 'opt_state': optimizer.init(params)}
-  compiled = jax.jit(step, donate_argnums=0).lower(state, images, labels).compile()
-  held = [state]
-
-  def run(steps: int) -> float:
-    for _ in range(steps):
-      held[0], loss = compiled(held[0], images, labels)
-    return float(jax.block_until_ready(loss))
-
-  return Step(run=run, facts={'temp_bytes': plan(compiled)['temp_bytes']})
+  return compiled_step(step, state, images, labels)
