@@ -77,6 +77,7 @@ def get_config() -> ConfigDict:
   config.quant.quantize_residuals = False  # what comes into a residual block once, for convolution and shortcut
   config.quant.scheme = 'original'  # or modified (kernels by floor), lsq (learned step sizes)
   config.quant.kernel_ranges = 'layer'  # with lsq one range a kernel; or channel, one for each output channel
+  config.quant.kernel_levels = 'twos_complement'  # with lsq; or balanced, with few bits: none is 0, all by pairs
   config.quant.input_offset = False  # with lsq: ranges of signed inputs lie around an offset that is learned
   config.quant.stochastic = False  # draw one of the two neighbouring bit-widths instead of interpolating
   config.quant.mixture = 'values'  # interpolates the two neighbouring bit-widths; elements: each takes one of the two

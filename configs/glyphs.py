@@ -23,6 +23,8 @@ def get_config(equivalent_bits='2'):
 
   config.quant.scheme = 'lsq'
   config.quant.sat = False
+  # Two's complement would have one level more below 0 than above it, of 4 at 2 bits.
+  config.quant.kernel_levels = 'balanced'
   config.quant.choices = tuple(range(1, 9))  # from 2 on a budget as at 2 bits would leave nothing to search
   config.budget.equivalent_bits = base.bits_argument(equivalent_bits)
   # What the neighbouring bit-widths do apart is mixed: the search then finds in half the steps what the integers give.

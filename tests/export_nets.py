@@ -43,9 +43,15 @@ class Net(nn.Module):
 
 @functools.cache
 def network(scheme='original', granularity='layer', mean=0.0):
-  """A network and variables with 1 to 8 bits; channels with bits of their own have ranges of their own under `lsq`."""
-  ranges = 'channel' if (scheme, granularity) == ('lsq', 'kernel') else 'layer'
-  how = dict(scheme=scheme, granularity=granularity, kernel_ranges=ranges)
+  """A network and variables with 1 to 8 bits; channels with bits of their own have ranges of their own under `lsq`.
+
+  The scheme `balanced` is `lsq` with balanced levels of kernels.
+  """
+  learned = scheme in ('lsq', 'balanced')
+  ranges = 'channel' if learned and granularity == 'kernel' else 'layer'
+  how = dict(scheme='lsq' if learned else scheme, granularity=granularity, kernel_ranges=ranges)
+  if scheme == 'balanced':
+    how['kernel_levels'] = 'balanced'
   model = Net(QuantConfig(**how, init_bits=3, alpha_init=2.0), mean)
   return model, _trained(model, IMAGES)
 

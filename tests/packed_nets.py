@@ -100,12 +100,13 @@ class Net(nn.Module):
   dtype: str
   ranges: str = 'layer'
   offset: bool = False
+  levels: str = 'twos_complement'
 
   @nn.compact
   def __call__(self, x):
     choices = range(self.granularity == 'kernel', 9)  # channels of 0 bits are taken away before the export
     settings = {'scheme': self.scheme, 'granularity': self.granularity, 'choices': choices}
-    settings |= {'kernel_ranges': self.ranges, 'input_offset': self.offset}
+    settings |= {'kernel_ranges': self.ranges, 'input_offset': self.offset, 'kernel_levels': self.levels}
     quant = QuantConfig(signed_input=True, init_bits=3, alpha_init=2.0, **settings)
     for piece, layer in zip(self.pieces, self.layers, strict=True):
       x = jnp.clip(x / 2 + PIECES[piece](x).astype(x.dtype), -3, 3)

@@ -41,6 +41,7 @@ class Network(nn.Module):
     rng = np.random.default_rng(self.seed)
     scheme, granularity = str(rng.choice(['original', 'modified', 'lsq'])), str(rng.choice(['layer', 'kernel']))
     how = dict(kernel_ranges=random_networks.ranges_of(self.seed, scheme))
+    how['kernel_levels'] = random_networks.levels_of(self.seed, scheme)
     how['input_offset'] = random_networks.has_offset(self.seed, scheme)
     quant = QuantConfig(scheme=scheme, granularity=granularity, **how)
 

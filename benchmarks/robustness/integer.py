@@ -51,6 +51,7 @@ class Net(nn.Module):
   granularity: str = 'layer'
   ranges: str = 'layer'
   offset: bool = False
+  levels: str = 'twos_complement'
   signed: bool = False
   bits: int = 8
   mean: float = 0.0
@@ -59,6 +60,7 @@ class Net(nn.Module):
 
   def setup(self):
     how = dict(scheme=self.scheme, granularity=self.granularity, kernel_ranges=self.ranges, input_offset=self.offset)
+    how['kernel_levels'] = self.levels
     self.quant = QuantConfig(**how, signed_input=self.signed, init_bits=self.bits)
 
   @nn.compact
@@ -141,6 +143,7 @@ def random_net(seed: int, blocks: Sequence[str] = BLOCKS) -> Net:
     scheme=scheme,
     ranges=random_networks.ranges_of(seed, scheme),
     offset=random_networks.has_offset(seed, scheme),
+    levels=random_networks.levels_of(seed, scheme),
     granularity=str(rng.choice(['layer', 'kernel'])),
     signed=bool(rng.random() < 0.3),
     bits=int(rng.choice([1, 2, 4, 8])),

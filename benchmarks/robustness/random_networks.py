@@ -273,6 +273,11 @@ def has_offset(seed: int, scheme: str) -> bool:
   return scheme == 'lsq' and seed // 4 % 2 == 1
 
 
+def levels_of(seed: int, scheme: str) -> str:
+  """Where the levels of kernels lie: with `lsq` balanced in one of three seeds."""
+  return 'balanced' if scheme == 'lsq' and seed % 3 == 1 else 'twos_complement'
+
+
 def of_operations(
   names: tuple[str, ...], seed: int, *, widths: tuple[int, ...], scheme: str, granularity: str
 ) -> tuple[Source, np.ndarray]:
@@ -280,6 +285,7 @@ def of_operations(
   rng = np.random.default_rng(seed)
   images = bool(rng.random() < 0.5)
   how = dict(kernel_ranges=ranges_of(seed, scheme), input_offset=has_offset(seed, scheme))
+  how['kernel_levels'] = levels_of(seed, scheme)
   quant = QuantConfig(scheme=scheme, granularity=granularity, choices=(2, 4, 8), **how)
   model = Network(seed, names, quant)
   shape = (EXAMPLES, SIDE, SIDE, CHANNELS)

@@ -44,5 +44,5 @@ def _check_kernel(layer: str, kernel: Kernel) -> None:
   if np.abs(of_kernel(kernel).integers).max(initial=0) > MOST:
     raise ValueError(
       f'the kernel of {layer} has its zero between two codes of {int(np.max(kernel.bits))} bits, and int8 has it at '
-      'one: train with --config.quant.scheme=lsq or modified'
+      'one: train with --config.quant.scheme=lsq and kernel_levels=twos_complement, or modified'
     )

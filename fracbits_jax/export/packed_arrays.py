@@ -10,7 +10,7 @@ import numpy as np
 from fracbits_jax.export import bitpack, shape_values
 from fracbits_jax.export import packed_fields as fields
 from fracbits_jax.graph.grid import Kernel
-from fracbits_jax.layers.quant_config import SCHEMES
+from fracbits_jax.layers.quant_config import KERNEL_SCHEMES
 
 # How many elements are read, by the bytes of the body, and beside them: those of 0 bits take none.
 ELEMENTS_PER_BYTE, FREE_ELEMENTS = 16, 2**22
@@ -66,7 +66,7 @@ class Reader:
     if type(at) is not int or not 0 <= at < len(self._specs) or self._used[at]:
       raise ValueError('an operation takes an array that is not there, or one that another has taken')
     spec, chunk, self._used[at] = self._specs[at], self._chunks[at], True
-    if kernel != (spec[0] in SCHEMES):
+    if kernel != (spec[0] in KERNEL_SCHEMES):
       raise ValueError('an operation takes a kernel for an array, or an array for a kernel')
     if kernel:
       scheme, shape, bits, alpha = spec
@@ -88,7 +88,7 @@ class Reader:
 
 def _spec(spec: Any) -> tuple[Any, ...]:
   """What is said of an array: (dtype, shape), or of a kernel: (scheme, shape, bits, alpha or its place in the list)."""
-  if not isinstance(spec, list) or not spec or spec[0] not in SCHEMES:
+  if not isinstance(spec, list) or not spec or spec[0] not in KERNEL_SCHEMES:
     dtype, shape = fields.entries(spec, 2, 'an array')
     return fields.dtype(dtype), fields.shape(shape, least=0)
   scheme, shape, bits, alpha = fields.entries(spec, 4, 'a kernel')
@@ -105,6 +105,6 @@ def _spec(spec: Any) -> tuple[Any, ...]:
 
 def _length(spec: tuple[Any, ...]) -> int:
   """The bytes of an array, before any of them is read."""
-  if spec[0] in SCHEMES:
+  if spec[0] in KERNEL_SCHEMES:
     return bitpack.packed_bytes(spec[1], spec[2])
   return math.prod(spec[1]) * np.dtype(spec[0]).itemsize

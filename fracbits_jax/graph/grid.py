@@ -22,9 +22,10 @@ def spacing(scheme: str, bits: np.ndarray, alpha: float | np.ndarray) -> tuple[n
   """Scale and zero of a grid with two sides, of a kernel or of signed inputs.
 
   Args:
-    scheme: `original`, `modified` or `lsq`.
+    scheme: `original`, `modified`, `lsq` or `balanced`.
     bits: integers, any shape.
-    alpha: what the quantizer's range [-1, 1] is scaled by; with `lsq` its range, which may be one for each channel.
+    alpha: what the quantizer's range [-1, 1] is scaled by; with the last two its range, which may be one for each
+      channel.
 
   Returns:
     Two float64 arrays, the scale in the shape that `bits` and `alpha` have together, the zero in that of `bits`; both
@@ -33,6 +34,8 @@ def spacing(scheme: str, bits: np.ndarray, alpha: float | np.ndarray) -> tuple[n
   levels, alpha = 2.0**bits, np.asarray(alpha, np.float64)
   if scheme == 'lsq':
     scale, zero = np.where(bits > 1, 2 * alpha / levels, alpha), np.where(bits > 1, levels / 2, 0.5)
+  elif scheme == 'balanced':
+    scale, zero = 2 * alpha / levels, (levels - 1) / 2
   else:
     largest = np.maximum(levels - (scheme == 'original'), 1)
     scale, zero = 2 * alpha / largest, largest / 2
@@ -98,9 +101,9 @@ class Kernel:
   Attributes:
     codes: integers from 0 to 2^bits - 1, `[..., C_out]`, int32; 0 where there are 0 bits.
     bits: bit-widths, `()` or `[C_out]`, int32.
-    scheme: `original`, `modified` or `lsq`.
-    alpha: the range with `lsq`, one float or a float32 array `[C_out]` with one for each channel; SAT's factor or 1
-      otherwise.
+    scheme: `original`, `modified`, `lsq` or `balanced`.
+    alpha: the range with the last two, one float or a float32 array `[C_out]` with one for each channel; SAT's factor
+      or 1 otherwise.
     exact: the values as the network computes them, `[..., C_out]`, float32, where they are known.
   """
 
@@ -131,6 +134,9 @@ class Kernel:
       half = levels / 2
       level = np.where(bits > 1, (codes - half) / half, codes - np.float32(0.5))
       return np.where(bits > 0, alpha * level, 0).astype(np.float32)
+    if self.scheme == 'balanced':
+      half = levels / 2
+      return np.where(bits > 0, alpha * ((codes - half + np.float32(0.5)) / half), 0).astype(np.float32)
     largest = np.maximum(levels - (self.scheme == 'original'), 1)
     return np.where(bits > 0, (2 * (codes / largest) - 1) * alpha, 0).astype(np.float32)
 
@@ -164,10 +170,10 @@ def kernel_codes(quant: QuantConfig, kernel: Any, bits: Any, alpha: Any = None) 
     alpha = alpha if alpha.ndim else float(alpha)
   else:
     alpha = float(quantize.rescale_factor(value)) if quant.sat else 1.0
-  scale, zero = spacing(quant.scheme, bits, alpha if quant.scheme == 'lsq' else 1.0)
+  scale, zero = spacing(quant.kernel_scheme, bits, alpha if quant.scheme == 'lsq' else 1.0)
   found = np.round(np.asarray(value, np.float64) / np.where(scale > 0, scale, 1) + zero)
   codes = np.where(bits > 0, found, 0).astype(np.int32)
-  return Kernel(codes=codes, bits=bits, scheme=quant.scheme, alpha=alpha, exact=np.asarray(exact, np.float32))
+  return Kernel(codes=codes, bits=bits, scheme=quant.kernel_scheme, alpha=alpha, exact=np.asarray(exact, np.float32))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -95,7 +95,7 @@ def kernel_ranges(
         kernel = np.asarray(with_last_channels(kernel, (axes or {}).get(name, (kernel.ndim - 1,))))
         by_channel[name] = (kernel.reshape(-1, kernel.shape[-1]).T, width, quant)
       else:
-        how = dict(signed=True, choices=quant.choices if fixed is None else (fixed,), scheme='lsq')
+        how = dict(signed=True, choices=quant.choices if fixed is None else (fixed,), scheme=quant.kernel_scheme)
         found = _of_layer(f'kernel of {name}', resized(kernel), np.mean(width), **how, criterion=quant.calibration)
         flat[f'{name}/kernel_alpha'] = found
   for name, ranges in channel_ranges(by_channel).items():

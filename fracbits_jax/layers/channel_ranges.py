@@ -49,18 +49,22 @@ def channel_ranges(kernels: Mapping[Name, tuple[np.ndarray, Any, QuantConfig]]) 
       choices = (quant.kernel_bits,)
     least = min((b for b in choices if b), default=0)  # nothing tells the ranges of 0 bits apart
     widths = np.broadcast_to(np.maximum(np.asarray(bits, np.float32), least), shape).reshape(-1)
-    groups.setdefault((choices, quant.calibration, length), []).append((name, values.reshape(-1, count), widths))
-  for (choices, criterion, length), group in groups.items():
+    groups.setdefault((choices, quant.kernel_scheme, quant.calibration, length), []).append(
+      (name, values.reshape(-1, count), widths)
+    )
+  for (choices, scheme, criterion, length), group in groups.items():
     padded = [np.pad(rows, ((0, 0), (0, length - rows.shape[1]))) for _, rows, _ in group]
     sizes = [np.full(len(rows), rows.shape[1], np.int32) for _, rows, _ in group]
     rows, bits, counts = map(np.concatenate, (padded, [widths for *_, widths in group], sizes))
-    best = _searched(rows, bits, counts, choices, criterion)
+    best = _searched(rows, bits, counts, choices, scheme, criterion)
     ends = np.cumsum([len(rows) for _, rows, _ in group])
     found |= {name: part for (name, *_), part in zip(group, np.split(best, ends[:-1]), strict=True)}
   return {name: _with_zeros(found[name], np.asarray(values)) for name, (values, _, _) in kernels.items()}
 
 
-def _searched(rows: np.ndarray, bits: np.ndarray, sizes: np.ndarray, choices: tuple, criterion: str) -> np.ndarray:
+def _searched(
+  rows: np.ndarray, bits: np.ndarray, sizes: np.ndarray, choices: tuple, scheme: str, criterion: str
+) -> np.ndarray:
   """The best range of each row, in parts of a few lengths."""
   at_once = min(max(_AT_ONCE // rows.shape[1], 1), 2 ** (len(rows) - 1).bit_length())
   found = []
@@ -68,15 +72,15 @@ def _searched(rows: np.ndarray, bits: np.ndarray, sizes: np.ndarray, choices: tu
     part = [array[start : start + at_once] for array in (rows, bits, sizes)]
     given = len(part[0])
     part = [np.pad(array, [(0, at_once - given)] + [(0, 0)] * (array.ndim - 1), mode='edge') for array in part]
-    found.append(np.asarray(_of_rows(*part, choices=choices, criterion=criterion))[:given])
+    found.append(np.asarray(_of_rows(*part, choices=choices, scheme=scheme, criterion=criterion))[:given])
   return np.concatenate(found)
 
 
-@functools.partial(jax.jit, static_argnames=('choices', 'criterion'))
+@functools.partial(jax.jit, static_argnames=('choices', 'scheme', 'criterion'))
 def _of_rows(
-  rows: jax.Array, bits: jax.Array, sizes: jax.Array, *, choices: tuple[int, ...], criterion: str
+  rows: jax.Array, bits: jax.Array, sizes: jax.Array, *, choices: tuple[int, ...], scheme: str, criterion: str
 ) -> jax.Array:
-  how = dict(signed=True, choices=choices, scheme='lsq', criterion=criterion)
+  how = dict(signed=True, choices=choices, scheme=scheme, criterion=criterion)
   return jax.vmap(functools.partial(search, **how))(rows, bits, sizes)
 
 

@@ -68,7 +68,7 @@ def best_clip(
     bits: their bit-width, `()`, fractional or not.
     signed: whether the range is two-sided.
     choices: allowed bit-widths.
-    scheme: `lsq` for two's complement levels where the range is two-sided.
+    scheme: `lsq` for two's complement levels where the range is two-sided, `balanced` for a kernel's balanced ones.
     criterion: of `quant_config.CALIBRATIONS`: the mean of the squared errors, of the absolute ones, or of the squared
       ones without the thousandth of x that is largest.
 
@@ -106,15 +106,20 @@ def search(
   largest = jnp.max(jnp.abs(x))
   found = largest >= SMALLEST
   x = x / jnp.where(found, largest, 1)  # or squares of very large and very small values would not be there
-  quantizer = lsq.activation if scheme == 'lsq' else quantize.activation
   distance = jnp.abs if criterion == 'absolute' else jnp.square
   counts = jnp.ones_like(x, bool) if size is None else jnp.arange(x.size) < size
   if criterion != 'squares':
     bulk, most = _quantiles(jnp.abs(x), jnp.array([0.99, 0.999]), size)
     counts &= (jnp.abs(x) <= most) | (criterion != 'trimmed')
 
+  def quantized(alpha):
+    if scheme == 'balanced':
+      return lsq.kernel(x, bits, alpha, choices=choices, balanced=True)
+    quantizer = lsq.activation if scheme == 'lsq' else quantize.activation
+    return quantizer(x, bits, alpha, signed=signed, choices=choices)
+
   def error(alpha):
-    return jnp.mean(distance(quantizer(x, bits, alpha, signed=signed, choices=choices) - x), where=counts)
+    return jnp.mean(distance(quantized(alpha) - x), where=counts)
 
   evenly = jnp.arange(1, 2 * _CANDIDATES + 1) / _CANDIDATES
   parts = [evenly, _exact(bits, signed=signed, choices=choices, scheme=scheme)]
@@ -124,7 +129,7 @@ def search(
   errors = jax.lax.map(error, candidates)
   best = candidates[jnp.argmin(errors)]
   if size is not None and criterion == 'squares':
-    levels = quantizer(x, bits, best, signed=signed, choices=choices) / best
+    levels = quantized(best) / best
     least = jnp.sum(levels * x, where=counts) / jnp.maximum(jnp.sum(levels**2, where=counts), SMALLEST)
     best = jnp.where((least > 0) & (error(least) < jnp.min(errors)), least, best)
   return jnp.where(found, jnp.minimum(best * largest, jnp.finfo(jnp.float32).max), 1.0)
@@ -186,13 +191,15 @@ def _exact(bits: jax.Array, *, signed: bool, choices: tuple[int, ...], scheme: s
   """Clips of which a level is 1, those of the lower neighbour of `bits`: `[128]`, the last ones repeated.
 
   With n steps up to the clip they are n / k for a level of k steps. Below n / 2, or n / 3 where the levels are odd, a
-  finer grid has the same levels, so that they go up to 2, or 3.
+  finer grid has the same levels, so that they go up to 2, or 3. The largest balanced level is a step below the clip.
   """
   low, high, fraction = bitwidths.neighbours(bits, choices)
   low = jnp.where(fraction == 1, high, low)
-  power, step = bitwidths.power_of_two(low), 1
+  power, step, first = bitwidths.power_of_two(low), 1, 0
   if scheme == 'lsq' and signed:
     steps = jnp.where(low <= 1, 2, power / 2)  # at 1 bit the levels are half the clip and its negative
+  elif scheme == 'balanced':
+    steps, step, first = jnp.maximum(power, 2), 2, 1
   else:
     steps, step = jnp.maximum(power - 1, 1), 2 if signed else 1
-  return steps / jnp.maximum(steps - step * jnp.arange(_EXACT), jnp.ceil(steps / (step + 1)))
+  return steps / jnp.maximum(steps - first - step * jnp.arange(_EXACT), jnp.ceil(steps / (step + 1)))

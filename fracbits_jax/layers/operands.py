@@ -36,7 +36,7 @@ def quantize_kernel(
   """
   if quant.scheme == 'lsq':
     assert alpha is not None
-    return lsq.kernel(kernel, bits, alpha, **how)
+    return lsq.kernel(kernel, bits, alpha, balanced=quant.kernel_levels == 'balanced', **how)
   quantized = quantize.kernel(kernel, bits, scheme=quant.scheme, kept=kept, **how)
   return quantize.rescale(quantized, kept) if quant.sat else quantized
 

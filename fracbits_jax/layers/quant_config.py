@@ -10,7 +10,9 @@ from fracbits_jax.quantize import bitwidths
 
 GRANULARITIES = ('layer', 'kernel')
 KERNEL_RANGES = ('layer', 'channel')
+KERNEL_LEVELS = ('twos_complement', 'balanced')
 SCHEMES = (*quantize.SCHEMES, 'lsq')
+KERNEL_SCHEMES = (*SCHEMES, 'balanced')  # where the levels of a kernel lie
 MIXTURES = ('values', 'elements')
 FLOAT_BITS = 32
 CALIBRATIONS = ('squares', 'absolute', 'trimmed')
@@ -42,6 +44,8 @@ class QuantConfig:
     scheme: `original` or `modified` for DoReFa kernels, whose inputs are always `original`; `lsq` for a learned step
       size of kernels and inputs.
     kernel_ranges: with `lsq`, `layer` for one range a kernel, `channel` for one per output channel.
+    kernel_levels: with `lsq`, `twos_complement`, which has 0 and one level more below it than above; or `balanced`, as
+      many on either side and no 0, which is better with few bits.
     input_offset: with `lsq`, ranges of signed inputs have a learned offset, as after an activation function that is
       seldom negative; unsigned ones have none.
     learned: false says that the bit-widths in the collection `bits` are integers, fixed after a search: the layer is
@@ -69,6 +73,7 @@ class QuantConfig:
   signed_input: bool = False
   scheme: str = 'original'
   kernel_ranges: str = 'layer'
+  kernel_levels: str = 'twos_complement'
   input_offset: bool = False
   learned: bool = True
   stochastic: bool = False
@@ -88,6 +93,13 @@ class QuantConfig:
       raise ValueError(
         f"kernel_ranges='channel' is for learned ranges, and scheme={self.scheme!r} has none: set scheme='lsq', or "
         "kernel_ranges='layer'"
+      )
+    if self.kernel_levels not in KERNEL_LEVELS:
+      raise ValueError(f'kernel_levels={self.kernel_levels!r} is unknown: choose one of {", ".join(KERNEL_LEVELS)}')
+    if self.kernel_levels != 'twos_complement' and self.scheme != 'lsq':
+      raise ValueError(
+        f'kernel_levels={self.kernel_levels!r} is for learned step sizes, and scheme={self.scheme!r} has levels of its '
+        "own: set scheme='lsq', or kernel_levels='twos_complement'"
       )
     if self.input_offset and self.scheme != 'lsq':
       raise ValueError(
@@ -130,6 +142,11 @@ class QuantConfig:
       raise ValueError(f'init_bits={self.init_bits!r} is not a bit-width: give a finite number of at least 0')
     if not 0 < self.alpha_init <= _MOST_ALPHA:
       raise ValueError(f'alpha_init={self.alpha_init!r} is not a clip: give a number above 0 and up to {_MOST_ALPHA:g}')
+
+  @property
+  def kernel_scheme(self) -> str:
+    """Where the levels of a kernel lie: the scheme, or `balanced`."""
+    return 'balanced' if self.kernel_levels == 'balanced' else self.scheme
 
   @property
   def allowed_kernel_bits(self) -> tuple[int, ...]:

@@ -262,7 +262,8 @@ class Sensitivity:
         elif which == 'input' and quant.has_offset:
           clip = best_range(x, jnp.float32(bits), choices=(bits,), criterion=quant.calibration)
         elif which == 'input' or quant.scheme == 'lsq':
-          how = dict(signed=signed, choices=choices, scheme=quant.scheme, criterion=quant.calibration)
+          scheme = quant.kernel_scheme if which == 'kernel' else quant.scheme
+          how = dict(signed=signed, choices=choices, scheme=scheme, criterion=quant.calibration)
           clip = calibrate.best_clip(x, jnp.float32(bits), **how)
         yield slot, x, bits, jnp.float32(clip)
 

@@ -78,7 +78,7 @@ def best_ranges(network: Network, params: Any, others: Any, args: Any, kwargs: A
     if not operands.has_kernel_alpha(weight, quant) or (weight.is_product and quant.weight_only):
       continue
     kernels = values['kernel']
-    signed, scheme = (weight.weight_signed, quant.scheme) if weight.is_product else (True, 'lsq')
+    signed, scheme = (weight.weight_signed, quant.scheme) if weight.is_product else (True, quant.kernel_scheme)
     if operands.has_channel_ranges(weight, quant) and not weight.rows:
       by_channel[name] = (kernels, _start(quant, 'kernel'), quant)
       continue

@@ -7,9 +7,10 @@ its size, alpha is moved by: with ds = g dL/ds and dL/ds = Q dL/dalpha that is d
 
     kernels and signed inputs:  Q = 2^(b - 1), levels -Q, ..., Q - 1 = Q_P     (two's complement)
     unsigned inputs:            Q = 2^b - 1 = Q_P, levels 0, ..., Q            (the grid of `quantize.activation`)
+    balanced kernels:           Q = 2^(b - 1), levels -Q + 1/2, ..., Q - 1/2 = Q_P
 
 At 1 bit two's complement would be -Q and 0, where no positive weight has a gradient; kernels and signed inputs take
--alpha / 2 and alpha / 2 instead.
+-alpha / 2 and alpha / 2 instead, which are the balanced levels.
 """
 
 import functools
@@ -27,7 +28,9 @@ from fracbits_jax.quantize.bitwidths import as_bits, check_kernel_bits, check_sc
 from fracbits_jax.quantize.unit import SMALLEST, allowed, interpolate, sum_to, with_rank
 
 
-def gradient_scale(bits: jax.Array, count: int, *, signed: bool, each: bool = False) -> jax.Array:
+def gradient_scale(
+  bits: jax.Array, count: int, *, signed: bool, each: bool = False, balanced: bool = False
+) -> jax.Array:
   """g Q^2, by which the gradient of a range is multiplied; the mean over bit-widths where there are several, 1 of none.
 
   Args:
@@ -35,12 +38,13 @@ def gradient_scale(bits: jax.Array, count: int, *, signed: bool, each: bool = Fa
     count: N, the weights of a kernel or the features of an input.
     signed: two's complement levels rather than levels from 0.
     each: one scale for each of the bit-widths, for ranges of their own.
+    balanced: levels on both sides of 0, as many on either.
   """
   if not (count and bits.size):
     return jnp.float32(1)
   bits = jax.lax.stop_gradient(bits)
   q = jnp.exp2(bits - 1) if signed else jnp.exp2(bits) - 1
-  positive = jnp.maximum(q - 1 if signed else q, 1)
+  positive = jnp.maximum(q - (0.5 if balanced else 1) if signed else q, 0.5 if balanced else 1)
   scale = q**2 / jnp.sqrt(count * positive)
   return scale if each else jnp.mean(scale)
 
@@ -53,19 +57,24 @@ def _moved(middle: jax.Array | None, bits: jax.Array) -> jax.Array | float:
   return jnp.where(bits > 1, jnp.clip(jnp.round(middle * half), 1 - half, half), 0)
 
 
-def _level(ratio: jax.Array, middle: jax.Array | None, bits: jax.Array) -> jax.Array:
+def _level(ratio: jax.Array, middle: jax.Array | None, bits: jax.Array, balanced: bool) -> jax.Array:
   """Two's complement levels in units of the range, `[-1, 1 - 2^(1 - b)]`; -1/2 and 1/2 at 1 bit, 0 at 0 bits.
 
-  With a `middle`, in units of the range as well, they lie around that.
+  With a `middle`, in units of the range as well, they lie around that. If `balanced`, they are half a step higher.
   """
   half, step = power_of_two(bits - 1), power_of_two(1 - bits)
+  if balanced:
+    between = (jnp.minimum(jnp.maximum(jnp.floor(ratio * half), -half), half - 1) + 0.5) * step
+    return jnp.where(bits <= 0, 0, between)
   moved = _moved(middle, bits)
   many = jnp.minimum(jnp.maximum(jnp.round(ratio * half), moved - half), moved + half - 1) * step
   one = jnp.where(ratio < 0, -0.5, jnp.where(ratio >= 0, 0.5, ratio))
   return jnp.where(bits <= 0, 0, jnp.where(bits <= 1, one, many))
 
 
-def _level_and_slopes(ratio: jax.Array, middle: jax.Array | None, bits: jax.Array) -> tuple[jax.Array, ...]:
+def _level_and_slopes(
+  ratio: jax.Array, middle: jax.Array | None, bits: jax.Array, balanced: bool
+) -> tuple[jax.Array, ...]:
   """The level, and the derivatives of the quantized value with respect to what is quantized, the range and the middle.
 
   The first of them is 1 where a value is rounded and 0 where it is clipped; at 0 bits 1 on [-1, 1], so that a weight
@@ -73,7 +82,8 @@ def _level_and_slopes(ratio: jax.Array, middle: jax.Array | None, bits: jax.Arra
   rounded to steps straight-through, o / alpha is taken from that q, and the third is 1 where it is clipped, from 2 bits
   on; neither where the middle itself is beyond what leaves 0 a level.
   """
-  level, largest = _level(ratio, middle, bits), jnp.where(bits > 1, 1 - power_of_two(1 - bits), 1)
+  level = _level(ratio, middle, bits, balanced)
+  largest = jnp.where(bits > 1, 1 if balanced else 1 - power_of_two(1 - bits), 1)
   moved = _moved(middle, bits) * power_of_two(1 - bits)
   inside = (ratio >= moved - 1) & (ratio <= moved + largest)
   beyond: jax.Array | float = 0.0
@@ -94,11 +104,11 @@ def _middle(offset, alpha):
   return None if offset is None else offset / jnp.maximum(jnp.abs(alpha), SMALLEST)
 
 
-@inlined(0)
-def _twos_complement_backward(choices, arguments, g):
+@inlined(0, 1)
+def _two_sided_backward(choices, balanced, arguments, g):
   x, bits, alpha, offset, noise = arguments
   g32, ratio = g.astype(jnp.float32), _ratio(x, alpha)
-  quantizer = functools.partial(_level_and_slopes, ratio, _middle(offset, alpha))
+  quantizer = functools.partial(_level_and_slopes, ratio, _middle(offset, alpha), balanced=balanced)
   (_, inside, range_slope, *middle_slope), by_bits = interpolate(quantizer, bits, choices, noise)
   # Rounding is straight-through: the first two move with the bits alone, the third with x / alpha alone.
   inside, range_slope = with_slopes(inside, (bits, by_bits[1])), with_slopes(range_slope, (bits, by_bits[2]))
@@ -117,10 +127,10 @@ def _twos_complement_backward(choices, arguments, g):
   return (g32 * inside).astype(x.dtype), g_bits, towards_alpha * pact.side(alpha), towards_offset, None
 
 
-@with_backward(_twos_complement_backward, static=(5,))
-@inlined(5)
-def _twos_complement(x, bits, alpha, offset, noise, choices):
-  quantizer = functools.partial(_level, _ratio(x, alpha), _middle(offset, alpha))
+@with_backward(_two_sided_backward, static=(5, 6))
+@inlined(5, 6)
+def _two_sided(x, bits, alpha, offset, noise, choices, balanced):
+  quantizer = functools.partial(_level, _ratio(x, alpha), _middle(offset, alpha), balanced=balanced)
   q, _ = interpolate(quantizer, bits, choices, noise)
   return (jnp.abs(with_rank(alpha, x)) * q).astype(x.dtype)
 
@@ -130,6 +140,7 @@ def kernel(
   bits: jax.Array | float,
   alpha: jax.Array | float,
   *,
+  balanced: bool = False,
   choices: Sequence[int] | None = None,
   noise: jax.Array | None = None,
   learned: bool = True,
@@ -138,6 +149,12 @@ def kernel(
 
       q_b(w) = s clip(round(w / s), -2^(b-1), 2^(b-1) - 1),    s = |alpha| / 2^(b-1),    for b >= 2
       q_1(w) = |alpha| / 2 where w >= 0, else -|alpha| / 2;    q_0(w) = 0
+
+  Balanced levels lie half a step higher, as many above 0 as below it, and 0 is none of them. Two's complement has one
+  more below, which few bits pay dearly: of Gaussian weights 4 levels leave 0.119 instead of 0.150 of the variance, and
+  8 leave 0.037 instead of 0.041.
+
+      q_b(w) = s (clip(floor(w / s), -2^(b-1), 2^(b-1) - 1) + 1/2),    for b >= 1
 
   Between integers the two neighbours are interpolated, as in `quantize.fractional`. The gradient of `w` is
   straight-through inside the range and 0 outside; the one of alpha is LSQ's, with its scale (see the module).
@@ -149,13 +166,12 @@ def kernel(
   w, bits, alpha = jnp.asarray(w), as_bits(bits, learned), jnp.asarray(alpha, jnp.float32)
   check_kernel_bits(w, bits)
   check_kernel_bits(w, alpha, 'ranges')
-  if alpha.shape:
-    scale = gradient_scale(bits, w.size // max(alpha.size, 1), signed=True, each=True)
-  else:
-    scale = gradient_scale(bits, w.size, signed=True)
+  each = bool(alpha.shape)
+  count = w.size // max(alpha.size, 1)
+  scale = gradient_scale(bits, count, signed=True, each=each, balanced=balanced)
   alpha = with_slopes(alpha, (alpha, scale))
   bits, noise = with_rank(bits, w), None if noise is None else with_rank(noise, w)
-  return _twos_complement(w, bits, alpha, None, noise, allowed(choices, learned))
+  return _two_sided(w, bits, alpha, None, noise, allowed(choices, learned), balanced)
 
 
 def activation(
@@ -189,7 +205,7 @@ def activation(
     return pact.activation(x, bits, alpha, choices=choices, noise=noise, learned=learned)
   bits, noise = with_rank(bits, x), None if noise is None else with_rank(noise, x)
   alpha, offset = (alpha[0], alpha[1]) if has_offset else (alpha, None)
-  return _twos_complement(x, bits, alpha, offset, noise, allowed(choices, learned))
+  return _two_sided(x, bits, alpha, offset, noise, allowed(choices, learned), False)
 
 
 def initial_range(w: jax.Array, bits: jax.Array | float, *, each: bool = False) -> jax.Array:

@@ -165,6 +165,7 @@ def quant_config(config: ConfigDict) -> QuantConfig:
     quantize_residuals=q.quantize_residuals,
     scheme=q.scheme,
     kernel_ranges=q.kernel_ranges,
+    kernel_levels=q.kernel_levels,
     input_offset=q.input_offset,
     stochastic=q.stochastic,
     mixture=q.mixture,

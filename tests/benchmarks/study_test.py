@@ -104,7 +104,8 @@ def test_each_part_of_ours_is_changed_by_one_ablation():
   assert differ('ours_dampened') == {'optimizer.dampening'}
   assert differ('ours_adam') == {'optimizer.bits_name', 'optimizer.bits_rate', 'budget.gain'}
   assert differ('ours_without_exact') == {'budget.discretization'}
-  assert differ('ours_without_lsq') == {'quant.scheme', 'quant.sat'}
+  assert differ('ours_without_lsq') == {'quant.scheme', 'quant.sat', 'quant.kernel_levels'}
+  assert differ('ours_without_balanced') == {'quant.kernel_levels'}
   assert differ('ours_without_distillation') == {'distill.weight', 'distill.temperature', 'distill.phases'}
   assert differ('ours_without_reestimation') == {'finetune.reestimate_batches'}
   assert differ('ours_without_search') == {

@@ -23,7 +23,7 @@ from fracbits_jax.models.resnet import ResNet
 @pytest.mark.parametrize(
   ('scheme', 'granularity', 'mean'),
   [('original', 'layer', 0.0), ('original', 'kernel', 0.0), ('modified', 'kernel', 0.0), ('lsq', 'kernel', 0.0),
-   ('original', 'layer', 103.5)],
+   ('balanced', 'kernel', 0.0), ('original', 'layer', 103.5)],
 )  # fmt: skip
 def test_the_integers_are_those_of_the_network(scheme, granularity, mean):
   captured = export_nets.source(scheme, granularity, mean).graph

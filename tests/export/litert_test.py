@@ -188,8 +188,10 @@ def only(x, input_range=None, **parts):
   return source_of(model, jax.jit(model.init)(jax.random.key(0), x), x, input_range=input_range)
 
 
-def test_real_inputs_have_the_quantizer_of_the_layer():
-  source = only(VECTORS)
+@pytest.mark.parametrize('levels', ['twos_complement', 'balanced'])
+def test_real_inputs_have_the_quantizer_of_the_layer(levels):
+  quant = QuantConfig(scheme='lsq', alpha_init=2.0, kernel_levels=levels, kernel_bits=4)
+  source = only(VECTORS, layer=QuantDense(4, quant=quant))
   file = litert_format.built(source, examples=VECTORS)
   assert [operation.op for operation in file.plan.operations] == ['FULLY_CONNECTED']
   assert file.plan.inputs[0].quantization.scale == pytest.approx(2 / 255)
@@ -221,7 +223,7 @@ REFUSED = {
   r"kernel of layer has 3 bits, .* of 2, 4 and 8: search with .*choices='\(4, 8\)'": (
     lambda: with_bits(dense(scheme='lsq'), lambda b: np.full(b.shape, 3))
   ),
-  r'kernel of layer has its zero between two codes of 8 bits, .* --config.quant.scheme=lsq or modified': dense,
+  r'kernel of layer has its zero between two codes of 8 bits, .*kernel_levels=twos_complement, or ': dense,
   r'inputs of layer have their zero between two codes, .* --config.quant.scheme=lsq': (
     lambda: dense(scheme='modified', signed_input=True)
   ),

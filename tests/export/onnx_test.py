@@ -71,7 +71,10 @@ def logits(source, inputs):
   return np.asarray(jax.jit(lambda x: graph.evaluate(source.graph, x)[0])(inputs))
 
 
-@pytest.mark.parametrize(('scheme', 'granularity'), [('original', 'kernel'), ('modified', 'layer'), ('lsq', 'kernel')])
+_BY_SCHEME = [('original', 'kernel'), ('modified', 'layer'), ('lsq', 'kernel'), ('balanced', 'layer')]
+
+
+@pytest.mark.parametrize(('scheme', 'granularity'), _BY_SCHEME)
 def test_qonnx_gives_the_networks_logits(scheme, granularity, tmp_path):
   source = export_nets.source(scheme, granularity)
   said = qonnx_format.write(source, tmp_path / 'net.onnx', batch_size=len(IMAGES))
@@ -79,7 +82,10 @@ def test_qonnx_gives_the_networks_logits(scheme, granularity, tmp_path):
   np.testing.assert_allclose(run_qonnx(tmp_path / 'net.onnx', CHANNELS_FIRST), logits(source, IMAGES), atol=1e-5)
 
 
-@pytest.mark.parametrize(('scheme', 'granularity'), [('original', 'layer'), ('modified', 'kernel'), ('lsq', 'kernel')])
+@pytest.mark.parametrize(
+  ('scheme', 'granularity'),
+  [('original', 'layer'), ('modified', 'kernel'), ('lsq', 'kernel'), ('balanced', 'kernel')],
+)
 def test_onnx_gives_the_networks_logits(scheme, granularity, tmp_path):
   source = with_bits(export_nets.source(scheme, granularity), to_standard_widths)
   said = onnx_format.write(source, tmp_path / 'net.onnx')
@@ -90,11 +96,13 @@ def test_onnx_gives_the_networks_logits(scheme, granularity, tmp_path):
 
 
 @pytest.mark.parametrize('bits', [1, 2, 3])
-@pytest.mark.parametrize('scheme', ['original', 'modified', 'lsq'])
+@pytest.mark.parametrize('scheme', ['original', 'modified', 'lsq', 'balanced'])
 def test_every_grid_is_that_of_the_network(scheme, bits, tmp_path):
   """Signed and unsigned inputs on ties, beyond the clips and at 0; kernels with 0 to 3 bits side by side."""
   for signed in (False, True):
-    layer = Only(QuantDense(4, quant=QuantConfig(scheme=scheme, granularity='kernel', signed_input=signed)))
+    balanced = scheme == 'balanced'
+    how = dict(scheme='lsq', kernel_levels='balanced') if balanced else dict(scheme=scheme)
+    layer = Only(QuantDense(4, quant=QuantConfig(**how, granularity='kernel', signed_input=signed)))
     x = np.linspace(-3, 3, 9 * 5).reshape(9, 5).astype(np.float32)
     x[:, 0] = 0.0
     params = {**layer.init(jax.random.key(0), x)['params']['layer'], 'alpha': jnp.float32(2)}

@@ -24,6 +24,7 @@ def _networks(seed=0):
       scheme=scheme,
       ranges=random_networks.ranges_of(at // 2, scheme),
       offset=random_networks.has_offset(at // 2, scheme),
+      levels=random_networks.levels_of(at // 2 + 1, scheme),
       granularity=('layer', 'kernel')[at // 2 % 2],
       dtype=('float32', 'float32', 'bfloat16')[at // 2 % 3],
     )

@@ -38,7 +38,9 @@ def test_bytes_of_a_small_kernel():
   assert bitpack.pack(codes, np.array([3, 1])) == bytes([0b01001101])
 
 
-@pytest.fixture(scope='module', params=[('original', 'kernel'), ('modified', 'layer'), ('lsq', 'kernel')])
+@pytest.fixture(
+  scope='module', params=[('original', 'kernel'), ('modified', 'layer'), ('lsq', 'kernel'), ('balanced', 'kernel')]
+)
 def written(request, tmp_path_factory):
   source = export_nets.source(*request.param)
   path = tmp_path_factory.mktemp('packed') / 'net.fracbits'
@@ -70,7 +72,7 @@ def test_the_size_is_accounted_for(written):
   assert source.size_mb * 1e6 == pytest.approx(weights + 4 * (12 + 5))
   assert f'{path.stat().st_size:,} bytes = {round(source.size_mb * 1e6):,} of kernels and biases' in said
   ranges = sum(4 * k.codes.shape[-1] for k in kernels if np.ndim(k.alpha))
-  assert bool(ranges) == (kernels[0].scheme == 'lsq') == ('of ranges of channels' in said)
+  assert bool(ranges) == (kernels[0].scheme in ('lsq', 'balanced')) == ('of ranges of channels' in said)
   assert not ranges or f' + {ranges:,} of ranges of channels (' in said
 
 

@@ -14,7 +14,7 @@ from fracbits_jax.graph.fold import fold_affine
 from fracbits_jax.layers import QuantConfig, QuantDense
 
 
-@pytest.mark.parametrize('scheme', ['original', 'modified', 'lsq'])
+@pytest.mark.parametrize('scheme', ['original', 'modified', 'lsq', 'balanced'])
 @pytest.mark.parametrize('granularity', ['layer', 'kernel'])
 def test_the_graph_computes_what_the_network_computes(scheme, granularity):
   model, variables = export_nets.network(scheme, granularity)
@@ -34,7 +34,7 @@ def test_it_takes_any_number_of_images():
 
 @pytest.mark.parametrize('granularity', ['layer', 'kernel'])
 def test_codes_stand_for_the_values(granularity):
-  for scheme in ('original', 'modified', 'lsq'):
+  for scheme in ('original', 'modified', 'lsq', 'balanced'):
     kernels = [n.params['kernel'] for n in export_nets.source(scheme, granularity).graph.nodes if n.op == 'kernel']
     assert len(kernels) == 6
     for kernel in kernels:

@@ -37,6 +37,13 @@ GRIDS = {  # by scheme and side: the levels of a clip of 1
   ('original', False): lambda b: np.arange(2**b) / (2**b - 1),
   ('original', True): lambda b: 2 * np.arange(2**b) / (2**b - 1) - 1,
   ('lsq', True): lambda b: np.arange(-(2 ** (b - 1)), 2 ** (b - 1)) / 2 ** (b - 1) if b > 1 else np.array([-0.5, 0.5]),
+  ('balanced', True): lambda b: (2 * np.arange(2**b) + 1) / 2**b - 1,
+}
+
+
+QUANTIZERS = {
+  'lsq': lsq.activation,
+  'balanced': lambda x, bits, clip, *, signed, choices: lsq.kernel(x, bits, clip, choices=choices, balanced=True),
 }
 
 
@@ -45,7 +52,7 @@ GRIDS = {  # by scheme and side: the levels of a clip of 1
 def test_values_on_a_grid_get_a_clip_that_leaves_no_error(scheme, signed, criterion):
   """Whatever their scale, and whichever of the levels they take."""
   rng = np.random.default_rng(0)
-  quantizer = lsq.activation if scheme == 'lsq' else quantize.activation
+  quantizer = QUANTIZERS.get(scheme, quantize.activation)
   for bits, scale in itertools.product((1, 2, 3, 4, 6, 8), (1e-30, 0.7, 1e30)):
     levels = GRIDS[scheme, signed](bits)
     taken = rng.choice(levels, size=max(1, rng.integers(1, len(levels) + 1)), replace=False)

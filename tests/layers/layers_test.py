@@ -84,6 +84,10 @@ def test_each_channel_can_have_a_range_of_its_own():
       QuantConfig(kernel_ranges='channel', **fields)
   with pytest.raises(ValueError, match="kernel_ranges='each' is unknown: choose one of layer, channel"):
     QuantConfig(scheme='lsq', kernel_ranges='each')
+  with pytest.raises(ValueError, match="kernel_levels='even' is unknown: choose one of twos_complement, balanced"):
+    QuantConfig(scheme='lsq', kernel_levels='even')
+  with pytest.raises(ValueError, match="kernel_levels='balanced' is for learned step sizes, and scheme='original' has"):
+    QuantConfig(kernel_levels='balanced')
 
 
 def test_bits_are_drawn_only_where_a_stream_for_them_is_given():

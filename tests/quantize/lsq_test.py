@@ -43,6 +43,42 @@ def test_at_integer_bits_values_and_gradients_are_those_of_the_paper(bits):
   np.testing.assert_allclose(alpha_fast / alpha, expected, rtol=1e-3)
 
 
+def balanced(x, s, most):
+  """Levels half a step from 0, as a plain formula; straight-through within `most` steps, constant beyond."""
+  v = x / s
+  level = jnp.floor(v) + 0.5
+  inside = v + jax.lax.stop_gradient(level - v)
+  return s * jnp.where(jnp.abs(v) <= most, inside, jnp.sign(v) * (most - 0.5))
+
+
+@pytest.mark.parametrize('bits', [1, 2, 4, 7])
+def test_balanced_levels_have_the_values_and_gradients_of_their_formula(bits):
+  w, ct = jax.random.normal(jax.random.key(0), (2, 20, 30))
+  q, alpha = 2.0 ** (bits - 1), jnp.float32(1.1)
+  slow = lambda w, s: jnp.sum(ct * balanced(w, s, q))
+  fast = lambda w, alpha: jnp.sum(ct * lsq.kernel(w, bits, alpha, balanced=True))
+  np.testing.assert_allclose(lsq.kernel(w, bits, alpha, balanced=True), balanced(w, alpha / q, q), atol=1e-6)
+  (w_slow, s_slow), (w_fast, alpha_fast) = jax.grad(slow, (0, 1))(w, alpha / q), jax.grad(fast, (0, 1))(w, alpha)
+  np.testing.assert_allclose(w_fast, w_slow, rtol=0, atol=1e-6)
+  expected = s_slow / np.sqrt(w.size * (q - 0.5)) / (alpha / q)
+  np.testing.assert_allclose(alpha_fast / alpha, expected, rtol=1e-3)
+
+
+def test_balanced_levels_are_as_many_on_either_side_and_better_with_few_bits():
+  w = jax.random.normal(jax.random.key(0), (200, 100))
+  least = lambda bits, on: min(
+    jnp.mean((lsq.kernel(w, bits, a, balanced=on) - w) ** 2) for a in np.arange(0.5, 3, 0.02)
+  )
+  for bits, error in ((1, 0.363), (2, 0.119), (3, 0.037)):
+    levels = np.unique(lsq.kernel(w, bits, 2.0, balanced=True))
+    assert len(levels) == 2**bits
+    np.testing.assert_allclose(levels, -levels[::-1])
+    np.testing.assert_allclose(least(bits, True), error, rtol=0.03)
+    assert bits == 1 or least(bits, True) < 0.95 * least(bits, False)
+  np.testing.assert_array_equal(lsq.kernel(w, 1, 2.0, balanced=True), lsq.kernel(w, 1, 2.0))
+  np.testing.assert_array_equal(lsq.kernel(w, 0, 2.0, balanced=True), 0)
+
+
 def test_at_one_bit_weights_of_either_sign_have_a_gradient():
   w = jnp.array([[-2.0, -0.5, 0.5, 2.0]])
   np.testing.assert_array_equal(jax.grad(lambda w: jnp.sum(lsq.kernel(w, 1, 1.0)))(w), [[0, 1, 1, 0]])
