@@ -1,7 +1,7 @@
 """The folder of a network for Qwix: `rules.json` and `params.safetensors`.
 
 `rules.json` has the arguments of each `qwix.QuantizationRule`, and for each quantized parameter the type and the shape
-of its levels. `params.safetensors` has the variables by path: `params/conv/kernel/qvalue` and `params/conv/kernel/scale`
+of its levels. `params.safetensors` has the variables by path: `params/conv/kernel/qvalue`, `params/conv/kernel/scale`
 of a quantized parameter, `params/conv/bias`, `batch_stats/norm/mean`. Levels of up to four bits are `uint8`, two in a
 byte, in the order of the array, the first in the lower four bits; others are `int8`.
 """

@@ -53,9 +53,7 @@ def write(source: Source, path: str | os.PathLike, *, examples: Any = None) -> s
   return f'{said}; {difference}'
 
 
-def load(
-  path: str | os.PathLike, model: nn.Module, *inputs: Any, **kwargs: Any
-) -> tuple[nn.Module, dict[str, Any]]:
+def load(path: str | os.PathLike, model: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[nn.Module, dict[str, Any]]:
   """A linen network that Qwix has quantized, and the variables for its `apply`.
 
   Args:
@@ -128,28 +126,33 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _difference(source: Source, content: Content, model: Any, examples: Any) -> str:
-  """How far Qwix's answers differ from the network's; without examples whether it gives any."""
+  """How far Qwix's answers differ from the network's; without examples whether it reads what is written."""
   args, kwargs = source.call.with_arrays(source.call.shapes(None))
   if examples is not None:
     args = arguments_of(examples)
   try:
-    if isinstance(model, nn.Module):
-      served, variables = qwix_serve.linen(content, model, *args, **kwargs)
-      answer = lambda: jax.jit(lambda v, xs: served.apply(v, *xs, **kwargs))(variables, args)
-    else:
-      served = qwix_serve.of_nnx(content, model, *args, **kwargs)
-      answer = lambda: served(*args, **kwargs)
-    if examples is None:
-      return 'Qwix reads it; give write(source, path, examples=inputs) to compare answers'
-    found = answer()
+    found = _answers(content, model, args, kwargs, run=examples is not None)
   except ValueError:
     raise
   except Exception as error:  # of whatever library is below
     why = str(error).strip().partition('\n')[0][:150]
     raise ValueError(f'{source.name} is not run by Qwix ({why}): export it as stablehlo') from None
+  if examples is None:
+    return 'Qwix reads it; give write(source, path, examples=inputs) to compare answers'
   expected = jax.jit(lambda v, xs: applied(source.model)(v, *xs, **kwargs))(source.variables, args)
-  pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in zip(*map(jax.tree.leaves, (found, expected)))]
-  largest = max((np.abs(b).max(initial=0) for _, b in pairs), default=0) or 1.0
-  gap = max((np.abs(a - b).max(initial=0) for a, b in pairs), default=0)
+  gaps, sizes = [0.0], [0.0]
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    gaps.append(np.abs(a - b).max(initial=0))
+    sizes.append(np.abs(b).max(initial=0))
   count = next((len(x) for x in jax.tree.leaves(args) if is_array(x) and np.ndim(x)), 1)
-  return f'answers of Qwix for {count} examples differ by at most {gap / largest:.1e} of the largest'
+  return f'answers of Qwix for {count} examples differ by at most {max(gaps) / (max(sizes) or 1):.1e} of the largest'
+
+
+def _answers(content: Content, model: Any, args: tuple, kwargs: Mapping[str, Any], *, run: bool) -> Any:
+  """What Qwix gives with the network of a file; `None` where it is not to run."""
+  if isinstance(model, nn.Module):
+    net, variables = qwix_serve.linen(content, model, *args, **kwargs)
+    return jax.jit(lambda v, xs: net.apply(v, *xs, **kwargs))(variables, args) if run else None
+  served = qwix_serve.of_nnx(content, model, *args, **kwargs)
+  return served(*args, **kwargs) if run else None

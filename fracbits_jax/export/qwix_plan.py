@@ -11,7 +11,6 @@ import numpy as np
 from fracbits_jax.export import qwix_types
 from fracbits_jax.graph import ops
 from fracbits_jax.graph.graph import Graph, Node
-from fracbits_jax.graph.grid import Kernel
 from fracbits_jax.program import signs
 from fracbits_jax.program.stored import Value
 
@@ -82,7 +81,9 @@ def plan(graph: Graph, params: Mapping[str, Any], *, images: bool) -> Plan:
     elif node.op == 'quantize':
       reader.check_read_by_layer(node)
   if not kernels:
-    raise ValueError('no layer of the network has integers that Qwix multiplies: quantize inputs too, weight_only=False')
+    raise ValueError(
+      'no layer of the network has integers that Qwix multiplies: quantize inputs too, weight_only=False'
+    )
   return Plan(rules=tuple(rules.values()), kernels=kernels, floats=floats)
 
 
@@ -117,8 +118,9 @@ class _Reader:
     if is_conv and taken is None:
       self._check_reads_network_inputs(name, next(iter(products.values())))
       return path, None, _laid_out(kernel.value, moves)
-    wide = is_conv or bits > 4 or (taken is not None and qwix_types.is_narrow(taken.qtype))
-    qtype = 'int8' if wide and bits <= 4 or is_conv else f'int{bits}'
+    # XLA on the CPU multiplies int8 with int4, and not all of int4 with int4.
+    wide = is_conv or (bits <= 4 and taken is not None and qwix_types.is_narrow(taken.qtype))
+    qtype = 'int8' if wide else f'int{bits}'
     quantized = Quantized(
       qvalue=_laid_out(integers, moves),
       scale=_compressed(_laid_out(np.broadcast_to(scale, integers.shape), moves)),

@@ -60,7 +60,9 @@ def linen(content: Content, model: nn.Module, *args: Any, **kwargs: Any) -> tupl
   for path, leaf in template.items():
     is_kernel = hasattr(leaf, 'array') and hasattr(leaf, 'how')
     if is_kernel != (path in content.qtypes) or not (is_kernel or path in content.arrays):
-      raise ValueError(f'{path} is quantized by one of Qwix and the file alone, or missing: give the network of the file')
+      raise ValueError(
+        f'{path} is quantized by one of Qwix and the file alone, or missing: give the network of the file'
+      )
     if is_kernel:
       variables[path] = leaf.replace(array=_qarray(content, path))
     else:
