@@ -128,8 +128,8 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _difference(source: Source, content: Content, model: Any, examples: Any) -> str:
   """How far Qwix's answers differ from the network's; without examples whether it reads what is written."""
   args, kwargs = source.call.with_arrays(source.call.shapes(None))
-  if examples is not None:
-    args = arguments_of(examples)
+  if examples is not None:  # Qwix takes no integers where a layer has no other operand that is real
+    args = jax.tree.map(lambda x, like: np.asarray(x, like.dtype) if is_array(x) else x, arguments_of(examples), args)
   try:
     found = _answers(content, model, args, kwargs, run=examples is not None)
   except ValueError:
