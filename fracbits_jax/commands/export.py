@@ -13,6 +13,7 @@ FORMATS = {
   'onnx': ('fracbits_jax.export.onnx_format', 'onnx', '.onnx'),
   'c': ('fracbits_jax.export.c_format', 'c', '_c'),
   'litert': ('fracbits_jax.export.litert_format', 'litert', '.tflite'),
+  'qwix': ('fracbits_jax.export.qwix_format', 'qwix', '_qwix'),
   'stablehlo': ('fracbits_jax.export.stablehlo', 'stablehlo', '.stablehlo'),
 }
 

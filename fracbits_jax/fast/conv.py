@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from fracbits_jax.fast.derivatives import with_backward
@@ -72,7 +73,8 @@ def conv_general_dilated(
     precision=precision,
   )
   plain = (
-    lhs.ndim == 4
+    isinstance(rhs, jax.Array | np.ndarray)  # and not what a library that replaces the general one has in its place
+    and lhs.ndim == 4
     and padding != 'SAME_LOWER'
     and dimension_numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
     and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))

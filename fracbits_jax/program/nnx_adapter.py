@@ -266,3 +266,22 @@ def program_of(model: nnx.Module, args: tuple, kwargs: Mapping[str, Any]) -> tup
   quantized = _checked(model)
   graph, params, others = _parts(quantized)
   return quantized.quantized, quantized.quantized.tracer.trace(params, others, (graph, *args), kwargs)[0]
+
+
+def without_quantization(model: Functional, variables: Mapping[str, Any]) -> tuple[nnx.Module, dict[str, Any]]:
+  """The model as it was written, with the values that it has, and those by path.
+
+  Args:
+    model, variables: what `functional` gives.
+  """
+  quantized = _checked(nnx.merge(model.graph, variables['state'], copy=True))
+  _, params, others = _parts(quantized)
+  for name in quantized.quantized.quantized():
+    module, prefix = _place(quantized, name)
+    for which in _OF_WEIGHT:
+      if isinstance(getattr(module, prefix + which, None), Range | Bits):
+        delattr(module, prefix + which)
+  del quantized.quantized
+  plain: Any = quantized
+  plain.__class__ = type(quantized).__mro__[2]
+  return plain, {**params, **others}

@@ -17,6 +17,7 @@ EXTRAS = {
   'qonnx': ('qonnx',),
   'stablehlo': ('flatbuffers',),
   'litert': ('ai_edge_litert', 'tflite_micro'),
+  'qwix': ('qwix',),
 }  # fmt: skip
 PACKAGES = {package: extra for extra, packages in EXTRAS.items() for package in packages}
 

@@ -155,7 +155,7 @@ def test_a_pruned_run_in_the_other_formats(pruned, tmp_path, capsys):
   outputs = [execute_onnx(network, {'input': x[None].transpose(0, 3, 1, 2)})['output'] for x in images[:2]]
   np.testing.assert_allclose(np.concatenate(outputs), expected[:2], atol=0.02 * np.abs(expected).max())
   capsys.readouterr()
-  for kind, remedy in (('onnx', 'search with choices=(2, 4, 8)'), ('litert', "quant.input_choices='(8,)'")):
+  for kind, remedy in (('onnx', 'choices=(2, 4, 8)'), ('litert', "input_choices='(8,)'"), ('qwix', "choices='(8,)'")):
     assert export.main(['--workdir', str(workdir), '--format', kind, '--out', str(tmp_path / kind)]) == 2
     said = capsys.readouterr().err
     assert remedy in said
