@@ -125,7 +125,8 @@ def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax
   """The configured optimizer of a phase at the learning rate `rate`; only a search changes the bits."""
   common = experiment.config.optimizer
   weights_rate = experiment.config[phase].weights_rate
-  found = optim.OPTIMIZERS[common.name](
+  found = optim.optimizer(
+    common.name,
     rate,
     momentum=common.momentum,
     weight_decay=common.weight_decay,
@@ -134,7 +135,7 @@ def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax
     bits_name=common.bits_name,
     bits_clip=common.bits_clip,
   )
-  return found if weights_rate == 1 else optim.with_weights_rate(found, weights_rate)
+  return found if weights_rate == 1 else optim.with_weights_rate(found, weights_rate, experiment.layers)
 
 
 def state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:
