@@ -16,7 +16,9 @@ from fracbits_jax.layers.quant_config import QuantConfig
 from fracbits_jax.layers.ranges import range_names
 
 
-def from_float(net: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwargs: Any) -> dict[str, Any]:
+def from_float(
+  net: nn.Module, variables: Mapping[str, Any], inputs: Any, *, bits: Any = None, **kwargs: Any
+) -> dict[str, Any]:
   """`networks.from_float` for a network with a field `quant`.
 
   Args:
@@ -25,17 +27,19 @@ def from_float(net: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwar
     inputs: real examples of what it is called with, as for `quantize_model`: the clips, and with `lsq` the ranges of
       the kernels, are those that quantize these inputs and these kernels best, by the layer's
       `QuantConfig.calibration`.
+    bits: the collection `bits` that it has, such as `Policy.bits()`; `None` for the bit-widths at which configurations
+      start.
     **kwargs: for the call, such as `train=False`.
 
   Raises:
-    ValueError: parameters that are missing, are too many or have other shapes.
+    ValueError: parameters that are missing, are too many or have other shapes; bits of another network.
   """
   inputs = arguments_of(inputs)
   # Shapes alone: of what an initializer gives nothing would be left.
   start = nn.meta.unbox(jax.eval_shape(lambda *args: net.init(jax.random.key(0), *args, **kwargs), *inputs))
   configs = calibrate.quant_configs(net, inputs, **kwargs)
   params = with_parameters(start['params'], nn.meta.unbox(variables['params']), configs)
-  bits = _initial_bits(start.get('bits', {}), configs)
+  bits = _initial_bits(start.get('bits', {}), configs) if bits is None else _given_bits(start.get('bits', {}), bits)
   has_channels = any(quant.kernel_ranges == 'channel' for quant in configs.values())
   axes = calibrate.output_axes(net, inputs, params, **kwargs) if has_channels else {}
   params = calibrate.kernel_ranges(params, bits, configs, axes)
@@ -54,6 +58,16 @@ def _initial_bits(shapes: Any, configs: Mapping[str, QuantConfig]) -> dict[str, 
     allowed = quant.allowed_kernel_bits if which == 'kernel' else quant.allowed_input_bits
     bits[(*path, which)] = jnp.full(shape.shape, np.clip(quant.init_bits, allowed[0], allowed[-1]), jnp.float32)
   return traverse_util.unflatten_dict(bits)
+
+
+def _given_bits(shapes: Any, bits: Any) -> dict[str, Any]:
+  """The collection `bits` that is given, in float32; `ValueError` for that of another network."""
+  wanted, given = (traverse_util.flatten_dict(dict(tree), sep='/') for tree in (shapes, bits))
+  wrong = sorted(wanted.keys() ^ given.keys())
+  wrong += sorted(name for name in wanted.keys() & given.keys() if wanted[name].shape != np.shape(given[name]))
+  if wrong:
+    raise ValueError(f'the bits are those of another network: {", ".join(wrong[:5])} do not fit')
+  return traverse_util.unflatten_dict({name: jnp.float32(x) for name, x in given.items()}, sep='/')
 
 
 def with_parameters(params: Any, given: Any, layers: Iterable[str]) -> Any:

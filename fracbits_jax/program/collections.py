@@ -108,6 +108,13 @@ def bits_of_weights(network: Network, tree: Any) -> dict[str, dict[str, Any]]:
   return found
 
 
+def given_bits(network: Network, tree: Any) -> dict[str, dict[str, jax.Array]] | None:
+  """`bits_of_weights` in float32; `None` where no bits are given."""
+  if tree is None:
+    return None
+  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), bits_of_weights(network, tree))
+
+
 def _stacked(weight: Weight, tree: Any, which: str) -> jax.Array:
   """The bit-widths of a stack whose layers have each their own, as in a policy."""
   layers = [get(tree, (*name.split('/'), which)) for name in weight.names()]

@@ -194,10 +194,10 @@ def keeps_norm(experiment: Experiment, phase: str) -> bool:
   return experiment.config.model.frozen_norm and phase != 'pretrain'
 
 
-def with_statistics(experiment: Experiment, phase: str, state: TrainState, earlier: Variables) -> TrainState:
+def with_statistics(experiment: Experiment, phase: str, state: TrainState, kept: Variables | None = None) -> TrainState:
   """A replicated state with the batch norm statistics of `reestimate_batches` training batches together.
 
-  Where batch norm keeps those of the float network, whose variables are `earlier`, they are moved instead, as
+  Where batch norm keeps those of the float network, whose variables are `kept`, they are moved instead, as
   `reestimate.corrected` says.
 
   The batches are the first of the phase's own order, wherever the training is, so that a run which was interrupted ends
@@ -220,8 +220,8 @@ def with_statistics(experiment: Experiment, phase: str, state: TrainState, earli
   with contextlib.closing(reader) as batches:
     some = list(itertools.islice(batches, config[phase].reestimate_batches))
   found = statistics(model(experiment, phase), state.variables, some)
-  if keeps_norm(experiment, phase):
-    trained = placement.replicate({name: earlier[name] for name in ('params', 'batch_stats')})
+  if kept is not None:
+    trained = placement.replicate({name: kept[name] for name in ('params', 'batch_stats')})
     before = statistics(experiment.float_model, trained, some)
     found = reestimate.corrected(trained['batch_stats'], before, found)
   return dataclasses.replace(state, batch_stats=found)
