@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -86,5 +85,4 @@ def test_bits_stay_in_their_range(made):
   imitation, start, table = made
   budget = cost.budget('bitops', table, equivalent_bits=7)
   found = imitation(Rates(bits=100.0))(start, budget)['bits']
-  assert all(2 <= x <= 8 for x in jax.tree.leaves(found))
-  assert jnp.max(jnp.stack(jax.tree.leaves(found))) == 8
+  assert {float(x) for x in jax.tree.leaves(found)} <= {2, 8}
