@@ -9,8 +9,8 @@ name are the classes 0 to 999, of images whose shorter side is 256; their centre
 A split draws half of the images by its number as a seed: they calibrate, and the others test. Every method has the same
 calibration and the same tuning behind it. A cell is a method, a budget and a split; finished cells are read from
 `results/post_training.jsonl` and not run again, and the table at the end has all of them. Where a budget leaves nothing
-to choose, 8 bits everywhere, all methods have the same policy: it runs once, as that of uniform bits, and the table says
-that it is that of all.
+to choose, 8 bits everywhere, all methods have the same policy: it runs once, as that of uniform bits, and the table
+shows it as that of all.
 """
 
 import argparse
