@@ -121,7 +121,7 @@ class Imitation:
 
   def _update(self, budget: Budget | None) -> Callable:
     """The compiled update under budgets of these metrics, whose targets are arguments."""
-    kind = () if budget is None else tuple((held.metric, held.table and id(held.table)) for held in budget.all)
+    kind = () if budget is None else tuple((held.metric, id(held.table)) for held in budget.all)
     if kind not in self._updates:
       penalty = None
       if budget is not None:

@@ -235,6 +235,11 @@ def _check(net: Any, batches: Any) -> None:
       f'{type(net).__name__} has no variables apart from itself, such as an NNX module: give a linen network with a '
       'field quant, or what quantize_model made of a linen network or a function'
     )
+  if isinstance(net, nn.Module) and getattr(net, 'quant', None) is None:
+    raise ValueError(
+      f'{type(net).__name__} is a float network: give it with quant=QuantConfig(...), or give what quantize_model '
+      'makes of it'
+    )
   if is_array(batches):
     raise ValueError(f'batches are one array of shape {tuple(batches.shape)}: give a list of arrays, a batch each')
   if not batches:

@@ -56,7 +56,8 @@ def make_statistics_step(
 
     def updated(flat: Any) -> Any:
       given = {**variables, 'batch_stats': traverse_util.unflatten_dict(flat)}
-      return traverse_util.flatten_dict(model.apply(given, *arguments, **settings)[1].get('batch_stats', {}))
+      with nn.intercept_methods(_without_dropout):
+        return traverse_util.flatten_dict(model.apply(given, *arguments, **settings)[1].get('batch_stats', {}))
 
     steps = _steps(lambda: updated(own))
     # From 0 the moving average takes one step towards the batch, and dividing by its length leaves the batch's own.
@@ -71,6 +72,12 @@ def make_statistics_step(
     return _together(lax.map(lambda part: of_part(variables, part), parts))
 
   return statistics_step
+
+
+def _without_dropout(call: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+  """Intercepts modules: what is dropped in training is there in evaluation, for which statistics are."""
+  is_dropout = isinstance(context.module, nn.Dropout) and context.method_name == '__call__'
+  return (args[0] if args else kwargs['inputs']) if is_dropout else call(*args, **kwargs)
 
 
 def _steps(apply: Callable[[], Any]) -> dict[tuple[str, ...], float]:
@@ -112,7 +119,11 @@ def _by_norm(function: Callable[..., tuple[jax.Array, jax.Array]], *trees: Any) 
 
 def _together(parts: Any) -> Any:
   """The statistics of equal parts, given along a leading axis, as if they had been one."""
-  return _by_norm(lambda mean, var: (jnp.mean(mean, axis=0), jnp.mean(var, axis=0) + jnp.var(mean, axis=0)), parts)
+
+  def together(_mean, _var, mean, var):
+    return jnp.mean(mean, axis=0), jnp.mean(var, axis=0) + jnp.var(mean, axis=0)
+
+  return _by_norm(together, jax.tree.map(lambda x: x[0], parts), parts)
 
 
 @jax.jit

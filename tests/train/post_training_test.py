@@ -187,6 +187,8 @@ def test_ranges_of_a_strangers_network_are_those_of_the_policys_bits():
 def test_what_cannot_be_called_is_refused():
   with pytest.raises(ValueError, match=r'Linear has no variables apart from itself.*give a linen network'):
     PostTraining(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), {}, batches())
+  with pytest.raises(ValueError, match=r'Net is a float network: give it with quant=QuantConfig'):
+    PostTraining(Net(), {}, batches())
   with pytest.raises(ValueError, match=r'batches are one array of shape \(16, 8, 8, 3\): give a list of arrays'):
     PostTraining(Net(quant=QUANT), {}, batches()[0])
 

@@ -69,12 +69,13 @@ def test_the_first_norm_has_the_mean_and_the_variance_of_all_data_in_one_batch(a
 
 
 class Others(nn.Module):
-  """Norms with momenta of their own, one of which keeps its statistics, and a norm of spectra."""
+  """Norms with momenta of their own, one of which keeps its statistics, dropout, and a norm of spectra."""
 
   @nn.compact
   def __call__(self, tokens, scale, train):
     x = jnp.stack([tokens, 2.0 * tokens], -1) * scale
     x = nn.BatchNorm(use_running_average=not train, momentum=0.5, name='half')(x)
+    x = nn.Dropout(0.5, deterministic=not train)(x)
     x = nn.BatchNorm(use_running_average=True, name='kept')(x)
     x = nn.SpectralNorm(nn.Dense(2, use_bias=False))(x, update_stats=train)
     return nn.BatchNorm(momentum=0.99, name='most')(x, use_running_average=not train)
@@ -87,6 +88,10 @@ def test_every_norm_has_its_own_momentum_and_what_keeps_its_statistics_stays():
   how = dict(inputs_of=lambda batch: (batch['tokens'], 3.0), train=False)
   statistics = jax.jit(reestimate.make_statistics_step(Others(), **how))
   found = reestimate.statistics(statistics, variables, [{'tokens': x} for x in tokens])
+  in_parts = reestimate.make_statistics_step(Others(), 2, **how)
+  assert jax.tree.map(jnp.shape, jax.eval_shape(in_parts, variables, {'tokens': tokens[0]})) == jax.tree.map(
+    jnp.shape, variables['batch_stats']
+  )
   x = np.stack([tokens, 2 * tokens], -1).reshape(-1, 2) * 3.0
   np.testing.assert_allclose(found['half']['mean'], x.mean(0), rtol=1e-5)
   np.testing.assert_allclose(found['half']['var'], x.var(0), rtol=1e-4)
