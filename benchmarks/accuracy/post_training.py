@@ -8,7 +8,9 @@ name are the classes 0 to 999, of images whose shorter side is 256; their centre
 
 A split draws half of the images by its number as a seed: they calibrate, and the others test. Every method has the same
 calibration and the same tuning behind it. A cell is a method, a budget and a split; finished cells are read from
-`results/post_training.jsonl` and not run again, and the table at the end has all of them.
+`results/post_training.jsonl` and not run again, and the table at the end has all of them. Where a budget leaves nothing
+to choose, 8 bits everywhere, all methods have the same policy: it runs once, as that of uniform bits, and the table
+shows it as that of all.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Container, Sequence
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
@@ -37,6 +40,7 @@ from fracbits_jax.train.post_training import PostTraining, Settings
 NETWORK, SIZE, BATCH = 'efficientnet_lite0', 224, 25
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'post_training.jsonl'
 METHODS = ('ours', 'uniform', 'hessian')
+SHARED = 'uniform'  # whose cell is that of all methods where a budget leaves nothing to choose
 BUDGETS = ('bitops8', 'bitops6', 'bitops5', 'bitops4', 'size4', 'size3')  # of so many bits; size is of weights alone
 CHOICES = tuple(range(2, 9))
 
@@ -84,19 +88,18 @@ def answers(model: Any, variables: Any, images: np.ndarray) -> np.ndarray:
 class Study:
   """The cells of one split, for weights and inputs or for weights alone."""
 
-  def __init__(self, plain: Any, variables: Any, arguments: dict[str, Any], half: Half, *, weight_only: bool):
+  def __init__(self, variables: Any, arguments: dict[str, Any], half: Half, *, weight_only: bool):
     self._half, self._variables = half, variables
     quant = QuantConfig(scheme='lsq', kernel_ranges='channel', choices=CHOICES, weight_only=weight_only)
     self._net = models.create(NETWORK, quant=quant, **arguments)
-    batches = [half.calibration[i : i + BATCH] for i in range(0, len(half.calibration), BATCH)]
-    self._batches = batches
+    self._batches = [np.float32(half.calibration[i : i + BATCH]) for i in range(0, len(half.calibration), BATCH)]
     began = time.monotonic()
-    self._found = PostTraining(self._net, variables, batches, settings=Settings())
+    self._found = PostTraining(self._net, variables, self._batches, settings=Settings())
     self._seconds = {'begin': time.monotonic() - began}
 
   def cell(self, method: str, metric: str, bits: int) -> dict[str, Any]:
     """What a method reaches under a budget."""
-    budget = cost.budget(metric, self._found.table, equivalent_bits=bits)
+    budget = budget_of(self._found.table, metric, bits)
     of_scores = self._scored(method)
     began = time.monotonic()
     found = self._policy(method, budget, bits)
@@ -136,6 +139,27 @@ class Study:
     return policy.from_bits(cost.uniform_bits(self._found.table, bits), self._found.table, budget)
 
 
+def budget_of(table: cost.LayerTable, metric: str, bits: int) -> cost.Budget:
+  """The budget of uniform bits; that of the largest ones, which nothing exceeds, is none that `cost.budget` takes."""
+  if bits == CHOICES[-1]:
+    return cost.Budget(metric=metric, target=cost.cost_range(metric, table)[1])
+  return cost.budget(metric, table, equivalent_bits=bits)
+
+
+def is_shared(budget: str) -> bool:
+  """Whether a budget, such as `bitops8`, leaves nothing to choose."""
+  return int(budget[-1]) == CHOICES[-1]
+
+
+def cells_of(
+  splits: Sequence[int], budgets: Sequence[str], methods: Sequence[str], rows: Container[tuple]
+) -> list[tuple[int, str, str]]:
+  """Split, budget and method of the cells that are not among the finished `rows`; one for all methods where shared."""
+  asked = itertools.product(splits, budgets, methods)
+  found = dict.fromkeys((split, budget, SHARED if is_shared(budget) else method) for split, budget, method in asked)
+  return [(split, budget, method) for split, budget, method in found if (method, budget, split) not in rows]
+
+
 def split_of(seed: int, plain: Any, variables: Any, images: np.ndarray, labels: np.ndarray) -> Half:
   """The halves that a seed draws."""
   order = np.random.default_rng(seed).permutation(len(images))
@@ -156,10 +180,11 @@ def print_table(rows: dict[tuple, dict[str, Any]]) -> None:
   print('\n| budget | method | accuracy, % | float, % | agreement, % | minutes |\n|---|---|---|---|---|---|')
   for budget, method in itertools.product(BUDGETS, METHODS):
     found = [row for (m, b, _), row in rows.items() if (m, b) == (method, budget)]
-    if found:
+    if found and (method == SHARED or not is_shared(budget)):
       figures = [cells.accuracy(found, name) for name in ('accuracy', 'float_accuracy', 'agreement')]
       minutes = np.mean([row['minutes'] for row in found])
-      print(f'| {budget} | {method} | {" | ".join(figures)} | {minutes:.1f} |')
+      name = f'all: {CHOICES[-1]} bits everywhere' if is_shared(budget) else method
+      print(f'| {budget} | {name} | {" | ".join(figures)} | {minutes:.1f} |')
 
 
 def main() -> None:
@@ -171,10 +196,7 @@ def main() -> None:
   parser.add_argument('--methods', nargs='+', choices=METHODS, default=METHODS)
   args = parser.parse_args()
   rows = finished()
-  wanted = [
-    (split, budget, method) for split, budget, method in itertools.product(args.splits, args.budgets, args.methods)
-    if (method, budget, split) not in rows
-  ]  # fmt: skip
+  wanted = cells_of(args.splits, args.budgets, args.methods, rows)
   if wanted and not (args.weights and args.images):
     parser.error(f'{len(wanted)} cells are not there yet: give --weights and --images')
   if wanted:
@@ -195,7 +217,7 @@ def run(args: argparse.Namespace, wanted: list[tuple[int, str, str]], rows: dict
     for _, budget, method in of_split:
       metric, bits = budget[:-1], int(budget[-1])
       if metric not in studies:
-        studies[metric] = Study(plain, variables, arguments, half, weight_only=metric == 'size')
+        studies[metric] = Study(variables, arguments, half, weight_only=metric == 'size')
       row = {'method': method, 'budget': budget, 'split': split, **studies[metric].cell(method, metric, bits)}
       rows[method, budget, split] = row
       RESULTS.parent.mkdir(exist_ok=True)

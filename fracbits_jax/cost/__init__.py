@@ -1,7 +1,8 @@
 """What a network costs in computation, size or what hardware charges, and the budgets that hold it.
 
 Public: `trace`, from a network to its layer table of `Layer`s; `bitops`, `model_size`, `lookup_cost`, `peak_memory`,
-pure functions of (bits, layer table); `budget` and `Budget`; `lookup`, tables of what a multiply-accumulate costs.
+pure functions of (bits, layer table); `range_names`, which parameters are ranges; `budget` and `Budget`; `lookup`,
+tables of what a multiply-accumulate costs.
 """
 
 from fracbits_jax.cost import lookup
@@ -21,6 +22,7 @@ from fracbits_jax.cost.layer_table import (
 )
 from fracbits_jax.cost.memory import peak_memory
 from fracbits_jax.cost.metrics import bitops, format_table, lookup_cost, model_size
+from fracbits_jax.cost.ranges import range_names
 from fracbits_jax.cost.tracing import trace
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
   'lookup_cost',
   'model_size',
   'peak_memory',
+  'range_names',
   'trace',
   'uniform_bits',
 ]  # fmt: skip

@@ -83,9 +83,15 @@ class Budget:
       {'metric': b.metric, 'unit': b.unit, 'target': b.target, 'cost': float(b.cost(bits, layers))} for b in self.all
     )
 
-  def ratio(self, bits: Bits, layers: Sequence[Layer]) -> Any:
-    """C(bits) / C_target, of the budget that is used most."""
-    ratios = [b.cost(bits, layers) / b.target for b in self.all]
+  def ratio(self, bits: Bits, layers: Sequence[Layer], targets: Sequence[Any] | None = None) -> Any:
+    """C(bits) / C_target, of the budget that is used most.
+
+    Args:
+      bits, layers: as for `cost`.
+      targets: in place of those of `all`, such as arguments of a compiled function.
+    """
+    targets = [b.target for b in self.all] if targets is None else targets
+    ratios = [b.cost(bits, layers) / target for b, target in zip(self.all, targets, strict=True)]
     larger = jnp.maximum if any(isinstance(r, jax.Array) for r in ratios) else np.maximum
     return functools.reduce(larger, ratios)
 

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from fracbits_jax.cost import memory, program_tracing
 from fracbits_jax.cost.layer_table import Layer, LayerTable, add_row, checked_rows, identity_row, row
+from fracbits_jax.cost.ranges import range_names
 from fracbits_jax.layers import FLOAT_BITS, QuantIdentity, Quantized, watch_layers
 from fracbits_jax.layers.examples import example_of, examples_in
 from fracbits_jax.program import coverage
@@ -71,9 +72,11 @@ def trace(model: Any, inputs: Any, *, batch_axes: Any = 0, strict: bool = False,
 
 def _of_layers(layers: Sequence[Layer], params: Any) -> coverage.Coverage:
   """How much of a network of quantized layers is quantized."""
+  leaves = leaves_by_path(params)
+  ranges = range_names(layers, leaves)
+  sizes = {path: leaf.size for path, leaf in leaves.items() if path not in ranges}
   layers = [layer for layer in layers if layer.has_kernel]
   quantized = [layer for layer in layers if layer.kernel_bits != FLOAT_BITS]
-  sizes = {path: leaf.size for path, leaf in leaves_by_path(params).items() if not path.endswith('alpha')}
   return coverage.Coverage(
     weights=len(layers),
     quantized=len(quantized),

@@ -14,6 +14,7 @@ from fracbits_jax.layers.clip_search import best_clip, best_range, checked, resi
 from fracbits_jax.layers.examples import example_of
 from fracbits_jax.layers.linen import watch_layers
 from fracbits_jax.layers.operands import with_last_channels
+from fracbits_jax.layers.ranges import range_names
 
 
 def sample_inputs(
@@ -128,11 +129,10 @@ def at_other_bits(
 
   old, new = best(before), best(after)
   flat = traverse_util.flatten_dict(params, sep='/')
-  for name, value in flat.items():
-    if name.endswith('alpha'):
-      # Of a range and its middle both follow the range.
-      of = lambda found, name=name: found[name][0] if name.endswith('/alpha') and found[name].ndim else found[name]
-      flat[name] = value * of(new) / of(old)
+  for name in range_names(configs, flat):
+    # Of a range and its middle both follow the range.
+    of = lambda found, name=name: found[name][0] if name.endswith('/alpha') and found[name].ndim else found[name]
+    flat[name] = flat[name] * of(new) / of(old)
   return traverse_util.unflatten_dict(flat, sep='/')
 
 

@@ -1,7 +1,7 @@
 """Networks of quantized layers, such as those that come along: as float networks, from one, with fixed bits."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -13,9 +13,12 @@ from flax import traverse_util
 from fracbits_jax.layers import calibrate
 from fracbits_jax.layers.examples import arguments_of
 from fracbits_jax.layers.quant_config import QuantConfig
+from fracbits_jax.layers.ranges import range_names
 
 
-def from_float(net: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwargs: Any) -> dict[str, Any]:
+def from_float(
+  net: nn.Module, variables: Mapping[str, Any], inputs: Any, *, bits: Any = None, **kwargs: Any
+) -> dict[str, Any]:
   """`networks.from_float` for a network with a field `quant`.
 
   Args:
@@ -24,17 +27,19 @@ def from_float(net: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwar
     inputs: real examples of what it is called with, as for `quantize_model`: the clips, and with `lsq` the ranges of
       the kernels, are those that quantize these inputs and these kernels best, by the layer's
       `QuantConfig.calibration`.
+    bits: the collection `bits` that it has, such as `Policy.bits()`; `None` for the bit-widths at which configurations
+      start.
     **kwargs: for the call, such as `train=False`.
 
   Raises:
-    ValueError: parameters that are missing, are too many or have other shapes.
+    ValueError: parameters that are missing, are too many or have other shapes; bits of another network.
   """
   inputs = arguments_of(inputs)
   # Shapes alone: of what an initializer gives nothing would be left.
   start = nn.meta.unbox(jax.eval_shape(lambda *args: net.init(jax.random.key(0), *args, **kwargs), *inputs))
-  params = _with_parameters(start['params'], nn.meta.unbox(variables['params']))
   configs = calibrate.quant_configs(net, inputs, **kwargs)
-  bits = _initial_bits(start.get('bits', {}), configs)
+  params = with_parameters(start['params'], nn.meta.unbox(variables['params']), configs)
+  bits = _initial_bits(start.get('bits', {}), configs) if bits is None else _given_bits(start.get('bits', {}), bits)
   has_channels = any(quant.kernel_ranges == 'channel' for quant in configs.values())
   axes = calibrate.output_axes(net, inputs, params, **kwargs) if has_channels else {}
   params = calibrate.kernel_ranges(params, bits, configs, axes)
@@ -55,10 +60,29 @@ def _initial_bits(shapes: Any, configs: Mapping[str, QuantConfig]) -> dict[str, 
   return traverse_util.unflatten_dict(bits)
 
 
-def _with_parameters(params: Any, given: Any) -> Any:
-  """The parameters of a quantized network, of which the shapes are given, with those of a float one and ranges of 1."""
+def _given_bits(shapes: Any, bits: Any) -> dict[str, Any]:
+  """The collection `bits` that is given, in float32; `ValueError` for that of another network."""
+  wanted, given = (traverse_util.flatten_dict(dict(tree), sep='/') for tree in (shapes, bits))
+  wrong = sorted(wanted.keys() ^ given.keys())
+  wrong += sorted(name for name in wanted.keys() & given.keys() if wanted[name].shape != np.shape(given[name]))
+  if wrong:
+    raise ValueError(f'the bits are those of another network: {", ".join(wrong[:5])} do not fit')
+  return traverse_util.unflatten_dict({name: jnp.float32(x) for name, x in given.items()}, sep='/')
+
+
+def with_parameters(params: Any, given: Any, layers: Iterable[str]) -> Any:
+  """The parameters of a quantized network: those of a float one, and ranges of 1.
+
+  Args:
+    params: shapes of the quantized network's.
+    given: the float network's.
+    layers: the paths of the quantized layers.
+
+  Raises:
+    ValueError: parameters that are missing, are too many or have other shapes.
+  """
   flat, flat_given = (traverse_util.flatten_dict(dict(tree), sep='/') for tree in (params, given))
-  new = {name for name in flat if name.endswith('alpha')} - flat_given.keys()
+  new = range_names(layers, flat) - flat_given.keys()
   wrong = sorted((flat.keys() - new) ^ flat_given.keys())
   wrong += sorted(name for name in flat.keys() & flat_given.keys() if flat[name].shape != flat_given[name].shape)
   if wrong:

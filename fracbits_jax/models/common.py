@@ -244,6 +244,8 @@ def centred(images: jax.Array, mean: tuple[float, ...]) -> jax.Array:
     raise ValueError(
       f'image_mean={mean} does not fit images of {channels} channel(s): give a number from 0 to 255 for each, or none'
     )
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    images = images.astype(jnp.float32)  # integers would wrap around below 0
   return images - jnp.expand_dims(jnp.asarray(mean, images.dtype), range(images.ndim - 1))
 
 

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import traverse_util
 from jax import lax
 
 from fracbits_jax import cost as costs
@@ -24,6 +23,8 @@ from fracbits_jax import layers, tasks
 from fracbits_jax.layers import QuantConfig, calibrate, wrap
 from fracbits_jax.layers.channel_ranges import channel_ranges
 from fracbits_jax.layers.clip_search import best_range
+from fracbits_jax.layers.examples import arguments_of, examples_in
+from fracbits_jax.layers.operands import with_last_channels
 from fracbits_jax.policy.assignment import Scores
 
 Slot = tuple[str, str]  # a layer's path, and `kernel` or `input`
@@ -57,9 +58,11 @@ class Sensitivity:
   Args:
     model: a quantized network, called as `model(inputs)`.
     variables: `params` and further collections of its float network.
-    image_shape: `[H, W, C]`.
+    inputs: an example of what it is called with, or its shape, as for `cost.trace`.
     batches: training batches, such as `image` and `label` of each.
     task: what the network is trained for.
+    inputs_of: what a batch gives the network, an array or a tuple of several; that of the task where it is `None`.
+    **kwargs: for the call, such as `train=False`.
 
   Attributes:
     table: the layer table.
@@ -71,27 +74,35 @@ class Sensitivity:
     self,
     model: nn.Module,
     variables: Any,
-    image_shape: Sequence[int],
+    inputs: Any,
     batches: Sequence[Batch],
     task: tasks.Task = tasks.CLASSIFICATION,
+    *,
+    inputs_of: Callable[[Batch], Any] | None = None,
+    **kwargs: Any,
   ):
-    self.table = costs.trace(model, (1, *image_shape))
+    self.table = costs.trace(model, inputs, **kwargs)
     self.slots = {
       (l.name, which): tuple(b for b in c if b) for l in self.table for which, (_, c) in costs.learned(l).items()
     }
-    self._model, self._float = model, variables
-    self._configs = calibrate.quant_configs(model, (1, *image_shape))
+    self._model, self._float, self._kwargs = model, variables, kwargs
+    self._configs = calibrate.quant_configs(model, inputs, **kwargs)
+    self._axes = calibrate.output_axes(model, inputs, variables['params'], **kwargs)
     self._task, self._batches = task, [jax.tree.map(jnp.asarray, dict(batch)) for batch in batches]
-    shapes = jax.eval_shape(model.init, jax.random.key(0), task.inputs(self._batches[0]))
-    given = traverse_util.flatten_dict(variables['params'])
+    self._inputs_of = task.inputs if inputs_of is None else inputs_of
+    init = lambda *args: model.init(jax.random.key(0), *args, **kwargs)
+    wanted = jax.eval_shape(init, *self._arguments(self._batches[0]))['params']
     # Clips and bits are not used; at the largest bits nothing is pruned.
-    wanted = traverse_util.flatten_dict(shapes['params'])
-    params = {path: given.get(path, np.ones(x.shape, np.float32)) for path, x in wanted.items()}
+    params = wrap.with_parameters(wanted, variables['params'], self._configs)
     bits = jax.tree.map(np.float32, costs.bits_range(self.table)[1])
-    self.variables = {**variables, 'params': traverse_util.unflatten_dict(params), 'bits': bits}
+    self.variables = {**variables, 'params': params, 'bits': bits}
 
-  def outputs(self, variables: Any, inputs: jax.Array, quantizer: Callable[[Slot, jax.Array], jax.Array]) -> jax.Array:
-    """The outputs with `quantizer(slot, x)` for each of the `slots`, to be traced with `variables`."""
+  def _arguments(self, batch: Batch) -> tuple[Any, ...]:
+    """What the network is called with."""
+    return arguments_of(self._inputs_of(batch))
+
+  def outputs(self, variables: Any, inputs: Any, quantizer: Callable[[Slot, jax.Array], jax.Array]) -> jax.Array:
+    """The outputs with `quantizer(slot, x)` for each of the `slots`, kernels as `[..., C_out]`; to be traced."""
 
     def replacement(layer, which, x, bits, alpha, kept):
       del bits, alpha, kept
@@ -99,7 +110,7 @@ class Sensitivity:
       return quantizer(slot, x) if slot in self.slots else x
 
     with layers.replace_quantizers(replacement):
-      found: Any = self._model.apply(variables, inputs)
+      found: Any = self._model.apply(variables, *arguments_of(inputs), **self._kwargs)
     return found.astype(jnp.float32)
 
   def traces(self, draws: int = _DRAWS, seed: int = 0) -> dict[Slot, float]:
@@ -124,7 +135,7 @@ class Sensitivity:
       shapes[slot] = x.shape
       return x
 
-    first = self._task.inputs(self._batches[0])
+    first = self._arguments(self._batches[0])
     jax.eval_shape(lambda variables: self.outputs(variables, first, see), self.variables)
 
     @jax.jit
@@ -134,10 +145,10 @@ class Sensitivity:
 
       outputs, pull_back = jax.vjp(moved, [jnp.zeros(shape, jnp.float32) for shape in shapes.values()])
       (gradients,) = pull_back(self._task.curvature(outputs, key))
-      return [jnp.sum(jnp.square(g)) / len(inputs) for g in gradients]
+      return [jnp.sum(jnp.square(g)) / examples_in(inputs) for g in gradients]
 
     keys = iter(jax.random.split(jax.random.key(seed), draws * len(self._batches)))
-    found = [squares(self.variables, self._task.inputs(b), next(keys)) for b in self._batches for _ in range(draws)]
+    found = [squares(self.variables, self._arguments(b), next(keys)) for b in self._batches for _ in range(draws)]
     return dict(zip(shapes, np.mean(found, axis=0).tolist(), strict=True))
 
   def errors(self) -> dict[Slot, dict[int, float]]:
@@ -196,14 +207,14 @@ class Sensitivity:
 
       def drawn(key):
         (gradients,) = pull_back(self._task.curvature(outputs, key))
-        return [self._along(slot, gradients[slot], xs[slot], ways[slot]) / len(inputs) for slot in order]
+        count = examples_in(inputs)
+        return [self._along(slot, gradients[slot], xs[slot], ways[slot], count) / count for slot in order]
 
       return jax.tree.map(lambda x: jnp.mean(x, 0), lax.map(drawn, jax.random.split(key, draws)))
 
     keys = jax.random.split(jax.random.key(seed), len(self._batches))
     found = [
-      squares(self.variables, self._task.inputs(batch), key, ways)
-      for batch, key in zip(self._batches, keys, strict=True)
+      squares(self.variables, self._arguments(batch), key, ways) for batch, key in zip(self._batches, keys, strict=True)
     ]
     means = jax.tree.map(lambda *values: np.mean(values, axis=0), *found)
     return {
@@ -211,14 +222,16 @@ class Sensitivity:
       for slot, mean in zip(order, means, strict=True)
     }
 
-  def _along(self, slot: Slot, gradient: jax.Array, x: jax.Array, ways: tuple) -> jax.Array:
+  def _along(self, slot: Slot, gradient: jax.Array, x: jax.Array, ways: tuple, examples: int) -> jax.Array:
     """(gradient . error)^2 for each bit-width, a sum over the examples: `[widths]`."""
     if slot[1] == 'kernel':
       return lax.map(lambda move: jnp.square(jnp.vdot(gradient, move)), ways[2])
 
     def one(way):
       error = self._quantized(slot, x, *way[:2]) - x
-      return jnp.sum(jnp.square(jnp.sum((gradient * error).reshape(len(x), -1), axis=1)))
+      # Tokens of an example lie side by side; inputs that are the same for all examples have one error, as kernels do.
+      rows = examples if x.ndim and x.shape[0] % examples == 0 else 1
+      return jnp.sum(jnp.square(jnp.sum((gradient * error).reshape(rows, -1), axis=1)))
 
     return lax.map(one, ways)
 
@@ -235,7 +248,7 @@ class Sensitivity:
         one = lambda x, bits, alpha: quantized(x, bits, self._range_in(slot, x, alpha))
         return lax.cond(index == order.index(slot), one, lambda x, bits, alpha: x, x, bits, alpha)
 
-      outputs = self.outputs(variables, self._task.inputs(batch), quantizer)
+      outputs = self.outputs(variables, self._arguments(batch), quantizer)
       return jnp.mean(self._task.terms(outputs, batch)['loss'])
 
     mean = lambda *which: float(np.mean([loss(self.variables, batch, *which) for batch in self._batches]))
@@ -248,7 +261,7 @@ class Sensitivity:
   def _quantizations(self):
     """Every slot with its tensor, or values of it, each of its bit-widths, and the clip that is best for that."""
     plain = wrap.without_quantization(self._model)
-    inputs = calibrate.sample_inputs(plain, self._float, [(self._task.inputs(batch),) for batch in self._batches])
+    inputs = calibrate.sample_inputs(plain, self._float, map(self._arguments, self._batches), **self._kwargs)
     for slot, choices in self.slots.items():
       name, which = slot
       quant = self._configs[name]
@@ -275,8 +288,9 @@ class Sensitivity:
     return padded[:2] if quant.has_offset else padded[0]
 
   def _kernel(self, name: str) -> Any:
-    """The kernel of a layer of the float network."""
-    return functools.reduce(lambda node, key: node[key], name.split('/'), self._float['params'])['kernel']
+    """The kernel of a layer of the float network, `[..., C_out]`."""
+    kernel = functools.reduce(lambda node, key: node[key], name.split('/'), self._float['params'])['kernel']
+    return with_last_channels(kernel, self._axes[name])
 
   def _quantized(self, slot: Slot, x: jax.Array, bits: jax.Array, alpha: jax.Array) -> jax.Array:
     quant = self._configs[slot[0]]

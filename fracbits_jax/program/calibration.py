@@ -55,38 +55,52 @@ def _initial(weight: Weight, quant: QuantConfig, site: Site, taps: Mapping[str, 
   return operands.initial_range(weight, site, quant, values)
 
 
-def best_ranges(network: Network, params: Any, others: Any, args: Any, kwargs: Any) -> Ranges:
+def best_ranges(
+  network: Network,
+  params: Any,
+  others: Any,
+  args: Any,
+  kwargs: Any,
+  bits: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Ranges:
   """The ranges that quantize these inputs, and these parameters, with the least error, by each layer's criterion.
 
   The float network runs once.
+
+  Args:
+    network, params, others, args, kwargs: as for `samples`.
+    bits: the learned bit-widths that they quantize with, by the name of the weight, of
+      `collections.bits_of_weights`; where they start without it.
 
   Raises:
     ValueError: inputs or weights that are not finite, by the name of the layer.
   """
   found = samples(network, params, others, args, kwargs)
-  wanted: list[tuple[tuple[str, str], Weight, tuple, np.ndarray, float]] = []
+  wanted: list[tuple[tuple[str, str], Weight, tuple, np.ndarray, np.ndarray]] = []
   factors: dict[tuple[str, str], np.ndarray] = {}
   with_offset: dict[str, jax.Array] = {}
   by_channel: dict[str, tuple[np.ndarray, Any, QuantConfig]] = {}
   for name, (weight, quant) in network.quantized().items():
     values = found[name]
+    widths = {which: _widths(weight, quant, which, (bits or {}).get(name, {})) for which in ('kernel', 'input')}
+    of_each = {which: width.mean(axis=1) for which, width in widths.items()}  # of a stack
     if 'input' in values and quant.has_offset:
-      with_offset[name] = _with_offset(weight, quant, values['input'])
+      with_offset[name] = _with_offset(weight, quant, values['input'], of_each['input'])
     elif 'input' in values:
       how = (quant.signed_input, quant.allowed_input_bits, quant.input_bits, quant.scheme, quant.calibration)
-      wanted.append(((name, 'alpha'), weight, _how(*how), values['input'], _start(quant, 'input')))
+      wanted.append(((name, 'alpha'), weight, _how(*how), values['input'], of_each['input']))
     if not operands.has_kernel_alpha(weight, quant) or (weight.is_product and quant.weight_only):
       continue
     kernels = values['kernel']
     signed, scheme = (weight.weight_signed, quant.scheme) if weight.is_product else (True, quant.kernel_scheme)
     if operands.has_channel_ranges(weight, quant) and not weight.rows:
-      by_channel[name] = (kernels, _start(quant, 'kernel'), quant)
+      by_channel[name] = (kernels, widths['kernel'], quant)
       continue
     if weight.rows:
       kernels, factors[name, 'kernel_alpha'] = _in_units(kernels)
     how = (signed, quant.allowed_kernel_bits, quant.kernel_bits, scheme, quant.calibration)
     flat = kernels.reshape(len(kernels), -1)
-    wanted.append(((name, 'kernel_alpha'), weight, _how(*how), flat, _start(quant, 'kernel')))
+    wanted.append(((name, 'kernel_alpha'), weight, _how(*how), flat, of_each['kernel']))
   ranges = _solved(wanted, factors)
   for name, alpha in with_offset.items():
     ranges.setdefault(name, {})['alpha'] = alpha
@@ -96,12 +110,12 @@ def best_ranges(network: Network, params: Any, others: Any, args: Any, kwargs: A
   return ranges
 
 
-def _with_offset(weight: Weight, quant: QuantConfig, samples: np.ndarray) -> jax.Array:
+def _with_offset(weight: Weight, quant: QuantConfig, samples: np.ndarray, widths: np.ndarray) -> jax.Array:
   """The best ranges of inputs with their middles, `[stack..., 2]`."""
   choices = quant.allowed_input_bits if quant.input_bits is None else (quant.input_bits,)
   rows = [clip_search.checked(clip_search.resized(row), f'inputs of {weight.name}') for row in samples]
   best = functools.partial(clip_search.best_range, choices=choices, criterion=quant.calibration)
-  found = [best(row, np.float32(_start(quant, 'input'))) for row in rows]
+  found = [best(row, np.float32(width)) for row, width in zip(rows, widths, strict=True)]
   return jnp.stack(found).reshape(*weight.stack, 2)
 
 
@@ -127,14 +141,16 @@ def samples(network: Network, params: Any, others: Any, args: Any, kwargs: Any) 
   return found
 
 
-def _start(quant: QuantConfig, which: str) -> float:
-  """A bit-width where it starts."""
+def _widths(weight: Weight, quant: QuantConfig, which: str, learned: Mapping[str, Any]) -> np.ndarray:
+  """The bit-widths of a weight or its inputs, fixed, learned or where they start: `[stack, C_out or 1]`."""
   fixed, allowed = (
     (quant.kernel_bits, quant.allowed_kernel_bits)
     if which == 'kernel'
     else (quant.input_bits, quant.allowed_input_bits)
   )
-  return float(np.clip(quant.init_bits, allowed[0], allowed[-1])) if fixed is None else float(fixed)
+  start = np.clip(quant.init_bits, allowed[0], allowed[-1]) if fixed is None else fixed
+  found, count = np.asarray(learned.get(which, start), np.float64), math.prod(weight.stack)
+  return found.reshape(count, -1) if which in learned and found.size else np.full((count, 1), start, np.float64)
 
 
 def _how(signed: bool, choices: tuple[int, ...], fixed: int | None, scheme: str, criterion: str) -> tuple:
@@ -147,11 +163,10 @@ def _solved(wanted: list, factors: Mapping[tuple[str, str], np.ndarray]) -> Rang
   for how in dict.fromkeys(how for _, _, how, _, _ in wanted):
     group = [entry for entry in wanted if entry[2] == how]
     rows, widths = [], []
-    for (name, which), _, _, samples, width in group:
-      for row in samples:
-        what = f'{"inputs" if which == "alpha" else "kernel"} of {name}'
-        rows.append(clip_search.checked(clip_search.resized(row), what))
-        widths.append(width)
+    for (name, which), _, _, samples, of_each in group:
+      what = f'{"inputs" if which == "alpha" else "kernel"} of {name}'
+      rows += [clip_search.checked(clip_search.resized(row), what) for row in samples]
+      widths += list(of_each)
     signed, choices, scheme, criterion = how
     settings = dict(signed=signed, choices=choices, scheme=scheme, criterion=criterion)
     best = iter(np.asarray(clip_search.best_clips(np.stack(rows), np.asarray(widths, np.float32), **settings)))
@@ -177,7 +192,7 @@ def _kept(
 ) -> dict[str, list[tuple[Site, dict[str, np.ndarray]]]]:
   """By the name of each quantized weight its sites with what they multiply: samples of their inputs, and the weight."""
   program, arrays = network.tracer.trace(params, others, args, kwargs)
-  kept = jax.jit(functools.partial(_run, network, program, inputs))(arrays)
+  kept = network.compiled((program, inputs), functools.partial(_run, network, program, inputs))(arrays)
   found: dict[str, list[tuple[Site, dict[str, np.ndarray]]]] = {}
   for path, site in program.sites.items():
     if path in kept:

@@ -12,21 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from fracbits_jax.layers.quant_config import QuantConfig
+from fracbits_jax.layers.ranges import RANGES, range_name
 from fracbits_jax.program import operands
 from fracbits_jax.program.network import Network, drawn_noise
 from fracbits_jax.program.plan import Weight
 from fracbits_jax.program.trace import leaves_by_path
 from fracbits_jax.quantize import bitwidths
 
-_RANGES = ('alpha', 'kernel_alpha')
-
 
 def range_path(name: str, which: str, parameters: Any) -> tuple[str, ...]:
   """Where a range of the weight `name` lies among the parameters."""
-  parts = tuple(name.split('/'))
-  if name in parameters:
-    return (*parts[:-1], f'{parts[-1]}_{which}')
-  return (*parts, which)
+  return tuple(range_name(name, which, parameters).split('/'))
 
 
 def get(tree: Any, path: tuple[str, ...]) -> Any:
@@ -64,7 +60,7 @@ def without_ranges(network: Network, params: Any, parameters: Any) -> tuple[Any,
   params = copied(params)
   ranges: dict[str, dict[str, Any]] = {}
   for name in network.weights:
-    for which in _RANGES:
+    for which in RANGES:
       path = range_path(name, which, parameters)
       value = get(params, path)
       if value is not None and not isinstance(value, Mapping):
@@ -110,6 +106,13 @@ def bits_of_weights(network: Network, tree: Any) -> dict[str, dict[str, Any]]:
         )
       found.setdefault(name, {})[which] = value
   return found
+
+
+def given_bits(network: Network, tree: Any) -> dict[str, dict[str, jax.Array]] | None:
+  """`bits_of_weights` in float32; `None` where no bits are given."""
+  if tree is None:
+    return None
+  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), bits_of_weights(network, tree))
 
 
 def _stacked(weight: Weight, tree: Any, which: str) -> jax.Array:

@@ -42,23 +42,24 @@ class QuantizedFunction(QuantizedNetwork):
     zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) if is_array(x) else x, tree)
     return self._variables(params, calibration.initial_ranges(self.network, params, {}, zeros(args), zeros(kwargs)))
 
-  def from_float(self, variables: Mapping[str, Any], inputs: Any, **kwargs: Any) -> dict[str, Any]:
+  def from_float(self, variables: Mapping[str, Any], inputs: Any, *, bits: Any = None, **kwargs: Any) -> dict[str, Any]:
     """`networks.from_float`; the variables are `{'params': ...}`."""
     params = variables['params']
     collections.check_parameters(self.network, params)
-    ranges = calibration.best_ranges(self.network, params, {}, arguments_of(inputs), kwargs)
-    return self._variables(params, ranges)
+    given = collections.given_bits(self.network, bits)
+    ranges = calibration.best_ranges(self.network, params, {}, arguments_of(inputs), kwargs, given)
+    return self._variables(params, ranges, given)
 
   def shapes(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arrays, or shapes of arrays, that stand for the variables where values are no matter."""
     del args, kwargs
     return self._variables(self.example[0], calibration.unit_ranges(self.network))
 
-  def _variables(self, params: Any, ranges: calibration.Ranges) -> dict[str, Any]:
+  def _variables(self, params: Any, ranges: calibration.Ranges, bits: Any = None) -> dict[str, Any]:
     params = params if self.is_nested else {'model': params}
     return {
       'params': collections.with_ranges(params, ranges, self._parameters()),
-      'bits': collections.bits_tree(network.initial_bits(self.network)),
+      'bits': collections.bits_tree(network.initial_bits(self.network) if bits is None else bits),
     }
 
   def apply(self, variables: Mapping[str, Any], *args: Any, rngs: Any = None, **kwargs: Any) -> Any:

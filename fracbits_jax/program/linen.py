@@ -39,29 +39,41 @@ class QuantizedModel(QuantizedNetwork):
     return self.variables(variables, args, kwargs, calibrated=False, rngs=rngs)
 
   def variables(
-    self, variables: Mapping[str, Any], args: tuple, kwargs: Mapping[str, Any], *, calibrated: bool, rngs: Any = None
+    self,
+    variables: Mapping[str, Any],
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    *,
+    calibrated: bool,
+    rngs: Any = None,
+    bits: Any = None,
   ) -> dict[str, Any]:
     """The variables of the float network with ranges, calibrated on these arguments or not, and bit-widths."""
-    ranges_of = calibration.best_ranges if calibrated else calibration.initial_ranges
     params, others, kwargs = _arguments(variables, _some(rngs), _changing(variables, kwargs))
-    return self._with_ranges(variables, ranges_of(self.network, params, others, args, kwargs))
+    call = (self.network, params, others, args, kwargs)
+    if not calibrated:
+      return self._with_ranges(variables, calibration.initial_ranges(*call))
+    given = collections.given_bits(self.network, bits)
+    return self._with_ranges(variables, calibration.best_ranges(*call, given), given)
 
   def shapes(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arrays, or shapes of arrays, that stand for the variables where values are no matter."""
     variables, _ = _shapes(self.model, args, kwargs)
     return self._with_ranges(variables, calibration.unit_ranges(self.network))
 
-  def _with_ranges(self, variables: Mapping[str, Any], ranges: Any) -> dict[str, Any]:
+  def _with_ranges(self, variables: Mapping[str, Any], ranges: Any, bits: Any = None) -> dict[str, Any]:
     return {
       **{name: value for name, value in variables.items() if name not in ('params', 'bits')},
       'params': collections.with_ranges(variables.get('params', {}), ranges, self.network.shapes),
-      'bits': collections.bits_tree(network.initial_bits(self.network)),
+      'bits': collections.bits_tree(network.initial_bits(self.network) if bits is None else bits),
     }
 
-  def from_float(self, variables: Mapping[str, Any], inputs: Any, *, rngs: Any = None, **kwargs: Any) -> dict[str, Any]:
+  def from_float(
+    self, variables: Mapping[str, Any], inputs: Any, *, bits: Any = None, rngs: Any = None, **kwargs: Any
+  ) -> dict[str, Any]:
     """`networks.from_float`; `rngs` as of `nn.Module.apply`, for calls that draw."""
     collections.check_parameters(self.network, variables['params'])
-    return self.variables(variables, arguments_of(inputs), kwargs, calibrated=True, rngs=rngs)
+    return self.variables(variables, arguments_of(inputs), kwargs, calibrated=True, rngs=rngs, bits=bits)
 
   def apply(self, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
     """What the network gives.

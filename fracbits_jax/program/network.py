@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -43,7 +43,7 @@ class Network:
   program: Program
   left_by_rule: frozenset[str] = frozenset()
   # Compiled programs, for calls outside of one.
-  _runs: dict[Program, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
+  _runs: dict[Hashable, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
   @property
   def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -90,13 +90,14 @@ class Network:
     run = functools.partial(self._run, program)
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((arrays, variables)))
     if not (traced or is_replaced()):
-      run = self._compiled(program)
+      run = self.compiled(program, run)
     return jax.tree.unflatten(program.tree, run(arrays, variables))
 
-  def _compiled(self, program: Program) -> Any:
-    if program not in self._runs:
-      self._runs[program] = jax.jit(functools.partial(self._run, program))
-    return self._runs[program]
+  def compiled(self, key: Hashable, run: Callable[..., Any]) -> Any:
+    """`run`, compiled: the same for the same key, a program and what is done with it."""
+    if key not in self._runs:
+      self._runs[key] = jax.jit(run)
+    return self._runs[key]
 
   def _run(self, program: Program, arrays: list[Any], variables: Mapping[str, Mapping[str, Any]]) -> list[Any]:
     def prepare(site: Site, value: Any, of_weight: Mapping[str, Any]) -> Any:

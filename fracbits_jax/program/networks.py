@@ -82,7 +82,9 @@ def _quantizer_of(model: Any) -> Callable[..., Any]:
   raise ValueError(f'{model!r} is not a network: give a linen or an NNX module, or a function of parameters and inputs')
 
 
-def from_float(net: Any, variables: Mapping[str, Any], inputs: Any, **kwargs: Any) -> dict[str, Any]:
+def from_float(
+  net: Any, variables: Mapping[str, Any], inputs: Any, *, bits: Any = None, **kwargs: Any
+) -> dict[str, Any]:
   """Variables of a quantized network that starts from a float one.
 
   Args:
@@ -90,14 +92,16 @@ def from_float(net: Any, variables: Mapping[str, Any], inputs: Any, **kwargs: An
     variables: the float network's: `params`, and further collections, which are taken as they are.
     inputs: real examples of what it is called with, as for `quantize_model`: the clips, and with `lsq` the ranges of
       the weights, are those that quantize these inputs and these weights best, by `QuantConfig.calibration`.
+    bits: the collection `bits` that it has, and at which ranges are the best, such as `Policy.bits()`; `None` for the
+      bit-widths at which configurations start.
     **kwargs: for the call, such as `train=False`.
 
   Raises:
-    ValueError: parameters that are missing, are too many or have other shapes.
+    ValueError: parameters that are missing, are too many or have other shapes; bits of another network.
   """
   if isinstance(net, nn.Module):
-    return wrap.from_float(net, variables, inputs, **kwargs)
-  return net.from_float(variables, inputs, **kwargs)
+    return wrap.from_float(net, variables, inputs, bits=bits, **kwargs)
+  return net.from_float(variables, inputs, bits=bits, **kwargs)
 
 
 def program_of(net: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Network, Program]:

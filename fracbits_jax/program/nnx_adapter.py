@@ -174,7 +174,7 @@ def _ranges(model: Quantized) -> dict[str, dict[str, Any]]:
 
 
 def calibrate(model: nnx.Module, inputs: Any, **kwargs: Any) -> None:
-  """Sets the ranges of inputs and weights to those with the least error.
+  """Sets the ranges of inputs and weights to those with the least error at the bit-widths that the model has.
 
   Args:
     model: of `quantize_model`.
@@ -183,7 +183,8 @@ def calibrate(model: nnx.Module, inputs: Any, **kwargs: Any) -> None:
   """
   quantized = _checked(model)
   graph, params, others = _parts(quantized)
-  ranges = calibration.best_ranges(quantized.quantized, params, others, (graph, *arguments_of(inputs)), kwargs)
+  own = collections.bits_of_weights(quantized.quantized, bits(quantized))
+  ranges = calibration.best_ranges(quantized.quantized, params, others, (graph, *arguments_of(inputs)), kwargs, own)
   for name, of_weight in ranges.items():
     module, prefix = _place(quantized, name)
     for which, value in of_weight.items():

@@ -125,7 +125,8 @@ def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax
   """The configured optimizer of a phase at the learning rate `rate`; only a search changes the bits."""
   common = experiment.config.optimizer
   weights_rate = experiment.config[phase].weights_rate
-  found = optim.OPTIMIZERS[common.name](
+  found = optim.optimizer(
+    common.name,
     rate,
     momentum=common.momentum,
     weight_decay=common.weight_decay,
@@ -134,7 +135,7 @@ def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax
     bits_name=common.bits_name,
     bits_clip=common.bits_clip,
   )
-  return found if weights_rate == 1 else optim.with_weights_rate(found, weights_rate)
+  return found if weights_rate == 1 else optim.with_weights_rate(found, weights_rate, experiment.layers)
 
 
 def state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:
@@ -193,10 +194,10 @@ def keeps_norm(experiment: Experiment, phase: str) -> bool:
   return experiment.config.model.frozen_norm and phase != 'pretrain'
 
 
-def with_statistics(experiment: Experiment, phase: str, state: TrainState, earlier: Variables) -> TrainState:
+def with_statistics(experiment: Experiment, phase: str, state: TrainState, kept: Variables | None = None) -> TrainState:
   """A replicated state with the batch norm statistics of `reestimate_batches` training batches together.
 
-  Where batch norm keeps those of the float network, whose variables are `earlier`, they are moved instead, as
+  Where batch norm keeps those of the float network, whose variables are `kept`, they are moved instead, as
   `reestimate.corrected` says.
 
   The batches are the first of the phase's own order, wherever the training is, so that a run which was interrupted ends
@@ -219,8 +220,8 @@ def with_statistics(experiment: Experiment, phase: str, state: TrainState, earli
   with contextlib.closing(reader) as batches:
     some = list(itertools.islice(batches, config[phase].reestimate_batches))
   found = statistics(model(experiment, phase), state.variables, some)
-  if keeps_norm(experiment, phase):
-    trained = placement.replicate({name: earlier[name] for name in ('params', 'batch_stats')})
+  if kept is not None:
+    trained = placement.replicate({name: kept[name] for name in ('params', 'batch_stats')})
     before = statistics(experiment.float_model, trained, some)
     found = reestimate.corrected(trained['batch_stats'], before, found)
   return dataclasses.replace(state, batch_stats=found)

@@ -108,7 +108,8 @@ class Phase:
     return found
 
   def _with_statistics(self, state: TrainState) -> TrainState:
-    return begin.with_statistics(self.experiment, self.name, state, hosts.agree(self._float()))
+    keeps = begin.keeps_norm(self.experiment, self.name)
+    return begin.with_statistics(self.experiment, self.name, state, hosts.agree(self._float()) if keeps else None)
 
   def batches(self, position: Any = None) -> TrainBatches:
     """The training batches of the phase, from where a checkpoint left them."""

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from fracbits_jax.cost import Layer
+from fracbits_jax.cost import Layer, range_names
 from fracbits_jax.fast.stored import stored_on_cpu
-
-_RANGES = ('alpha', 'kernel_alpha')  # the parameters that are no weights
+from fracbits_jax.program.trace import leaves_by_path, path_of
 
 
 def cosine_part(
@@ -48,7 +47,23 @@ def decay_mask(params: Any, layers: Sequence[Layer]) -> Any:
   return traverse_util.unflatten_dict({name: name in decayed for name in flat}, sep='/')
 
 
-def sgd(
+def _sgd(rate: optax.Schedule, momentum: float, weight_decay: float, mask: Any) -> optax.GradientTransformation:
+  return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.sgd(rate, momentum, nesterov=True))
+
+
+def _adamw(rate: optax.Schedule, momentum: float, weight_decay: float, mask: Any) -> optax.GradientTransformation:
+  return optax.adamw(rate, momentum, weight_decay=weight_decay, mask=mask)
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {'sgd': _sgd, 'adamw': _adamw}
+BITS_OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], optax.GradientTransformation]] = {
+  'sgd': lambda rate, momentum: optax.sgd(rate, momentum, nesterov=True),
+  'adam': lambda rate, momentum: optax.adam(rate, momentum, b2=0.99),
+}
+
+
+def optimizer(
+  name: str,
   schedule: optax.Schedule,
   *,
   momentum: float,
@@ -58,54 +73,27 @@ def sgd(
   bits_name: str = 'sgd',
   bits_clip: float | None = None,
 ) -> optax.GradientTransformation:
-  """SGD with Nesterov momentum for the tree `{'params': ..., 'bits': ...}`.
+  """The optimizer for the tree `{'params': ..., 'bits': ...}`.
 
   Args:
+    name: what moves the parameters, of `OPTIMIZERS`: `sgd`, with Nesterov momentum, which the decay goes through, or
+      `adamw`, whose decay is decoupled, of each step's learning rate.
     schedule: learning rate of the parameters by step.
-    momentum: Nesterov momentum, of parameters and bits alike.
-    weight_decay: added to the gradients where `mask` is true, before the momentum.
+    momentum: of parameters and bits alike; for Adam beta 1.
+    weight_decay: of the parameters where `mask` is true.
     mask: tree of booleans like `params`.
     bits_rate: the bits' learning rate as a multiple of the schedule; `None` keeps the bits as they are.
     bits_name: what moves the bits, of `BITS_OPTIMIZERS`.
     bits_clip: the largest gradient of a bit-width, either way, that is followed; `None` follows any.
   """
-  schedule = _computed_once(schedule)
-  decay = optax.add_decayed_weights(weight_decay, {'params': mask, 'bits': False})
-  weights = optax.chain(decay, optax.sgd(schedule, momentum, nesterov=True))
-  return with_bits(weights, _of_bits(schedule, momentum, bits_rate, bits_name, bits_clip))
-
-
-def adamw(
-  schedule: optax.Schedule,
-  *,
-  momentum: float,
-  weight_decay: float,
-  mask: Any,
-  bits_rate: float | None,
-  bits_name: str = 'sgd',
-  bits_clip: float | None = None,
-) -> optax.GradientTransformation:
-  """AdamW for the parameters, with `momentum` as its beta 1; arguments as `sgd`.
-
-  The decay is decoupled: of each step's learning rate, `weight_decay` times the parameters where `mask` is true.
-  """
-  schedule = _computed_once(schedule)
-  weights = optax.adamw(schedule, momentum, weight_decay=weight_decay, mask={'params': mask, 'bits': False})
-  return with_bits(weights, _of_bits(schedule, momentum, bits_rate, bits_name, bits_clip))
-
-
-OPTIMIZERS = {'sgd': sgd, 'adamw': adamw}
+  rate = _computed_once(schedule)
+  weights = OPTIMIZERS[name](rate, momentum, weight_decay, {'params': mask, 'bits': False})
+  return with_bits(weights, _of_bits(rate, momentum, bits_rate, bits_name, bits_clip))
 
 
 def _computed_once(schedule: optax.Schedule) -> optax.Schedule:
   """A schedule that is not computed again in the update of each parameter."""
   return lambda step: stored_on_cpu(lambda step: jnp.asarray(schedule(step), jnp.float32), step)
-
-
-BITS_OPTIMIZERS: dict[str, Callable[[optax.Schedule, float], optax.GradientTransformation]] = {
-  'sgd': lambda rate, momentum: optax.sgd(rate, momentum, nesterov=True),
-  'adam': lambda rate, momentum: optax.adam(rate, momentum, b2=0.99),
-}
 
 
 def _of_bits(
@@ -117,16 +105,19 @@ def _of_bits(
   return found if clip is None else optax.chain(optax.clip(clip), found)
 
 
-def with_weights_rate(optimizer: optax.GradientTransformation, rate: float) -> optax.GradientTransformation:
+def with_weights_rate(
+  optimizer: optax.GradientTransformation, rate: float, layers: Sequence[Layer]
+) -> optax.GradientTransformation:
   """An optimizer for the tree `{'params': ..., 'bits': ...}` that moves weights at `rate` times its own rate.
 
-  Weights are all parameters but clips and ranges; at a rate of 0 they stay as they are.
+  Weights are all parameters but the ranges of `layers`, the layer table; at a rate of 0 they stay as they are.
   """
 
   def scaled(updates: Any, params: Any) -> Any:
     del params
-    factor = lambda path: 1.0 if path[0].key == 'bits' or path[-1].key in _RANGES else rate
-    return jax.tree_util.tree_map_with_path(lambda path, update: factor(path) * update, updates)
+    ranges = range_names(layers, leaves_by_path(updates['params']))
+    scale = lambda path, update: update if path_of(path) in ranges else rate * update
+    return {**updates, 'params': jax.tree_util.tree_map_with_path(scale, updates['params'])}
 
   return optax.chain(optimizer, optax.stateless(scaled))
 

@@ -1,6 +1,7 @@
 """What a search adds to the task loss so that the cost ends at its budget."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -48,15 +49,18 @@ class Penalty:
   kappa: float = 0.0
   controller: Controller | None = None
 
-  def __call__(self, bits: Any, multiplier: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(
+    self, bits: Any, multiplier: jax.Array, targets: Sequence[Any] | None = None
+  ) -> tuple[jax.Array, jax.Array]:
     """The term, and the ratio r of cost to target.
 
     Args:
       bits: the collection `bits`.
       multiplier: mu, `()`; without a controller it plays no part.
+      targets: in place of the budget's, as for `Budget.ratio`.
     """
     # A sum over all layers, of which the gradient of each bit-width would have a copy.
-    ratio = stored_on_cpu(lambda bits: jnp.asarray(self.budget.ratio(bits, self.layers)), bits)
+    ratio = stored_on_cpu(lambda bits: jnp.asarray(self.budget.ratio(bits, self.layers, targets)), bits)
     if self.controller is None:
       return self.kappa * jnp.abs(ratio - 1), ratio
     return multiplier * (ratio - 1) + self.controller.damping / 2 * (ratio - 1) ** 2, ratio

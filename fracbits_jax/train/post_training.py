@@ -13,27 +13,23 @@ whose rounding they decide. Batch norm keeps its statistics in all of this: so f
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
-from flax import traverse_util
 
 from fracbits_jax import cost, policy, program, tasks
 from fracbits_jax.cost import Budget
 from fracbits_jax.layers import calibrate, wrap
+from fracbits_jax.layers.examples import arguments_of, examples_in, is_array
 from fracbits_jax.policy import assignment
 from fracbits_jax.policy.sensitivity import Sensitivity
-from fracbits_jax.train import optim, reestimate
-from fracbits_jax.train.penalty import Controller, Penalty
-
-Flat = dict[str, Any]  # variables by path, such as `params/stem/kernel` and `bits/head/input`
-
-_SMALLEST = 1e-2  # what is next to zero is taken for so large, to move at all
+from fracbits_jax.train import reestimate
+from fracbits_jax.train.imitation import Imitation, Rates
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,12 +78,13 @@ class PostTraining:
   """A float network and inputs for it, from which policies and quantized networks are made.
 
   Args:
-    net: the quantized network: one with a field `quant`, or of `quantize_model`.
+    net: the quantized network: one with a field `quant`, or of `quantize_model`, which is linen or a function.
     variables: of the float network.
-    batches: what it is called with, such as images `[N, H, W, C]`; equal shapes are compiled once.
+    batches: what it is called with, such as images `[N, H, W, C]` or tokens `[N, T]`, in the dtype that it takes; a
+      tuple each where it takes several arrays. Equal shapes are compiled once.
     task: what the network is for; its labels are not needed.
     settings: of both steps.
-    **kwargs: for the call.
+    **kwargs: for each call, such as `train=False`.
 
   Attributes:
     table: the layer table.
@@ -97,36 +94,62 @@ class PostTraining:
     self,
     net: Any,
     variables: Any,
-    batches: Sequence[jax.Array],
+    batches: Sequence[Any],
     *,
     task: tasks.Task = tasks.CLASSIFICATION,
     settings: Settings = Settings(),
     **kwargs: Any,
   ):
-    if not batches:
-      raise ValueError('there are no batches to learn from: give at least one, of a few hundred inputs in all')
+    _check(net, batches)
     self._net, self._float, self._task, self._settings, self._kwargs = net, variables, task, settings, kwargs
-    self._batches = [jnp.asarray(batch, jnp.float32) for batch in batches]
+    self._batches = [jax.tree.map(jnp.asarray, arguments_of(batch)) for batch in batches]
     self._fixed, plain = wrap.with_fixed_bits(net), wrap.without_quantization(net)
-    self.table = cost.trace(net, self._batches[0][:1], **kwargs)
-    outputs = jax.jit(lambda variables, x: self._outputs(plain, variables, x))
-    self._taught = [outputs(variables, x) for x in self._batches]
-    count = -(-settings.calibration // len(self._batches[0]))
-    self._inputs = self._batches[:count]  # of which ranges are calibrated
+    count = examples_in(self._batches[0])
+    self._example = jax.tree.map(lambda x: x[:1] if x.shape[:1] == (count,) else x, self._batches[0])
+    self.table = cost.trace(net, self._example, **kwargs)
+    outputs = jax.jit(lambda variables, arguments: self._outputs(plain, variables, arguments))
+    self._taught = [outputs(variables, arguments) for arguments in self._batches]
+    self._inputs = self._batches[: -(-settings.calibration // count)]  # of which ranges are calibrated
     if isinstance(net, nn.Module):
-      self._configs = calibrate.quant_configs(net, self._batches[0][:1], **kwargs)
-      each = any(quant.kernel_ranges == 'channel' for quant in self._configs.values())
-      given = variables['params']
-      self._axes = calibrate.output_axes(net, self._batches[0][:1], given, **kwargs) if each else {}
-      self._samples = calibrate.sample_inputs(plain, variables, [(x,) for x in self._inputs], **kwargs)
-    # Of a network whose call says in another way how batch norm is used, the statistics stay as they are.
-    has_norms = isinstance(net, nn.Module) and bool(variables.get('batch_stats'))
-    make = lambda model: jax.jit(reestimate.make_statistics_step(model, task=task))
+      self._prepare_calibration(plain)
+    make = lambda model: jax.jit(
+      reestimate.make_statistics_step(model, task=task, inputs_of=lambda batch: batch['inputs'], **kwargs)
+    )
+    has_norms = isinstance(net, nn.Module) and bool(variables.get('batch_stats')) and _takes_train(net)
     self._statistics_step = make(self._fixed) if has_norms else None
     self._before = self._statistics(make(plain), variables) if has_norms else None
-    self._outputs_at = jax.jit(lambda variables, x: self._outputs(self._fixed, variables, x))
-    self._gradients = {model: self._gradient(model) for model in (net, self._fixed)}
+    self._outputs_at = jax.jit(lambda variables, arguments: self._outputs(self._fixed, variables, arguments))
+    ranges = settings.ranges_rate
+    self._searching = self._imitation(net, settings.search_steps, Rates(bits=settings.bits_rate, ranges=ranges))
+    self._tuning = self._imitation(
+      self._fixed, settings.tune_steps, Rates(ranges=ranges, weights=settings.weights_rate)
+    )
     self._scores: assignment.Scores | None = None
+
+  def _prepare_calibration(self, plain: nn.Module) -> None:
+    """What ranges of a network with a field `quant` are calibrated with, which is the same at all bits."""
+    given = nn.meta.unbox(self._float['params'])
+    self._configs = calibrate.quant_configs(self._net, self._example, **self._kwargs)
+    self._axes = calibrate.output_axes(self._net, self._example, given, **self._kwargs)
+    init = lambda *arguments: self._net.init(jax.random.key(0), *arguments, **self._kwargs)
+    needed = nn.meta.unbox(jax.eval_shape(init, *self._example))['params']
+    self._params = wrap.with_parameters(needed, given, self._configs)
+    self._samples = calibrate.sample_inputs(plain, self._float, self._inputs, **self._kwargs)
+
+  def _imitation(self, model: Any, steps: int, rates: Rates) -> Imitation:
+    settings = self._settings
+    return Imitation(
+      lambda variables, arguments: self._outputs(model, variables, arguments),
+      self._batches,
+      self._taught,
+      task=self._task,
+      table=self.table,
+      steps=steps,
+      rates=rates,
+      gain=settings.gain,
+      damping=settings.damping,
+      seed=settings.seed,
+    )
 
   def search(self, budget: Budget) -> policy.Policy:
     """The policy under a budget whose network is nearest to the float one, before any tuning."""
@@ -149,8 +172,9 @@ class PostTraining:
   def scores(self) -> assignment.Scores:
     """What each bit-width of each kernel and each input costs, of `error_scores`; the same for all budgets."""
     if self._scores is None:
-      batches = [{'image': x} for x in self._batches]
-      found = Sensitivity(self._net, self._float, self._batches[0].shape[1:], batches, self._task)
+      batches, of_batch = [{'inputs': arguments} for arguments in self._batches], lambda batch: batch['inputs']
+      net, variables = self._net, nn.meta.unbox(self._float)
+      found = Sensitivity(net, variables, self._example, batches, self._task, inputs_of=of_batch, **self._kwargs)
       self._scores = found.error_scores(self._settings.draws, self._settings.seed)
     return self._scores
 
@@ -161,13 +185,9 @@ class PostTraining:
       found: the policy, however it was found.
       tuned: whether ranges and weights are tuned as well.
     """
-    variables = self._corrected(self._calibrated(jax.tree.map(np.float32, found.bits())))
-    if not (tuned and self._settings.tune_steps):
-      return variables
-    flat = _flat(variables)
-    moving = {name for name in flat if name.startswith('params/')}
+    variables = self._corrected(self._calibrated(found.bits()))
     # Statistics that were moved once more would take back what the weights have learned under these.
-    return _nested(self._learn(self._fixed, flat, moving, self._settings.tune_steps))
+    return self._tuning(variables) if tuned and self._settings.tune_steps else variables
 
   def distance(self, variables: Any) -> float:
     """How far a network with integer bits is from the float one, a mean over the batches."""
@@ -175,29 +195,26 @@ class PostTraining:
     return float(np.mean([self._task.distance(self._outputs_at(variables, x), t, 1.0) for x, t in pairs]))
 
   def _learned_policy(self, budget: Budget, start: policy.Policy) -> policy.Policy:
-    flat = _flat(self._corrected(self._calibrated(jax.tree.map(np.float32, start.bits()))))
-    moving = {name for name in flat if name.startswith('bits/') or name.endswith('alpha')}
-    flat = self._learn(self._net, flat, moving, self._settings.search_steps, budget)
-    return policy.discretize(_nested(flat)['bits'], self.table, budget)
+    learned = self._searching(self._corrected(self._calibrated(start.bits())), budget)
+    return policy.discretize(learned['bits'], self.table, budget)
 
-  def _outputs(self, model: Any, variables: Any, x: jax.Array) -> jax.Array:
-    found: Any = model.apply(variables, x, **self._kwargs)
+  def _outputs(self, model: Any, variables: Any, arguments: tuple[Any, ...]) -> jax.Array:
+    found: Any = model.apply(variables, *arguments, **self._kwargs)
     return found.astype(jnp.float32)
 
   def _calibrated(self, bits: Any) -> dict[str, Any]:
-    """The float network's variables with the ranges that are best at these bits, where that can be asked for."""
+    """The float network's variables with these bits and the ranges that are best at them."""
     if not isinstance(self._net, nn.Module):
-      inputs = jnp.concatenate(self._inputs)
-      return {**program.from_float(self._net, self._float, inputs, **self._kwargs), 'bits': bits}
-    init = lambda x: self._net.init(jax.random.key(0), x, **self._kwargs)
-    needed, given = _flat(jax.eval_shape(init, self._inputs[0])['params']), _flat(self._float['params'])
-    params = _nested({name: given.get(name, np.ones(shape.shape, np.float32)) for name, shape in needed.items()})
-    params = calibrate.kernel_ranges(params, bits, self._configs, self._axes)
+      together = lambda *xs: jnp.concatenate(xs) if xs[0].ndim else xs[0]
+      inputs = jax.tree.map(together, *self._inputs)
+      return program.from_float(self._net, self._float, inputs, bits=bits, **self._kwargs)
+    bits = jax.tree.map(np.float32, bits)
+    params = calibrate.kernel_ranges(self._params, bits, self._configs, self._axes)
     params = calibrate.clips(params, bits, self._samples, self._configs)
     return {**self._float, 'params': params, 'bits': bits}
 
   def _statistics(self, step: Callable, variables: Any) -> Any:
-    return reestimate.statistics(step, variables, [{'image': x} for x in self._batches])
+    return reestimate.statistics(step, variables, [{'inputs': arguments} for arguments in self._batches])
 
   def _corrected(self, variables: dict[str, Any]) -> dict[str, Any]:
     if self._statistics_step is None:
@@ -205,68 +222,25 @@ class PostTraining:
     after = self._statistics(self._statistics_step, variables)
     return {**variables, 'batch_stats': reestimate.corrected(self._float['batch_stats'], self._before, after)}
 
-  def _gradient(self, model: Any) -> Callable:
-    def distance(moving: Flat, rest: Flat, x: jax.Array, taught: jax.Array) -> jax.Array:
-      return self._task.distance(self._outputs(model, _nested({**rest, **moving}), x), taught, 1.0)
 
-    return jax.jit(jax.grad(distance))
+def _takes_train(net: nn.Module) -> bool:
+  """Whether it says by an argument `train` how batch norm is used; otherwise the statistics stay as they are."""
+  return 'train' in inspect.signature(net.__call__).parameters
 
-  def _learn(self, model: Any, flat: Flat, moving: set[str], steps: int, budget: Budget | None = None) -> Flat:
-    """Variables after so many steps towards the float network's outputs, and under a budget if there is one."""
-    settings = self._settings
-    learned, rest = ({n: x for n, x in flat.items() if (n in moving) == moves} for moves in (True, False))
-    rates = {name: self._rate(name, value) for name, value in learned.items()}
-    schedule = optim.cosine_part(1.0, steps)
-    optimizer = optax.chain(
-      optax.scale_by_adam(),
-      optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rates)),
-      optax.scale_by_schedule(lambda step: -schedule(step)),
+
+def _check(net: Any, batches: Any) -> None:
+  """Raises `ValueError` for what cannot be called, and for what cannot be learned from."""
+  if not (hasattr(net, 'apply') and (isinstance(net, nn.Module) or hasattr(net, 'from_float'))):
+    raise ValueError(
+      f'{type(net).__name__} has no variables apart from itself, such as an NNX module: give a linen network with a '
+      'field quant, or what quantize_model made of a linen network or a function'
     )
-    lowest, largest = (_flat({'bits': tree}) for tree in cost.bits_range(self.table))
-    penalty = None
-    if budget is not None:
-      rate = lambda step: settings.bits_rate * schedule(step)
-      controller = Controller(gain=settings.gain, damping=settings.damping, rate=rate)
-      penalty = Penalty(budget=budget, layers=tuple(self.table), controller=controller)
-
-    @jax.jit
-    def update(learned, gradients, state, multiplier, step):
-      if penalty is not None:
-        bits = {name: value for name, value in learned.items() if name.startswith('bits/')}
-        term = lambda bits: penalty(_nested(bits)['bits'], multiplier)
-        towards, ratio = jax.grad(term, has_aux=True)(bits)
-        gradients = {**gradients, **{name: gradients[name] + towards[name] for name in bits}}
-        multiplier = penalty.update(multiplier, ratio, step)
-      updates, state = optimizer.update(gradients, state)
-      learned = optax.apply_updates(learned, updates)
-      if penalty is not None:
-        learned |= {name: jnp.clip(learned[name], lowest[name], largest[name]) for name in bits}
-      return learned, state, multiplier
-
-    learned, rest = jax.tree.map(jnp.asarray, (learned, rest))
-    state, multiplier = optimizer.init(learned), jnp.float32(0)
-    rng = np.random.default_rng(settings.seed)
-    order: list[int] = []
-    for step in range(steps):
-      order = order or list(rng.permutation(len(self._batches)))
-      i = order.pop()
-      gradients = self._gradients[model](learned, rest, self._batches[i], self._taught[i])
-      learned, state, multiplier = update(learned, gradients, state, multiplier, step)
-    return {**rest, **learned}
-
-  def _rate(self, name: str, value: Any) -> jax.Array:
-    """The rate of a variable by its kind, in its own unit."""
-    if name.startswith('bits/'):
-      return jnp.float32(self._settings.bits_rate)
-    if name.endswith('alpha'):
-      return self._settings.ranges_rate * jnp.abs(value)
-    size = jnp.sqrt(jnp.mean(jnp.square(jnp.asarray(value, jnp.float32))))
-    return self._settings.weights_rate * jnp.maximum(size, _SMALLEST)
-
-
-def _flat(variables: Any) -> Flat:
-  return traverse_util.flatten_dict(variables, sep='/')
-
-
-def _nested(flat: Flat) -> dict[str, Any]:
-  return traverse_util.unflatten_dict(flat, sep='/')
+  if isinstance(net, nn.Module) and getattr(net, 'quant', None) is None:
+    raise ValueError(
+      f'{type(net).__name__} is a float network: give it with quant=QuantConfig(...), or give what quantize_model '
+      'makes of it'
+    )
+  if is_array(batches):
+    raise ValueError(f'batches are one array of shape {tuple(batches.shape)}: give a list of arrays, a batch each')
+  if not batches:
+    raise ValueError('there are no batches to learn from: give at least one, of a few hundred inputs in all')

@@ -21,32 +21,49 @@ from flax import traverse_util
 from jax import lax
 
 from fracbits_jax import tasks
-from fracbits_jax.models.common import NORM_MOMENTUM
+from fracbits_jax.layers.examples import arguments_of
 from fracbits_jax.train.step import Batch
 
 _NO_VARIANCE = 1e-12  # of a channel that is the same everywhere
 
 
 def make_statistics_step(
-  model: nn.Module, accumulate: int = 1, task: tasks.Task = tasks.CLASSIFICATION
+  model: nn.Module,
+  accumulate: int = 1,
+  task: tasks.Task = tasks.CLASSIFICATION,
+  *,
+  inputs_of: Callable[[Batch], Any] | None = None,
+  **kwargs: Any,
 ) -> Callable[[Any, Batch], Any]:
   """The step `statistics_step(variables, batch) -> batch_stats`, to be mapped over the axis `batch`.
 
   It gives the mean and the variance of what each batch norm sees in a batch, over all devices. With `accumulate` each
   part of a batch is normalised by its own statistics, as in the training step, and then the parts are taken together.
+  What is not of flax's batch norm, or of one that keeps its statistics in training as well, stays as it is.
 
   Args:
-    model: a network of `models.create` that is called as `model(inputs, train=True)`.
+    model: a network that is called as `model(inputs, train=True)`.
     accumulate: as for `step.make_train_step`.
     task: what the network is trained for.
+    inputs_of: what a batch gives the network, an array or a tuple of several; that of the task where it is `None`.
+    **kwargs: further ones for the call.
   """
+  inputs_of = task.inputs if inputs_of is None else inputs_of
+  settings = {**kwargs, 'train': True, 'mutable': ['batch_stats']}
 
   def of_part(variables: Any, batch: Batch) -> Any:
+    own, arguments = traverse_util.flatten_dict(variables['batch_stats']), arguments_of(inputs_of(batch))
+
+    def updated(flat: Any) -> Any:
+      given = {**variables, 'batch_stats': traverse_util.unflatten_dict(flat)}
+      with nn.intercept_methods(_without_dropout):
+        return traverse_util.flatten_dict(model.apply(given, *arguments, **settings)[1].get('batch_stats', {}))
+
+    steps = _steps(lambda: updated(own))
     # From 0 the moving average takes one step towards the batch, and dividing by its length leaves the batch's own.
-    nothing = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
-    inputs = task.inputs(batch)
-    _, updated = model.apply({**variables, 'batch_stats': nothing}, inputs, train=True, mutable=['batch_stats'])
-    return jax.tree.map(lambda x: x / (1 - NORM_MOMENTUM), updated['batch_stats'])
+    found = updated({name: jnp.zeros_like(x) if name[:-1] in steps else x for name, x in own.items()})
+    found = {name: found[name] / steps[name[:-1]] if name[:-1] in steps else x for name, x in own.items()}
+    return traverse_util.unflatten_dict(found)
 
   def statistics_step(variables: Any, batch: Batch) -> Any:
     if accumulate == 1:
@@ -57,20 +74,56 @@ def make_statistics_step(
   return statistics_step
 
 
+def _without_dropout(call: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+  """Intercepts modules: what is dropped in training is there in evaluation, for which statistics are."""
+  is_dropout = isinstance(context.module, nn.Dropout) and context.method_name == '__call__'
+  return (args[0] if args else kwargs['inputs']) if is_dropout else call(*args, **kwargs)
+
+
+def _steps(apply: Callable[[], Any]) -> dict[tuple[str, ...], float]:
+  """By path, the part of the way that each batch norm's running statistics go towards those of a batch.
+
+  Those that keep theirs are absent.
+
+  Args:
+    apply: calls the network; its shapes alone are traced.
+  """
+  found: dict[tuple[str, ...], float] = {}
+
+  def see(call, args, kwargs, context):
+    norm = context.module
+    if isinstance(norm, nn.BatchNorm) and context.method_name == '__call__':
+      given = kwargs.get('use_running_average', args[1] if len(args) > 1 else None)
+      if not (norm.use_running_average if given is None else given) and norm.momentum != 1:
+        found[norm.path] = 1 - norm.momentum
+    return call(*args, **kwargs)
+
+  with nn.intercept_methods(see):
+    jax.eval_shape(apply)
+  return found
+
+
 def _by_norm(function: Callable[..., tuple[jax.Array, jax.Array]], *trees: Any) -> Any:
-  """`function` of the means and variances of each batch norm, which gives a mean and a variance."""
+  """`function` of the means and variances of each batch norm, which gives a mean and a variance.
+
+  What else there is, such as a norm of spectra, stays as the first tree has it.
+  """
   flat = [traverse_util.flatten_dict(tree) for tree in trees]
-  found: dict[tuple[str, ...], Any] = {}
+  found = dict(flat[0])
   for *path, which in flat[0]:
-    if which == 'mean':
-      names = (*path, 'mean'), (*path, 'var')
+    names = (*path, 'mean'), (*path, 'var')
+    if which == 'mean' and names[1] in found:
       found |= zip(names, function(*(tree[name] for tree in flat for name in names)), strict=True)
   return traverse_util.unflatten_dict(found)
 
 
 def _together(parts: Any) -> Any:
   """The statistics of equal parts, given along a leading axis, as if they had been one."""
-  return _by_norm(lambda mean, var: (jnp.mean(mean, axis=0), jnp.mean(var, axis=0) + jnp.var(mean, axis=0)), parts)
+
+  def together(_mean, _var, mean, var):
+    return jnp.mean(mean, axis=0), jnp.mean(var, axis=0) + jnp.var(mean, axis=0)
+
+  return _by_norm(together, jax.tree.map(lambda x: x[0], parts), parts)
 
 
 @jax.jit
@@ -92,9 +145,10 @@ def statistics(step: Callable[[Any, Batch], Any], variables: Any, batches: Itera
     variables: of the network, replicated; their own statistics do not matter.
     batches: on the devices; at least one.
   """
-  total = jax.tree.map(jnp.zeros_like, variables['batch_stats'])
+  total = None
   for count, batch in enumerate(batches):
-    total = _merged(total, step(variables, batch), jnp.float32(count))
+    found = step(variables, batch)
+    total = found if total is None else _merged(total, found, jnp.float32(count))
   return total
 
 

@@ -24,7 +24,7 @@ np.savez(sys.argv[3], all=network.call(images), some=network.call(images[:3]))
 """
 
 
-@pytest.mark.parametrize(('scheme', 'granularity'), [('original', 'kernel'), ('lsq', 'kernel')])
+@pytest.mark.parametrize(('scheme', 'granularity'), [('original', 'kernel'), ('lsq', 'layer'), ('lsq', 'kernel')])
 def test_it_runs_bit_for_bit_without_the_networks_code(scheme, granularity, tmp_path):
   source = export_nets.source(scheme, granularity)
   said = stablehlo.write(source, tmp_path / 'net.stablehlo')

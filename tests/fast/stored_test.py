@@ -38,7 +38,9 @@ def test_trees_without_anything_traced_are_left_to_the_function(tree):
 def test_the_learning_rate_is_computed_once_for_all_parameters():
   learned = {'params': {str(i): jnp.ones(3) for i in range(12)}, 'bits': {}}
   mask = dict.fromkeys(learned['params'], True)
-  optimizer = optim.sgd(optim.cosine_part(0.1, 100), momentum=0.9, weight_decay=0.1, mask=mask, bits_rate=None)
+  optimizer = optim.optimizer(
+    'sgd', optim.cosine_part(0.1, 100), momentum=0.9, weight_decay=0.1, mask=mask, bits_rate=None
+  )
   update = jax.jit(optimizer.update)
   text = update.lower(learned, optimizer.init(learned), learned).compile().as_text()
   assert 1 <= len(re.findall(r' cosine\(', text)) <= 2
@@ -63,7 +65,9 @@ def test_the_program_of_a_search_grows_with_its_layers_and_not_with_their_square
     bits = cost.uniform_bits(layers, 3.0)
     controller = Controller(gain=1.0, damping=1.0, rate=lambda step: 0.1)
     penalty = Penalty(budget=cost.budget('bitops', layers, equivalent_bits=2.5), layers=layers, controller=controller)
-    optimizer = optim.sgd(optim.cosine_part(0.1, 100), momentum=0.9, weight_decay=0.0, mask={}, bits_rate=10.0)
+    optimizer = optim.optimizer(
+      'sgd', optim.cosine_part(0.1, 100), momentum=0.9, weight_decay=0.0, mask={}, bits_rate=10.0
+    )
 
     def step(bits, state, multiplier):
       gradient = jax.grad(lambda bits: penalty(bits, multiplier)[0])(bits)

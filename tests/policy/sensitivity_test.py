@@ -35,14 +35,39 @@ def squared_error(outputs, batch):
   return jnp.mean((outputs - batch['target']) ** 2)
 
 
+class Last(nn.Module):
+  """Kernels whose output channels are the last axis; with the others below the same networks."""
+
+  quant: QuantConfig | None = None
+
+  @nn.compact
+  def __call__(self, x, scale=1.0):
+    x = nn.relu(QuantConv(4, (1, 1), quant=self.quant, name='first')(scale * x)).reshape(len(x), -1)
+    x = nn.relu(QuantDense(6, quant=self.quant, name='second')(x))
+    return QuantDense(3, quant=self.quant, name='third')(x)
+
+
+class Elsewhere(nn.Module):
+  quant: QuantConfig | None = None
+
+  @nn.compact
+  def __call__(self, x, scale):
+    layer = lambda kind, *args, **how: layers.quantized_class(kind)(*args, quant=self.quant, **how)
+    transposed = layer(nn.ConvTranspose, 4, (1, 1), transpose_kernel=True, name='first')
+    x = nn.relu(transposed(scale * x)).reshape(len(x), -1)
+    x = nn.relu(layer(nn.DenseGeneral, (2, 3), name='second')(x))
+    return layer(nn.Einsum, (3, 2, 3), 'nab,cab->nc', name='third')(x)
+
+
 # A task, a scheme and its ranges -> the loss, for which Hessian and rise are found in full.
 CASES = {
   (tasks.CLASSIFICATION, 'original', 'layer'): cross_entropy,
+  (tasks.REGRESSION, 'lsq', 'layer'): squared_error,
   (tasks.REGRESSION, 'lsq', 'channel'): squared_error,
 }
 
 
-@pytest.fixture(scope='module', params=CASES, ids=lambda case: f'{case[0].name}-{case[1]}')
+@pytest.fixture(scope='module', params=CASES, ids=lambda case: f'{case[0].name}-{case[1]}-{case[2]}')
 def measured(request):
   rng = np.random.default_rng(0)
   batch = {'image': rng.integers(0, 256, (4, 4, 4, 1)).astype(np.uint8), 'label': np.arange(4) % 3}
@@ -133,6 +158,32 @@ def test_an_error_score_is_the_second_order_rise_by_that_very_error(measured):
     gradient = jax.grad(lambda x: outputs(x, params['dense']['kernel']))
     expected = jnp.vdot(d, jax.jvp(gradient, (hidden,), (d,))[1]) / 2
     np.testing.assert_allclose(scores['dense', 'input'][bits], expected, rtol=0.2)
+
+
+@pytest.mark.parametrize('ranges', ['layer', 'channel'])
+def test_scores_are_the_same_wherever_a_kernel_has_its_output_channels(ranges):
+  x = jax.random.normal(jax.random.key(0), (4, 2, 2, 5))
+  quant = QuantConfig(choices=(2, 4), scheme='lsq', kernel_ranges=ranges, signed_input=True)
+  params = Last().init(jax.random.key(1), x)['params']
+  axes = {'first': lambda k: jnp.swapaxes(k, 2, 3), 'second': lambda k: k.reshape(-1, 2, 3)}
+  axes['third'] = lambda k: jnp.moveaxis(k.reshape(2, 3, 3), -1, 0)
+  biases = {'second': lambda b: b.reshape(2, 3)}
+  moved = {
+    name: {'kernel': axes[name](p['kernel']), 'bias': biases.get(name, jnp.asarray)(p['bias'])}
+    for name, p in params.items()
+  }
+  how = dict(inputs_of=lambda batch: batch['x'], scale=2.0)
+  batch = {'x': x, 'label': np.arange(4) % 3}
+  found, expected = (
+    sensitivity.Sensitivity(net(quant=quant), {'params': p}, x, [batch], **how)
+    for net, p in ((Elsewhere, moved), (Last, params))
+  )
+  for scores in ('error_scores', 'loss_scores', 'errors'):
+    of_each, of_last = getattr(found, scores)(), getattr(expected, scores)()
+    assert of_each.keys() == of_last.keys()
+    for slot, by_bits in of_last.items():
+      got = [of_each[slot][bits] for bits in by_bits]
+      np.testing.assert_allclose(got, list(by_bits.values()), rtol=1e-3, atol=1e-6, err_msg=f'{scores} of {slot}')
 
 
 def test_a_quantized_kernel_has_the_scale_at_which_it_is_nearest():

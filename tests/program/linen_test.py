@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,8 @@ from fracbits_jax.train import optim
 
 IMAGES = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
 BY_CHANNEL = QuantConfig(scheme='lsq', granularity='kernel', kernel_ranges='channel')
+BY_LAYER = dataclasses.replace(BY_CHANNEL, kernel_ranges='layer')
+OF_LAYER = ('depthwise', 'attention/query', 'einsum')  # with one range a kernel, in the same program
 
 
 class Everything(nn.Module):
@@ -40,7 +44,7 @@ class Everything(nn.Module):
 def everything():
   model = Everything()
   variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
-  net = quantize_model(model, IMAGES, default=BY_CHANNEL)
+  net = quantize_model(model, IMAGES, [(name, BY_LAYER) for name in OF_LAYER], default=BY_CHANNEL)
   return model, variables, net, from_float(net, variables, IMAGES)
 
 
@@ -54,12 +58,14 @@ def test_parameters_keep_their_names_and_shapes(everything):
   np.testing.assert_array_equal(plain.apply(variables, IMAGES), jax.jit(model.apply)(variables, IMAGES))
 
 
-def test_every_channel_of_every_kind_of_layer_has_its_range(everything):
+def test_every_kind_of_layer_has_a_range_or_one_for_each_channel(everything):
   _, _, net, quantized = everything
   leaves = jax.tree_util.tree_leaves_with_path(quantized['params'])
   found = {path[-2].key: x for path, x in leaves if path[-1].key == 'kernel_alpha'}
   counts = {'conv': 8, 'depthwise': 8, 'query': 8, 'key': 8, 'value': 8, 'out': 8, 'up': 4, 'einsum': 15, 'general': 6}
-  assert {name: x.shape for name, x in found.items()} == {name: (count,) for name, count in counts.items()}
+  of_layer = {name.split('/')[-1] for name in OF_LAYER}
+  shapes = {name: () if name in of_layer else (count,) for name, count in counts.items()}
+  assert {name: x.shape for name, x in found.items()} == shapes
   # A range that is the best for another channel is not the best for this one: those of the transposed convolution.
   kernel = jnp.moveaxis(quantized['params']['up']['kernel'], 2, -1)
   error = lambda alpha: jnp.mean((lsq.kernel(kernel, 8, alpha) - kernel) ** 2)

@@ -76,19 +76,27 @@ def test_every_kind_of_layer_is_counted():
   assert jax.tree.map(jnp.shape, nnx_adapter.bits(model)) == jax.tree.map(np.shape, cost.uniform_bits(table, 8.0))
 
 
-def test_it_computes_what_the_same_network_in_linen_computes():
+@pytest.mark.parametrize('ranges', ['layer', 'channel'])
+def test_it_computes_what_the_same_network_in_linen_computes(ranges):
   model, linen = own_networks.NNXDenoiser(4, rngs=nnx.Rngs(0)), own_networks.Denoiser(4)
   names = {'Conv_0': 'down1', 'Conv_1': 'down2', 'Conv_2': 'middle', 'ConvTranspose_0': 'up1', 'ConvTranspose_1': 'up2'}
   layers = {ours: getattr(model, theirs) for ours, theirs in names.items()}
   params = {ours: {'kernel': layer.kernel[...], 'bias': layer.bias[...]} for ours, layer in layers.items()}
-  quant = dataclasses.replace(QUANT, kernel_ranges='channel', input_offset=True)
+  quant = dataclasses.replace(QUANT, kernel_ranges=ranges, input_offset=ranges == 'channel')
   net = quantize_model(linen, IMAGES, default=quant)
   variables = from_float(net, {'params': params}, IMAGES)
   quantize_model(model, IMAGES, default=quant)
-  for ours, layer in layers.items():
-    np.testing.assert_array_equal(layer.alpha[...], variables['params'][ours]['alpha'])
-    np.testing.assert_array_equal(layer.kernel_alpha[...], variables['params'][ours]['kernel_alpha'])
+
+  def compare(variables):
+    for ours, layer in layers.items():
+      np.testing.assert_array_equal(layer.alpha[...], variables['params'][ours]['alpha'])
+      np.testing.assert_array_equal(layer.kernel_alpha[...], variables['params'][ours]['kernel_alpha'])
+
+  compare(variables)
   np.testing.assert_allclose(model(IMAGES), net.apply(variables, IMAGES), atol=1e-6)
+  nnx_adapter.set_bits(model, cost.uniform_bits(cost.trace(model, IMAGES), 3.0))
+  nnx_adapter.calibrate(model, IMAGES)
+  compare(from_float(net, {'params': params}, IMAGES, bits=cost.uniform_bits(cost.trace(net, IMAGES), 3.0)))
 
 
 def test_an_nnx_model_is_searched_discretized_and_finetuned():

@@ -1,5 +1,7 @@
 """Layers within a scan are those of the unrolled network: the same outputs, costs, gradients of bits and policies."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ LAYERS, TOKENS = 3, jax.random.randint(jax.random.key(0), (2, 6), 0, 11)
 QUANT = QuantConfig(
   scheme='lsq', choices=range(2, 9), init_bits=4.5, granularity='kernel', kernel_ranges='channel', input_offset=True
 )
+BY_LAYER = dataclasses.replace(QUANT, kernel_ranges='layer')
 
 
 class Block(nn.Module):
@@ -49,7 +52,8 @@ def both():
   stacked = {'params': {**rest, 'layers': jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}}
   found = []
   for scanned, float_variables in ((False, variables), (True, stacked)):
-    net = quantize_model(Transformer(scanned), TOKENS, [('.*product.*', QUANT)], default=QUANT)
+    rules = [('.*product.*', QUANT), ('.*/(up|query)', BY_LAYER)]  # ranges of layers and of channels in one program
+    net = quantize_model(Transformer(scanned), TOKENS, rules, default=QUANT)
     found.append((net, from_float(net, float_variables, TOKENS), cost.trace(net, TOKENS, strict=True)))
   return found
 
@@ -88,6 +92,16 @@ def test_scanned_and_unrolled_layers_are_the_same_network(both):
     np.testing.assert_allclose(of_layer_scanned[key], expected, atol=1e-6 * largest, err_msg=str(key))
     assert np.isfinite(expected).all(), key
     assert np.abs(expected).max() > 0, key
+
+
+def test_ranges_lie_in_a_stack_and_are_those_of_the_unrolled_layers(both):
+  (_, variables, _), (_, variables_scanned, _) = both
+  stacked = variables_scanned['params']['layers']
+  assert stacked['up']['kernel_alpha'].shape == (LAYERS,)
+  assert stacked['down']['kernel_alpha'].shape == (LAYERS, 8)
+  for layer in ('up', 'down'):
+    unrolled = [variables['params'][f'layers_{i}'][layer]['kernel_alpha'] for i in range(LAYERS)]
+    np.testing.assert_allclose(stacked[layer]['kernel_alpha'], unrolled, rtol=1e-6)
 
 
 def test_a_policy_of_one_is_one_of_the_other(both, tmp_path):

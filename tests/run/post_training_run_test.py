@@ -1,11 +1,13 @@
 """A search that keeps the weights and the float network's batch norm statistics, on the common loop."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from flax import traverse_util
 from tiny import tiny
 
-from fracbits_jax.run import experiment, runner
+from fracbits_jax.run import begin, experiment, phase, runner
 from fracbits_jax.run.checkpoint import Checkpoints
 
 POST_TRAINING = {
@@ -58,3 +60,17 @@ def test_a_float_network_that_is_not_there_cannot_be_kept():
   phases = {'phases': ('search', 'finetune')}
   assert 'add pretrain to phases, or give one by init_from' in refuse(**{'model.frozen_norm': True}, **phases)
   assert refuse(**{'pretrain.weights_rate': 0.0}).startswith('pretrain.weights_rate=0 keeps the weights')
+
+
+def test_statistics_that_are_not_moved_need_no_float_network(tmp_path, monkeypatch):
+  def refused(experiment):
+    raise AssertionError('a float network is made')
+
+  monkeypatch.setattr(begin, 'float_variables', refused)
+  monkeypatch.setattr(begin, 'with_statistics', lambda experiment, name, state, kept=None: (state, kept))
+  experiment_of = lambda **changes: experiment.prepare(tiny(**changes))
+  computed = phase.Phase('finetune', experiment_of(phases=('search', 'finetune')), tmp_path, states={})
+  assert computed._with_statistics('state') == ('state', None)
+  trained = SimpleNamespace(variables='of the float network')
+  kept = phase.Phase('finetune', experiment_of(**POST_TRAINING), tmp_path, states={'pretrain': trained})
+  assert kept._with_statistics('state') == ('state', 'of the float network')

@@ -44,7 +44,7 @@ def test_a_layer_without_parameters_is_named():
 
 
 def updates(gradients, learned, **settings):
-  optimizer = optim.sgd(lambda step: 0.1, momentum=0.9, mask={'w': True, 'b': False}, **settings)
+  optimizer = optim.optimizer('sgd', lambda step: 0.1, momentum=0.9, mask={'w': True, 'b': False}, **settings)
   return optimizer.update(gradients, optimizer.init(learned), learned)[0]
 
 
@@ -59,9 +59,29 @@ def test_weights_and_bits_have_rates_of_their_own():
   assert updates(gradients, learned, weight_decay=0.5, bits_rate=None)['bits']['k'] == 0
 
 
+def test_weights_are_what_is_no_range_of_a_quantized_layer():
+  """A parameter of one's own that is called or ends like a range is a weight."""
+  table = [Layer(name='conv', macs=1, weights=1, channels=1), Layer(name='own', macs=1, weights=1, channels=1)]
+  params = {
+    'conv': {'kernel': 1.0, 'alpha': 1.0, 'kernel_alpha': 1.0, 'my_alpha': 1.0},
+    'scale': {'alpha': 1.0},
+    'own': 1.0,  # a weight that is named after its parameter has its ranges beside it
+    'own_alpha': 1.0,
+    'empty': {},
+  }
+  learned = {'params': jax.tree.map(jnp.float32, params), 'bits': {'k': jnp.float32(3)}}
+  optimizer = optim.with_weights_rate(optax.identity(), 0.5, table)
+  found, _ = optimizer.update(learned, optimizer.init(learned), learned)
+  moved = {'kernel': 0.5, 'alpha': 1, 'kernel_alpha': 1, 'my_alpha': 0.5}
+  expected = {'conv': moved, 'scale': {'alpha': 0.5}, 'own': 0.5, 'own_alpha': 1, 'empty': {}}
+  assert jax.tree.map(float, found) == {'params': expected, 'bits': {'k': 3}}
+
+
 def test_momentum_is_nesterov():
   learned = {'params': {'w': jnp.float32(1), 'b': jnp.float32(1)}, 'bits': {}}
-  ours = optim.sgd(lambda step: 0.1, momentum=0.9, weight_decay=0.0, mask={'w': True, 'b': False}, bits_rate=None)
+  ours = optim.optimizer(
+    'sgd', lambda step: 0.1, momentum=0.9, weight_decay=0.0, mask={'w': True, 'b': False}, bits_rate=None
+  )
   theirs = optax.sgd(0.1, 0.9, nesterov=True)
   states = [o.init(learned) for o in (ours, theirs)]
   for g in (1.0, -2.0, 0.5):

@@ -1,12 +1,15 @@
 """Post-training mixed precision on a network that was never trained: what its float outputs are is all that counts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
 
-from fracbits_jax import cost, policy, quantize_model
+from fracbits_jax import cost, from_float, policy, quantize_model
 from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense, wrap
 from fracbits_jax.train.post_training import PostTraining, Settings
 
@@ -31,6 +34,41 @@ class Plain(nn.Module):
   @nn.compact
   def __call__(self, x):
     return nn.Dense(5)(nn.relu(nn.Conv(8, (3, 3), strides=2)(x / 255)).reshape(len(x), -1))
+
+
+class Tokens(nn.Module):
+  """A classifier of tokens that are not masked; it has to be told whether it is trained."""
+
+  quant: QuantConfig | None = None
+
+  @nn.compact
+  def __call__(self, tokens, mask, train):
+    x = nn.Embed(11, 6)(tokens) * mask[:, :, None]  # takes integers alone
+    x = QuantDense(8, quant=self.quant, name='first')(x)
+    x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.5, name='norm')(x))
+    return QuantDense(5, quant=self.quant, name='second')(x.mean(1))
+
+
+class Scanned(nn.Module):
+  """Two layers in a scan, by a stranger."""
+
+  @nn.compact
+  def __call__(self, tokens, train):
+    del train
+    layers = nn.scan(Layer, variable_axes={'params': 0}, split_rngs={'params': True}, length=2)
+    x, _ = layers(name='layers')(nn.Embed(11, 8, name='embed')(tokens), None)
+    return nn.Dense(5, name='head')(x.mean(1))
+
+
+class Layer(nn.Module):
+  @nn.compact
+  def __call__(self, x, _):
+    return x + nn.relu(nn.Dense(8, name='dense')(x)), None
+
+
+def sentences():
+  rng = np.random.default_rng(0)
+  return [(rng.integers(11, size=(8, 4)), np.float32(rng.integers(2, size=(8, 4)))) for _ in range(2)]
 
 
 def batches():
@@ -106,6 +144,53 @@ def test_a_network_of_ones_own_is_quantized_as_well():
   outputs = wrap.with_fixed_bits(net).apply(quantized, images[0])
   taught = Plain().apply(variables, images[0])
   assert np.corrcoef(outputs.reshape(-1), taught.reshape(-1))[0, 1] > 0.9
+
+
+def test_a_network_of_several_inputs_of_any_dtype_is_called_as_it_has_to_be():
+  """Tokens and a mask; statistics are those that quantization moves, whatever momentum the norm has."""
+  quant = dataclasses.replace(QUANT, signed_input=True)
+  variables = Tokens().init(jax.random.key(0), *sentences()[0], train=False)
+  settings = Settings(search_steps=2, tune_steps=2, draws=1)
+  found = PostTraining(Tokens(quant=quant), variables, sentences(), settings=settings, train=False)
+  chosen = found.search(cost.budget('bitops', found.table, equivalent_bits=4))
+  quantized = found.variables_at(chosen)
+  assert wrap.with_fixed_bits(Tokens(quant=quant)).apply(quantized, *sentences()[0], train=False).shape == (8, 5)
+  eight = policy.from_bits(cost.uniform_bits(found.table, 8), found.table, cost.Budget(metric='bitops', target=1.0))
+  norm = found.variables_at(eight, tuned=False)['batch_stats']['norm']
+  np.testing.assert_allclose(norm['mean'], 0, atol=0.02)
+  np.testing.assert_allclose(norm['var'], 1, rtol=0.05)
+
+
+def test_ranges_of_a_strangers_network_are_those_of_the_policys_bits():
+  """Each layer of a scan at its own bits, and a search from there."""
+  tokens = [tokens for tokens, _ in sentences()]
+  variables = Scanned().init(jax.random.key(0), tokens[0], train=False)
+  make = lambda bits: quantize_model(
+    Scanned(), tokens[0], default=dataclasses.replace(QUANT, init_bits=bits), edge_bits=None, train=False
+  )
+  settings = Settings(search_steps=2, tune_steps=0, calibration=8)
+  found = PostTraining(make(8), variables, tokens, settings=settings, train=False)
+  bits = cost.fill_bits(found.table, lambda layer, *_: 2 if layer.index == (1,) else 3)
+  mixed = policy.from_bits(bits, found.table, cost.Budget(metric='bitops', target=1.0))
+  params = found.variables_at(mixed)['params']
+  expected = {b: from_float(make(b), variables, tokens[0], train=False)['params'] for b in (2, 3)}
+  for which in ('alpha', 'kernel_alpha'):
+    of_layers = params['layers']['dense'][which]
+    # The first layer of all: what the second one is calibrated on does not depend on bits.
+    np.testing.assert_allclose(of_layers[0], expected[3]['layers']['dense'][which][0], rtol=1e-6)
+    np.testing.assert_allclose(of_layers[1], expected[2]['layers']['dense'][which][1], rtol=1e-6)
+    np.testing.assert_allclose(params['head'][which], expected[3]['head'][which], rtol=1e-6)
+  budget = cost.budget('bitops', found.table, equivalent_bits=4)
+  assert budget.holds(found.search(budget).bits(), found.table)
+
+
+def test_what_cannot_be_called_is_refused():
+  with pytest.raises(ValueError, match=r'Linear has no variables apart from itself.*give a linen network'):
+    PostTraining(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), {}, batches())
+  with pytest.raises(ValueError, match=r'Net is a float network: give it with quant=QuantConfig'):
+    PostTraining(Net(), {}, batches())
+  with pytest.raises(ValueError, match=r'batches are one array of shape \(16, 8, 8, 3\): give a list of arrays'):
+    PostTraining(Net(quant=QUANT), {}, batches()[0])
 
 
 def test_nothing_to_learn_from_is_refused():

@@ -68,6 +68,44 @@ def test_the_first_norm_has_the_mean_and_the_variance_of_all_data_in_one_batch(a
   np.testing.assert_allclose(found['var'][0], data.var(0), rtol=1e-3)
 
 
+class Others(nn.Module):
+  """Norms with momenta of their own, one of which keeps its statistics, dropout, and a norm of spectra."""
+
+  @nn.compact
+  def __call__(self, tokens, scale, train):
+    x = jnp.stack([tokens, 2.0 * tokens], -1) * scale
+    x = nn.BatchNorm(use_running_average=not train, momentum=0.5, name='half')(x)
+    x = nn.Dropout(0.5, deterministic=not train)(x)
+    x = nn.BatchNorm(use_running_average=True, name='kept')(x)
+    x = nn.SpectralNorm(nn.Dense(2, use_bias=False))(x, update_stats=train)
+    return nn.BatchNorm(momentum=0.99, name='most')(x, use_running_average=not train)
+
+
+def test_every_norm_has_its_own_momentum_and_what_keeps_its_statistics_stays():
+  tokens = jax.random.randint(jax.random.key(0), (2, 16), 0, 9)
+  variables = Others().init(jax.random.key(1), tokens[0], 3.0, train=False)
+  variables['batch_stats']['kept'] = {'mean': jnp.float32([1, 2]), 'var': jnp.float32([3, 4])}
+  how = dict(inputs_of=lambda batch: (batch['tokens'], 3.0), train=False)
+  statistics = jax.jit(reestimate.make_statistics_step(Others(), **how))
+  found = reestimate.statistics(statistics, variables, [{'tokens': x} for x in tokens])
+  in_parts = reestimate.make_statistics_step(Others(), 2, **how)
+  assert jax.tree.map(jnp.shape, jax.eval_shape(in_parts, variables, {'tokens': tokens[0]})) == jax.tree.map(
+    jnp.shape, variables['batch_stats']
+  )
+  x = np.stack([tokens, 2 * tokens], -1).reshape(-1, 2) * 3.0
+  np.testing.assert_allclose(found['half']['mean'], x.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(found['half']['var'], x.var(0), rtol=1e-4)
+  for name in ('kept', 'SpectralNorm_0'):
+    jax.tree.map(np.testing.assert_array_equal, found[name], variables['batch_stats'][name])
+  # The last one sees what the ones before have made of each batch.
+  seen = [statistics(variables, {'tokens': x})['most'] for x in tokens]
+  np.testing.assert_allclose(found['most']['mean'], np.mean([s['mean'] for s in seen], 0), rtol=1e-4)
+  assert all((np.asarray(s['var']) > 0.01).all() for s in seen)
+  same = reestimate.corrected(variables['batch_stats'], found, found)
+  np.testing.assert_allclose(same['kept']['var'], [3, 4], rtol=1e-6)
+  jax.tree.map(np.testing.assert_array_equal, same['SpectralNorm_0'], variables['batch_stats']['SpectralNorm_0'])
+
+
 def test_statistics_are_moved_as_those_of_a_few_batches_move():
   trained = {'a': {'norm': {'mean': jnp.float32([1, 2]), 'var': jnp.float32([4, 1])}}}
   before = {'a': {'norm': {'mean': jnp.float32([3, 2]), 'var': jnp.float32([1, 0])}}}

@@ -27,7 +27,8 @@ def setting(granularity='layer'):
   model = tiny.smallest(num_classes=10, width=0.125, quant=quant, axis_name='batch')
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))
   table = cost.trace(model, SHAPE)
-  optimizer = optim.sgd(
+  optimizer = optim.optimizer(
+    'sgd',
     optim.cosine_part(0.02, 100),
     momentum=0.9,
     weight_decay=1e-4,
@@ -90,8 +91,8 @@ def test_a_search_step_moves_weights_clips_bits_and_statistics():
 def test_the_bits_follow_the_penalty_and_stay_in_range():
   """With a penalty that outweighs the task, bits over the target fall, and none leaves the allowed range."""
   model, table, _, state = setting()
-  optimizer = optim.sgd(
-    lambda step: 1.0, momentum=0.0, weight_decay=0.0, mask=optim.decay_mask(state.params, table), bits_rate=1e4
+  optimizer = optim.optimizer(
+    'sgd', lambda step: 1.0, momentum=0.0, weight_decay=0.0, mask=optim.decay_mask(state.params, table), bits_rate=1e4
   )
   limit = penalty.Penalty(budget=cost.budget('bitops', table, equivalent_bits=1.5), layers=table, kappa=1e4)
   step = steps_of.make_train_step(model, optimizer, limit, jax.tree.map(jnp.float32, cost.bits_range(table)))
@@ -122,7 +123,7 @@ def test_drawn_bit_widths_are_the_same_on_every_device_and_others_at_every_step(
   quant = QuantConfig(init_bits=3.5, choices=CHOICES, stochastic=True, alpha_init=2.0)
   model = tiny.smallest(num_classes=10, width=0.125, quant=quant, axis_name='batch')
   _, _, _, state = setting()
-  optimizer = optim.sgd(lambda step: 0.0, momentum=0.0, weight_decay=0.0, mask=True, bits_rate=None)
+  optimizer = optim.optimizer('sgd', lambda step: 0.0, momentum=0.0, weight_decay=0.0, mask=True, bits_rate=None)
   state = state.replace(opt_state=optimizer.init({'params': state.params, 'bits': state.bits}))
   step = steps_of.make_train_step(model, optimizer, draw_seed=3)
 
@@ -161,7 +162,7 @@ def two_layers(*, norm, stochastic=False):
   variables = {'batch_stats': {}, **jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *SHAPE)))}
   table = cost.trace(model, SHAPE)
   mask = optim.decay_mask(variables['params'], table)
-  optimizer = optim.sgd(lambda step: 0.05, momentum=0.9, weight_decay=1e-4, mask=mask, bits_rate=5.0)
+  optimizer = optim.optimizer('sgd', lambda step: 0.05, momentum=0.9, weight_decay=1e-4, mask=mask, bits_rate=5.0)
   limit = penalty.Penalty(budget=cost.budget('bitops', table, equivalent_bits=3), layers=table, kappa=1.0)
   create = functools.partial(steps_of.make_train_step, model, optimizer, limit)
   return model, jax.tree.map(np.asarray, begin.state(variables, optimizer)), create
