@@ -4,8 +4,9 @@
     policy, quantized = post_training.search(net, variables, batches, budget)
 
 Everything follows from the outputs of the float network, the task's distance from which takes the place of a loss. The
-search starts where an integer program puts the bits for `Sensitivity.error_scores`, and learns bits and ranges from
-there, under a controlled penalty; the weights stay. Of both policies the one that is nearer to the float network is it.
+bits are where an integer program puts them for `Sensitivity.error_scores`. Where there are no such scores, or where it
+is asked for, bits and ranges are learned under a controlled penalty, from there or from uniform bits, and the weights
+stay; of both policies the one that is nearer to the float network is it.
 
 At the integer bits of a policy, found this way or any other, ranges are calibrated anew, batch norm's statistics are
 moved as quantization moves them (`reestimate.corrected`), and a few steps tune ranges and, nearly frozen, the weights,
@@ -31,6 +32,8 @@ from fracbits_jax.policy.sensitivity import Sensitivity
 from fracbits_jax.train import reestimate
 from fracbits_jax.train.imitation import Imitation, Rates
 
+_SEARCH_STEPS = 100  # where nothing but the search says which layer needs how many bits
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -38,6 +41,7 @@ class Settings:
 
   Attributes:
     search_steps: of the bits and the ranges, a batch each; 0 leaves the bits where the integer program put them.
+      `None`: 100 where there are no scores for it; where there are, steps from its policy find no nearer one.
     tune_steps: of ranges and weights at integer bits; 0 leaves them as calibrated.
     bits_rate: of Adam, in bits.
     ranges_rate: of Adam, in parts of a range.
@@ -49,11 +53,11 @@ class Settings:
     seed: of the order of the batches, and of the draws.
   """
 
-  search_steps: int = 100
-  tune_steps: int = 200
+  search_steps: int | None = None
+  tune_steps: int = 60
   bits_rate: float = 0.03
-  ranges_rate: float = 3e-3
-  weights_rate: float = 1e-3
+  ranges_rate: float = 1e-3
+  weights_rate: float = 1e-4
   gain: float = 4.0
   damping: float = 40.0
   draws: int = 2
@@ -119,8 +123,9 @@ class PostTraining:
     self._statistics_step = make(self._fixed) if has_norms else None
     self._before = self._statistics(make(plain), variables) if has_norms else None
     self._outputs_at = jax.jit(lambda variables, arguments: self._outputs(self._fixed, variables, arguments))
-    ranges = settings.ranges_rate
-    self._searching = self._imitation(net, settings.search_steps, Rates(bits=settings.bits_rate, ranges=ranges))
+    ranges, steps = settings.ranges_rate, settings.search_steps
+    self._search_steps = steps if steps is not None else 0 if isinstance(net, nn.Module) else _SEARCH_STEPS
+    self._searching = self._imitation(net, self._search_steps, Rates(bits=settings.bits_rate, ranges=ranges))
     self._tuning = self._imitation(
       self._fixed, settings.tune_steps, Rates(ranges=ranges, weights=settings.weights_rate)
     )
@@ -154,7 +159,7 @@ class PostTraining:
   def search(self, budget: Budget) -> policy.Policy:
     """The policy under a budget whose network is nearest to the float one, before any tuning."""
     start = self.first_policy(budget)
-    if not self._settings.search_steps:
+    if not self._search_steps:
       return start
     learned = self._learned_policy(budget, start)
     if learned == start:
