@@ -35,7 +35,7 @@ def from_float(net: nn.Module, variables: Mapping[str, Any], inputs: Any, **kwar
   params = _with_parameters(start['params'], nn.meta.unbox(variables['params']))
   configs = calibrate.quant_configs(net, inputs, **kwargs)
   bits = _initial_bits(start.get('bits', {}), configs)
-  has_channels = any(quant.kernel_ranges == 'channel' for quant in configs.values())
+  has_channels = any(quant.range_kind != 'layer' for quant in configs.values())
   axes = calibrate.output_axes(net, inputs, params, **kwargs) if has_channels else {}
   params = calibrate.kernel_ranges(params, bits, configs, axes)
   samples = calibrate.sample_inputs(without_quantization(net), variables, [inputs], **kwargs)

@@ -115,7 +115,7 @@ class PostTraining:
     self._inputs = self._batches[:count]  # of which ranges are calibrated
     if isinstance(net, nn.Module):
       self._configs = calibrate.quant_configs(net, self._batches[0][:1], **kwargs)
-      each = any(quant.kernel_ranges == 'channel' for quant in self._configs.values())
+      each = any(quant.range_kind != 'layer' for quant in self._configs.values())
       given = variables['params']
       self._axes = calibrate.output_axes(net, self._batches[0][:1], given, **kwargs) if each else {}
       self._samples = calibrate.sample_inputs(plain, variables, [(x,) for x in self._inputs], **kwargs)
