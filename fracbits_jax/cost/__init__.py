@@ -1,7 +1,7 @@
 """What a network costs in computation, size or what hardware charges, and the budgets that hold it.
 
-Public: `trace`, from a network to its layer table of `Layer`s; `bitops`, `model_size`, `lookup_cost`, `peak_memory`,
-pure functions of (bits, layer table); `budget` and `Budget`; `lookup`, tables of what a multiply-accumulate costs.
+Public: `trace`, from a network to its layer table of `Layer`s; `bitops`, `model_size`, `bits_per_weight`, `lookup_cost`,
+`peak_memory`, pure functions of (bits, layer table); `budget` and `Budget`; `lookup`, tables of what a multiply-accumulate costs.
 """
 
 from fracbits_jax.cost import lookup
@@ -20,7 +20,7 @@ from fracbits_jax.cost.layer_table import (
   uniform_bits,
 )
 from fracbits_jax.cost.memory import peak_memory
-from fracbits_jax.cost.metrics import bitops, format_table, lookup_cost, model_size
+from fracbits_jax.cost.metrics import bitops, bits_per_weight, format_table, lookup_cost, model_size
 from fracbits_jax.cost.tracing import trace
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
   'LayerTable',
   'bitops',
   'bits_of',
+  'bits_per_weight',
   'bits_range',
   'budget',
   'cost_range',
