@@ -106,15 +106,14 @@ def check_ranges(config: ConfigDict, initial: weights.Weights | None) -> None:
   """Raises `ValueError` for given ranges of channels where there is to be one a kernel; the reverse is no loss."""
   if initial is None or 'pretrain' in config.phases or config.quant.scheme != 'lsq':
     return
-  of = lambda which: any(np.ndim(clip) for name, clip in initial.clips.items() if name.endswith(f'/{which}'))
-  if not config.quant.input_offset and of('alpha'):
+  has_offset = any(np.ndim(clip) for name, clip in initial.clips.items() if name.endswith('/alpha'))
+  if not config.quant.input_offset and has_offset:
     raise ValueError(
       f'init_from={config.init_from} has offsets of inputs, and quant.input_offset=False leaves none: set '
       'quant.input_offset=True, or start from its float network'
     )
-  if config.quant.group_size is not None:
-    return
-  if config.quant.kernel_ranges == 'layer' and of('kernel_alpha'):
+  of_channels = any(np.ndim(clip) == 1 for name, clip in initial.clips.items() if name.endswith('/kernel_alpha'))
+  if config.quant.group_size is None and config.quant.kernel_ranges == 'layer' and of_channels:
     raise ValueError(
       f'init_from={config.init_from} has a range for each output channel, and quant.kernel_ranges=layer leaves one a '
       'kernel: set quant.kernel_ranges=channel, or start from its float network'
@@ -127,7 +126,8 @@ def check_groups(config: ConfigDict, initial: weights.Weights | None, layers: Se
     return
   for layer in layers:
     given = np.shape(initial.clips.get(f'{layer.name}/kernel_alpha', 1.0))
-    if len(given) == 2 and given[0] not in (1, layer.ranges // max(layer.channels, 1)):
+    fits = layer.group_size is not None and given[:1] in ((1,), (layer.ranges // max(layer.channels, 1),))
+    if len(given) == 2 and not fits:
       raise ValueError(
         f'init_from={config.init_from} has ranges of other groups than quant.group_size={config.quant.group_size} '
         f'gives {layer.name}: set the group size that it was trained with, or start from its float network'

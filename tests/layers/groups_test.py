@@ -82,7 +82,9 @@ def test_a_network_of_layers_starts_from_a_float_one():
 
     @nn.compact
     def __call__(self, x):
-      return QuantDense(3, quant=self.quant)(nn.relu(quantized_class(nn.DenseGeneral)(20, axis=(-2, -1), quant=self.quant)(x)))
+      return QuantDense(3, quant=self.quant)(
+        nn.relu(quantized_class(nn.DenseGeneral)(20, axis=(-2, -1), quant=self.quant)(x))
+      )
 
   quant = QuantConfig(scheme='lsq', group_size=8, choices=(2, 4, 8), init_bits=8, weight_only=True)
   net, x = Net(quant), np.asarray(X)
@@ -97,7 +99,10 @@ def test_a_network_of_layers_starts_from_a_float_one():
 @pytest.mark.parametrize(
   ('fields', 'said'),
   [
-    ({'group_size': 0}, 'group_size=0 is no number of weights: give a positive integer, such as 32, 64 or 128, or None'),
+    (
+      {'group_size': 0},
+      'group_size=0 is no number of weights: give a positive integer, such as 32, 64 or 128, or None',
+    ),
     ({'group_size': 3.5}, 'group_size=3.5 is no number of weights'),
     ({'group_size': True}, 'group_size=True is no number of weights'),
     ({'range_bits': 8}, 'range_bits=8 is unknown: a range is stored in 16 or in 32 bits'),

@@ -89,7 +89,10 @@ def test_groups_lie_alike_wherever_a_parameter_is_used():
   )
   net = both(turned)
   variables = net.from_float({'params': w}, x)
-  assert variables['params']['kernel_alpha' if 'kernel_alpha' in variables['params'] else 'w_kernel_alpha'].shape == (3, 5)
+  assert variables['params']['kernel_alpha' if 'kernel_alpha' in variables['params'] else 'w_kernel_alpha'].shape == (
+    3,
+    5,
+  )
   one, other = net.apply(variables, x)
   np.testing.assert_allclose(one, other, rtol=1e-5)
   with pytest.raises(ValueError, match='w is used twice, with the axes along which its groups lie in another order'):
@@ -182,6 +185,8 @@ def test_a_packed_file_gives_the_same_weights_and_is_as_large_as_reported(tmp_pa
     np.testing.assert_array_equal(ours.value, theirs.exact)
   np.testing.assert_allclose(evaluate(read, TOKENS)[0], fixed.apply(variables, TOKENS), rtol=1e-4, atol=1e-2)
   for reader in (lambda: integer.inference(read), lambda: grouped.refuse(read, 'this')):
-    with pytest.raises(ValueError, match='has a range for each group of 32 weights, and .* export with --format packed'):
+    with pytest.raises(
+      ValueError, match='has a range for each group of 32 weights, and .* export with --format packed'
+    ):
       reader()
   assert stablehlo.write(source, tmp_path / 'net.stablehlo')

@@ -125,5 +125,7 @@ def test_ranges_are_stored_as_float16_has_them():
 
 
 def test_ranges_of_another_shape_are_refused():
-  with pytest.raises(ValueError, match=r'ranges of shape \(2, 5\) do not fit a kernel of shape \(9, 5\) in groups of 4'):
+  with pytest.raises(
+    ValueError, match=r'ranges of shape \(2, 5\) do not fit a kernel of shape \(9, 5\) in groups of 4'
+  ):
     lsq.kernel(jnp.ones((9, 5)), 4, jnp.ones((2, 5)), group_size=4)
