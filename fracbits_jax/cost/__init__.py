@@ -1,7 +1,8 @@
 """What a network costs in computation, size or what hardware charges, and the budgets that hold it.
 
-Public: `trace`, from a network to its layer table of `Layer`s; `bitops`, `model_size`, `bits_per_weight`, `lookup_cost`,
-`peak_memory`, pure functions of (bits, layer table); `budget` and `Budget`; `lookup`, tables of what a multiply-accumulate costs.
+Public: `trace`, from a network to its layer table of `Layer`s; `bitops`, `model_size`, `bits_per_weight`,
+`lookup_cost`, `peak_memory`, pure functions of (bits, layer table); `budget` and `Budget`; `lookup`, tables of what a
+multiply-accumulate costs.
 """
 
 from fracbits_jax.cost import lookup

@@ -140,8 +140,8 @@ def budget(
     also: budgets that have to hold as well.
 
   Raises:
-    ValueError: unless exactly one of target, equivalent_bits and bits_per_weight is given; if no allowed assignment meets the target,
-      or the largest one already does; if the lookup table does not cover the allowed bit-widths.
+    ValueError: unless exactly one of target, equivalent_bits and bits_per_weight is given; if no allowed assignment
+      meets the target, or the largest one already does; if the lookup table does not cover the allowed bit-widths.
   """
   if sum(amount is not None for amount in (target, equivalent_bits, bits_per_weight)) != 1:
     raise ValueError(

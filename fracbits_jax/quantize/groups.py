@@ -1,9 +1,9 @@
 """Groups: neighbouring weights of an output channel that share a range, as in weight-only quantization.
 
-A kernel `[..., C_out]` is a matrix `[n, C_out]` here, its contracted axes as one. Group i of a channel are the rows from
-i g to (i + 1) g - 1 of that channel, with g the group size; the last group is shorter where g does not divide n. With
-the groups side by side a kernel is one of G C_out channels, G = ceil(n / g), so that what holds for the ranges of
-channels holds for those of groups.
+A kernel `[..., C_out]` is a matrix `[n, C_out]` here, its contracted axes as one. Group i of a channel are its rows i g
+to (i + 1) g - 1, with g the group size; the last group is shorter where g does not divide n. With the groups side by
+side a kernel is one of G C_out channels, G = ceil(n / g), so that what holds for the ranges of channels holds for those
+of groups.
 """
 
 from typing import Any

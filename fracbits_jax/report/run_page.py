@@ -67,8 +67,8 @@ def _against(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
   table = page.table(head, rows, label, strong=(len(rows) - 1,))
   note = (
     'BitOPs: the multiply-accumulates of one example, each times the bits of kernel and input. MB: kernels at their '
-    f'bits, {ranges}biases at 32. {_OF_MEMORY if memory else ""}Uniform: all learned bit-widths the same, trained in runs of '
-    'their own if at all.'
+    f'bits, {ranges}biases at 32. {_OF_MEMORY if memory else ""}Uniform: all learned bit-widths the same, trained in '
+    'runs of their own if at all.'
   )
   note += f' {task.note}' if task.note else ''
   return page.section('Against float and uniform bits', table, page.note(note))

@@ -67,8 +67,9 @@ def reference_costs(budget: cost.Budget, layers: Sequence[cost.Layer]) -> dict[s
 
   Returns:
     `float`, `uniform_8` and `uniform`, each with `bits`, `bitops_g`, `size_mb`, `bits_per_weight` and `memory_kb`: all
-    kernels and inputs at 32 bits, whose `bits_per_weight` is 32; all that are learned at 8 bits; all that are learned at the largest bit-width with which they meet the
-    budget. Nothing is pruned. The memory of a network that cannot run with integers alone is `None`.
+    kernels and inputs at 32 bits, 32 of them per weight; all that are learned at 8 bits; all that are learned at the
+    largest bit-width with which they meet the budget. Nothing is pruned. The memory of a network that cannot run with
+    integers alone is `None`.
   """
   of_float = dict(kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS, source=None, group_size=None)
   plain = [dataclasses.replace(l, **of_float) for l in layers]

@@ -1,4 +1,4 @@
-"""Layers whose kernels have a range for each group of weights: their variables, their calibration and what they refuse."""
+"""Layers whose kernels have a range for each group of weights: variables, calibration and what they refuse."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Networks made whole whose weights have ranges by group: embeddings, tied heads, stacks, NNX, sizes and packed files."""
+"""Networks made whole with ranges by group: embeddings, tied heads, stacks, NNX, sizes and packed files."""
 
 import jax
 import jax.numpy as jnp
@@ -186,7 +186,7 @@ def test_a_packed_file_gives_the_same_weights_and_is_as_large_as_reported(tmp_pa
   np.testing.assert_allclose(evaluate(read, TOKENS)[0], fixed.apply(variables, TOKENS), rtol=1e-4, atol=1e-2)
   for reader in (lambda: integer.inference(read), lambda: grouped.refuse(read, 'this')):
     with pytest.raises(
-      ValueError, match='has a range for each group of 32 weights, and .* export with --format packed'
+      ValueError, match=r'has a range for each group of 32 weights, and .* export with --format packed'
     ):
       reader()
   assert stablehlo.write(source, tmp_path / 'net.stablehlo')

@@ -68,7 +68,7 @@ def test_ranges_of_other_groups_are_refused(finished):
     [dataclasses.replace(l, group_size=8) for l in table],
     [dataclasses.replace(l, group_size=None) for l in table],
   ):
-    with pytest.raises(ValueError, match='has ranges of other groups than quant.group_size=16 gives'):
+    with pytest.raises(ValueError, match=r'has ranges of other groups than quant.group_size=16 gives'):
       checks.check_groups(config, given, layers)
 
 
