@@ -154,6 +154,7 @@ class QuantConfig:
         f'group_size={self.group_size!r} is no number of weights: give a positive integer, such as 32, 64 or 128, or '
         'None for no groups'
       )
+    object.__setattr__(self, 'group_size', int(self.group_size))
     if self.scheme != 'lsq':
       raise ValueError(
         f'group_size={self.group_size} is for learned ranges, and scheme={self.scheme!r} has none: set '

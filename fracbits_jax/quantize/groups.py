@@ -46,8 +46,8 @@ def joined(w: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def spread(ranges: Any, shape: tuple[int, ...], size: int) -> Any:
   """The range of each weight of a kernel of this shape, from the ranges of its groups `[G, C_out]`."""
-  xp = jnp if isinstance(ranges, jax.Array) else np
-  return xp.repeat(ranges, size, axis=0)[: _matrix(shape)[0]].reshape(shape)
+  xp, contracted = jnp if isinstance(ranges, jax.Array) else np, _matrix(shape)[0]
+  return xp.repeat(ranges, min(size, contracted), axis=0)[:contracted].reshape(shape)
 
 
 def by_group(bits: jax.Array, number: int) -> jax.Array:
