@@ -153,7 +153,7 @@ def budget(
       found.check(layers)
   given = f'target={target}'
   if bits_per_weight is not None:
-    given, target = f'bits_per_weight={bits_per_weight}', size_at(metric, layers, bits_per_weight)
+    given, target = f'bits_per_weight={bits_per_weight}', _size_at(metric, layers, bits_per_weight)
   elif target is None:
     assert equivalent_bits is not None
     if not 0 <= equivalent_bits <= FLOAT_BITS:
@@ -171,7 +171,7 @@ def budget(
   return Budget(metric=metric, target=target, table=table, also=tuple(also))
 
 
-def size_at(metric: str, layers: Sequence[Layer], per_weight: float) -> float:
+def _size_at(metric: str, layers: Sequence[Layer], per_weight: float) -> float:
   """The size of a network, in MB, whose quantized weights take so many bits in the mean.
 
   Raises:

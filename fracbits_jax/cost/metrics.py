@@ -96,7 +96,7 @@ def bits_per_weight(bits: Bits, layers: Sequence[Layer]) -> Any:
   """
   quantized = quantized_rows(layers)
   weights = sum(l.weights for l in quantized)
-  total = _total(bits, quantized, lambda l, w, a: l.weights * _mean(w, bits, l) + l.ranges * l.range_bits)
+  total = _total(bits, quantized, lambda l, w, a: float(l.weights) * _mean(w, bits, l) + float(l.ranges * l.range_bits))
   return total / weights if weights else 0.0
 
 

@@ -73,7 +73,7 @@ class Reader:
       raise ValueError('an operation takes a kernel for an array, or an array for a kernel')
     if kernel:
       scheme, shape, bits, alpha, group_size = spec
-      of_groups = {}
+      of_groups: dict[str, Any] = {}
       if isinstance(alpha, list):
         alpha, of_groups = self._ranges(alpha[0], shape, group_size)
       return Kernel(codes=bitpack.unpack(chunk, shape, bits), bits=bits, scheme=scheme, alpha=alpha, **of_groups)
@@ -82,7 +82,7 @@ class Reader:
     found = np.frombuffer(chunk, np.dtype(spec[0]).newbyteorder('<')).reshape(spec[1])
     return found.astype(spec[0])
 
-  def _ranges(self, at: Any, shape: tuple[int, ...], group_size: int | None) -> tuple[np.ndarray, dict[str, int]]:
+  def _ranges(self, at: Any, shape: tuple[int, ...], group_size: int | None) -> tuple[np.ndarray, dict[str, Any]]:
     """The ranges of the channels or groups of a kernel, float32, and the fields of a `Kernel` that say of what."""
     found = self.take(at, kernel=False)
     if group_size is None:
@@ -106,7 +106,7 @@ def _spec(spec: Any) -> tuple[Any, ...]:
   if not isinstance(spec, list) or not spec or spec[0] not in SCHEMES:
     dtype, shape = fields.entries(spec, 2, 'an array')
     return fields.dtype(dtype), fields.shape(shape, least=0)
-  scheme, shape, bits, alpha, group_size = fields.entries(spec if len(spec) == 5 else [*spec, None], 5, 'a kernel')
+  scheme, shape, bits, alpha, *of_groups = fields.entries(spec, 5 if len(spec) == 5 else 4, 'a kernel')
   shape = fields.shape(shape, least=0)
   widths = bits if isinstance(bits, list) else [bits]
   if not shape or (isinstance(bits, list) and len(bits) != shape[-1]):
@@ -115,7 +115,8 @@ def _spec(spec: Any) -> tuple[Any, ...]:
     raise ValueError(f'a kernel has bit-widths that are not integers from 0 to {fields.MAX_BITS}')
   if not isinstance(alpha, list) or len(alpha) != 1:  # the place of an array with one for each channel
     alpha = fields.number(alpha, 'the scale of a kernel', -fields.MAX_FLOAT, fields.MAX_FLOAT)
-  if group_size is not None or len(spec) == 5:
+  group_size = of_groups[0] if of_groups else None
+  if of_groups:
     if type(group_size) is not int or not 1 <= group_size <= shape_values.MAX_SIDE:
       raise ValueError('a kernel has groups of a size that is no positive integer')
     if scheme != 'lsq' or not isinstance(alpha, list):

@@ -1,5 +1,4 @@
-"""The best range for each output channel of kernels, such as the nine weights of a depthwise one, or for each group of
-weights, all at once."""
+"""The best range for each output channel of kernels, such as the nine weights of a depthwise one, or for each group."""
 
 import functools
 import math

@@ -107,8 +107,8 @@ class Quantized(nn.Module):
     bits, how = self._bits(quant, 'kernel', quant.kernel_bits, quant.allowed_kernel_bits, shape)
     alpha = None
     if quant.scheme == 'lsq':
-      how_many = {'each': quant.range_kind == 'channel', 'group_size': quant.group_size}
-      start = lambda key: lsq.initial_range(with_last_channels(kernel, axes), bits, **how_many)
+      each, size = quant.range_kind == 'channel', quant.group_size
+      start = lambda key: lsq.initial_range(with_last_channels(kernel, axes), bits, each=each, group_size=size)
       alpha = super().param('kernel_alpha', start)
     how['kept'] = self._kept(quant, kernel, bits)
 

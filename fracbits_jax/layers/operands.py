@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from fracbits_jax import quantize
 from fracbits_jax.layers.quant_config import QuantConfig
@@ -105,7 +104,7 @@ def over_channels(
   if len(axes) == 1 and order == tuple(range(kernel.ndim)):
     return function(kernel)
   found = function(with_last_channels(kernel, axes, summed))
-  return jnp.transpose(found.reshape([kernel.shape[axis] for axis in order]), np.argsort(order))
+  return jnp.transpose(found.reshape([kernel.shape[axis] for axis in order]), tuple(map(order.index, range(kernel.ndim))))
 
 
 def with_last_channels(kernel: Any, axes: tuple[int, ...], summed: tuple[int, ...] | None = None) -> Any:

@@ -215,8 +215,8 @@ def initial_range(weight: Weight, site: Site, quant: QuantConfig, w: np.ndarray)
   if weight.is_product:
     return jnp.full(weight.stack, quant.alpha_init, jnp.float32)
   kernels = kernels_of(weight, site, quant, w)
-  how_many = {'each': has_channel_ranges(weight, quant), 'group_size': quant.group_size}
-  of_kernel = lambda kernel: lsq.initial_range(kernel.T, bits, **how_many)
+  each = has_channel_ranges(weight, quant)
+  of_kernel = lambda kernel: lsq.initial_range(kernel.T, bits, each=each, group_size=quant.group_size)
   return jnp.stack([of_kernel(kernel) for kernel in kernels]).reshape(range_shape(weight, quant))
 
 
