@@ -104,7 +104,9 @@ def over_channels(
   if len(axes) == 1 and order == tuple(range(kernel.ndim)):
     return function(kernel)
   found = function(with_last_channels(kernel, axes, summed))
-  return jnp.transpose(found.reshape([kernel.shape[axis] for axis in order]), tuple(map(order.index, range(kernel.ndim))))
+  return jnp.transpose(
+    found.reshape([kernel.shape[axis] for axis in order]), tuple(map(order.index, range(kernel.ndim)))
+  )
 
 
 def with_last_channels(kernel: Any, axes: tuple[int, ...], summed: tuple[int, ...] | None = None) -> Any:

@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 from fracbits_jax import cost, from_float, policy, quantize_model
-from fracbits_jax.export import grouped, integer, packed, stablehlo
+from fracbits_jax.export import c_format, integer, litert_format, onnx_format, packed, qonnx_format, stablehlo
 from fracbits_jax.export.source import source_of
 from fracbits_jax.graph.graph import evaluate
 from fracbits_jax.layers import QuantConfig, wrap
@@ -184,9 +184,11 @@ def test_a_packed_file_gives_the_same_weights_and_is_as_large_as_reported(tmp_pa
     assert (ours.group_size, ours.range_bits) == (32, 16)
     np.testing.assert_array_equal(ours.value, theirs.exact)
   np.testing.assert_allclose(evaluate(read, TOKENS)[0], fixed.apply(variables, TOKENS), rtol=1e-4, atol=1e-2)
-  for reader in (lambda: integer.inference(read), lambda: grouped.refuse(read, 'this')):
-    with pytest.raises(
-      ValueError, match=r'has a range for each group of 32 weights, and .* export with --format packed'
-    ):
-      reader()
   assert stablehlo.write(source, tmp_path / 'net.stablehlo')
+  said = r'Embed_0 has a range for each group of 32 weights, and .* has none for groups: export with --format packed or'
+  with pytest.raises(ValueError, match=said):
+    integer.inference(read)
+  for module in (onnx_format, qonnx_format, litert_format, c_format):
+    with pytest.raises(ValueError, match=said):
+      module.write(source, tmp_path / 'other')
+  assert not (tmp_path / 'other').exists()
