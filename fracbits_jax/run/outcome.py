@@ -71,8 +71,8 @@ def reference_costs(budget: cost.Budget, layers: Sequence[cost.Layer]) -> dict[s
     largest bit-width with which they meet the budget. Nothing is pruned. The memory of a network that cannot run with
     integers alone is `None`.
   """
-  of_float = dict(kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS, source=None, group_size=None)
-  plain = [dataclasses.replace(l, **of_float) for l in layers]
+  in_32 = lambda l: dataclasses.replace(l, kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS, source=None, group_size=None)
+  plain = list(map(in_32, layers))
   in_float = layers.with_rows(plain) if isinstance(layers, cost.LayerTable) else plain
   uniform = lambda bits: {'bits': bits, **_costs(cost.uniform_bits(layers, bits), layers)}
   return {
