@@ -78,6 +78,8 @@ def get_config() -> ConfigDict:
   config.quant.scheme = 'original'  # or modified (kernels by floor), lsq (learned step sizes)
   config.quant.kernel_ranges = 'layer'  # with lsq one range a kernel; or channel, one for each output channel
   config.quant.kernel_levels = 'twos_complement'  # with lsq; or balanced, with few bits: none is 0, all by pairs
+  config.quant.group_size = config_dict.placeholder(int)  # with lsq one range for so many weights of a channel, as 32
+  config.quant.range_bits = 16  # of the range of a group, or 32; they count in the size
   config.quant.input_offset = False  # with lsq: ranges of signed inputs lie around an offset that is learned
   config.quant.stochastic = False  # draw one of the two neighbouring bit-widths instead of interpolating
   config.quant.mixture = 'values'  # interpolates the two neighbouring bit-widths; elements: each takes one of the two
@@ -92,6 +94,7 @@ def get_config() -> ConfigDict:
   config.budget.table = config_dict.placeholder(str)  # of the metric lookup: a table's name or the path of a CSV file
   config.budget.equivalent_bits = 3.0  # the budget is what this bit-width costs everywhere
   config.budget.target = config_dict.placeholder(float)  # in the metric's unit; goes before equivalent_bits
+  config.budget.bits_per_weight = config_dict.placeholder(float)  # of the metric size, in place of a target, as 4.5
   config.budget.also = ConfigDict()
   config.budget.also.bitops = config_dict.placeholder(float)  # a budget that has to hold as well, in GBitOPs
   config.budget.also.size = config_dict.placeholder(float)  # the same in MB

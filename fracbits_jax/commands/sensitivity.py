@@ -22,13 +22,14 @@ def main(argv: Sequence[str] | None = None, *, program: str = 'fracbits-jax sens
     with extras.needed():
       from ml_collections import ConfigDict
 
-    from fracbits_jax.run import begin, records, scored
+    from fracbits_jax.run import begin, records, scored, settings
     from fracbits_jax.run.experiment import prepare
 
-    config = ConfigDict(records.read_finished(args.workdir)[0])
+    config = ConfigDict(settings.completed(records.read_finished(args.workdir)[0]))
     config.phases, config.init_from, config.policy = ('search', 'finetune'), args.workdir, None
     if args.bits is not None:
-      config.budget.target, config.budget.equivalent_bits = None, args.bits
+      config.budget.target = config.budget.bits_per_weight = None
+      config.budget.equivalent_bits = args.bits
     experiment = prepare(config)
     found = scored.find(experiment, begin.float_variables(experiment), args.scores, seed=config.seed)
     found.save(args.out)

@@ -13,10 +13,11 @@ import numpy as np
 from fracbits_jax.cost import lookup
 from fracbits_jax.cost.layer_table import Bits, Layer, bits_range, least_bits, uniform_bits
 from fracbits_jax.cost.memory import peak_memory, shares
-from fracbits_jax.cost.metrics import bitops, lookup_cost, model_size
+from fracbits_jax.cost.metrics import bitops, bits_per_weight, lookup_cost, model_size, quantized_rows
 from fracbits_jax.layers import FLOAT_BITS
 
 METRICS = ('bitops', 'size', 'lookup', 'memory')
+_ROUNDING = 1e-12  # of sums in float64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,7 @@ def budget(
   *,
   target: float | None = None,
   equivalent_bits: float | None = None,
+  bits_per_weight: float | None = None,
   table: lookup.Table | None = None,
   also: Sequence[Budget] = (),
 ) -> Budget:
@@ -138,20 +140,27 @@ def budget(
     layers: the layer table.
     target: the budget in the metric's unit.
     equivalent_bits: instead of a target, the bit-width whose uniform assignment costs as much.
+    bits_per_weight: instead of a target of the metric `size`, the bits that a quantized weight may take in the mean, as
+      `metrics.bits_per_weight` counts them. What else has a size, biases and weights that stay float, comes on top.
     table: the lookup table of the metric `lookup`.
     also: budgets that have to hold as well.
 
   Raises:
-    ValueError: unless exactly one of target and equivalent_bits is given; if no allowed assignment meets the target,
-      or the largest one already does; if the lookup table does not cover the allowed bit-widths.
+    ValueError: unless exactly one of target, equivalent_bits and bits_per_weight is given; if no allowed assignment
+      meets the target, or the largest one already does; if the lookup table does not cover the allowed bit-widths.
   """
-  if (target is None) == (equivalent_bits is None):
-    raise ValueError(f'a budget needs one of target={target} and equivalent_bits={equivalent_bits}: give exactly one')
+  if sum(amount is not None for amount in (target, equivalent_bits, bits_per_weight)) != 1:
+    raise ValueError(
+      f'a budget needs one of target={target}, equivalent_bits={equivalent_bits} and bits_per_weight='
+      f'{bits_per_weight}: give exactly one'
+    )
   for found in (table, *(b.table for b in also)):
     if found is not None:
       found.check(layers)
   given = f'target={target}'
-  if target is None:
+  if bits_per_weight is not None:
+    given, target = f'bits_per_weight={bits_per_weight}', _size_at(metric, layers, bits_per_weight)
+  elif target is None:
     assert equivalent_bits is not None
     if not 0 <= equivalent_bits <= FLOAT_BITS:
       raise ValueError(f'equivalent_bits={equivalent_bits} is no bit-width: give a number from 0 to {FLOAT_BITS}')
@@ -166,6 +175,40 @@ def budget(
       )
   _check_target(given, metric, target, layers, table)
   return Budget(metric=metric, target=target, table=table, also=tuple(also))
+
+
+def _size_at(metric: str, layers: Sequence[Layer], per_weight: float) -> float:
+  """The size of a network, in MB, whose quantized weights take so many bits in the mean.
+
+  Raises:
+    ValueError: another metric than `size`, or a number of bits that the allowed bit-widths cannot reach.
+  """
+  given = f'bits_per_weight={per_weight}'
+  if metric != 'size':
+    raise ValueError(
+      f'budget {given} is about the size of the weights, and metric={metric} is not: give metric=size, or a target in '
+      f'the unit of {metric}'
+    )
+  weights = sum(layer.weights for layer in quantized_rows(layers))
+  if not weights:
+    raise ValueError(f'budget {given} is given to a network without quantized weights: quantize some, or leave it out')
+  low, high = (float(bits_per_weight(bits, layers)) for bits in (least_bits(layers), bits_range(layers)[1]))
+  if low == high:
+    raise ValueError(
+      f'budget {given} leaves nothing to choose: the allowed bit-widths have one assignment, of {low:.6g} bits a '
+      'weight; allow at least two bit-widths'
+    )
+  if not low * (1 - _ROUNDING) <= per_weight < high:
+    problem = 'is already met by the largest' if per_weight >= high else 'cannot be met by any'
+    raise ValueError(
+      f'budget {given} {problem} allowed assignment of bits: give at least {_rounded_up(low)} and below {high:.6g}, '
+      'what the allowed bit-widths take with the ranges of their groups, or allow other bit-widths'
+    )
+  largest = bits_range(layers)[1]
+  # By what is saved of the largest assignment, so that biases and float weights count as there. What rounds in a sum of
+  # many layers must not take the very assignment away that takes so many bits.
+  saved = (high - per_weight) * weights * 0.125e-6
+  return (float(model_size(largest, layers)) - saved) * (1 + _ROUNDING)
 
 
 def _check_target(given: str, metric: str, target: float, layers: Sequence[Layer], table: lookup.Table | None) -> None:
@@ -189,4 +232,4 @@ def _check_target(given: str, metric: str, target: float, layers: Sequence[Layer
 def _rounded_up(value: float) -> str:
   """A number with six digits that is not below the true one, but for what rounding adds."""
   text = f'{value:.6g}'
-  return text if float(text) >= value * (1 - 1e-12) else f'{value * (1 + 1e-5):.6g}'
+  return text if float(text) >= value * (1 - _ROUNDING) else f'{value * (1 + 1e-5):.6g}'

@@ -11,6 +11,7 @@ import numpy as np
 from fracbits_jax.layers import FLOAT_BITS, QuantConfig
 from fracbits_jax.program.coverage import Coverage
 from fracbits_jax.quantize import bitwidths
+from fracbits_jax.quantize import groups as groups_of_weights
 
 Bits = Mapping[str, Any]
 
@@ -38,6 +39,8 @@ class Layer:
     index: its place there.
     path: where the bits of the stack lie; of a layer by itself `name`.
     input_path: where the bits of the inputs lie: `path`, or that of the row of kind `identity` that quantizes them.
+    group_size: how many neighbouring weights of a channel share a range, see `quantize.groups`; `None` for no groups.
+    range_bits: of the range of a group.
   """
 
   name: str
@@ -56,6 +59,8 @@ class Layer:
   index: tuple[int, ...] = ()
   path: str = ''
   input_path: str = ''
+  group_size: int | None = None
+  range_bits: int = 16
 
   def __post_init__(self):
     if not self.path:
@@ -72,6 +77,13 @@ class Layer:
   def has_kernel(self) -> bool:
     """Whether there is a kernel, or what stands for one."""
     return self.kind != 'identity'
+
+  @property
+  def ranges(self) -> int:
+    """The ranges that count in the size, those of groups."""
+    if self.group_size is None:
+      return 0
+    return groups_of_weights.count(self.weights // max(self.channels, 1), self.group_size) * self.channels
 
   @property
   def owns_input(self) -> bool:
@@ -191,6 +203,8 @@ def bit_fields(quant: QuantConfig | None) -> dict[str, Any]:
     per_channel=quant.granularity == 'kernel',
     choices=quant.allowed_kernel_bits,
     input_choices=quant.allowed_input_bits,
+    group_size=quant.group_size,
+    range_bits=quant.range_bits,
   )
 
 

@@ -174,6 +174,12 @@ def of_model(model: Any, inputs: Any, layers: Sequence[Layer], batch_axes: Any, 
   Raises:
     ValueError: one sentence: the network has operations that no graph has, or that mean nothing in integers.
   """
+  grouped = next((layer for layer in layers if layer.group_size is not None), None)
+  if grouped is not None:
+    raise ValueError(
+      f'the memory of {type(model).__name__} is not known, as it cannot run with integers alone: {grouped.name} has '
+      'ranges by group'
+    )
   try:
     graph = schedules.codes_before_pools(fold_affine(_graph(model, inputs, batch_axes, kwargs)))
     buffers = schedules.schedule(graph).buffers

@@ -15,6 +15,7 @@ import numpy as np
 
 from fracbits_jax.cost import lookup
 from fracbits_jax.cost.layer_table import Bits, Layer, bits_of, gates, learned, whole_stack
+from fracbits_jax.layers import FLOAT_BITS
 
 Price = Callable[[Layer, Any, Any], Any]  # of a layer, by the bit-widths of its kernel and its inputs
 
@@ -75,8 +76,33 @@ def bitops(bits: Bits, layers: Sequence[Layer]) -> Any:
 
 
 def model_size(bits: Bits, layers: Sequence[Layer]) -> Any:
-  """Size of the weights, the sum of K w / 8 and 4 bytes for each bias, in 10^6 bytes (MB). Arguments as `bitops`."""
-  return _total(bits, layers, lambda l, w, a: l.weights * 0.125e-6 * _mean(w, bits, l) + l.biases * 4e-6)
+  """Size of the weights, the sum of K w / 8 and 4 bytes for each bias, in 10^6 bytes (MB). Arguments as `bitops`.
+
+  The ranges of groups count at their bits; those of layers and of channels do not, nor do batch norms.
+  """
+  return _total(bits, layers, lambda l, w, a: _size(l, w, bits))
+
+
+def _size(l: Layer, w: Any, bits: Bits) -> Any:
+  kernel = l.weights * 0.125e-6 * _mean(w, bits, l) + l.biases * 4e-6
+  return kernel + l.ranges * l.range_bits * 0.125e-6 if l.ranges else kernel
+
+
+def bits_per_weight(bits: Bits, layers: Sequence[Layer]) -> Any:
+  """The bits that a weight takes, a mean over all weights that are quantized, with the ranges of their groups.
+
+  Embeddings and heads count as all others; biases and weights that stay float do not. 0 where nothing is quantized.
+  Other arguments as `bitops`.
+  """
+  quantized = quantized_rows(layers)
+  weights = sum(l.weights for l in quantized)
+  total = _total(bits, quantized, lambda l, w, a: float(l.weights) * _mean(w, bits, l) + float(l.ranges * l.range_bits))
+  return total / weights if weights else 0.0
+
+
+def quantized_rows(layers: Sequence[Layer]) -> list[Layer]:
+  """The rows with weights that are quantized."""
+  return [l for l in layers if l.weights and l.kernel_bits != FLOAT_BITS]
 
 
 def lookup_cost(bits: Bits, layers: Sequence[Layer], table: lookup.Table) -> Any:

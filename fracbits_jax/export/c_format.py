@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from fracbits_jax.export import integer
+from fracbits_jax.export import grouped, integer
 from fracbits_jax.export.c_program import Product, Program, Run, integer_graph, program_of
 from fracbits_jax.export.c_vectors import Op, Scaling
 from fracbits_jax.export.source import Source
@@ -41,6 +41,7 @@ def write(source: Source, path: str | os.PathLike, *, examples: np.ndarray | Non
     ValueError: one sentence: something of the network that has no meaning in integers, or none in C.
   """
   folder, name = pathlib.Path(path), identifier(source.name)
+  grouped.refuse(source.graph, 'C code with integers')
   graph = integer_graph(source.graph)
   if len(graph.inputs) != 1 or len(graph.outputs) != 1:
     raise ValueError(f'{source.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs: C takes one each')

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
-from fracbits_jax.export import lookups, rescale
+from fracbits_jax.export import grouped, lookups, rescale
 from fracbits_jax.export.arithmetic import Recorded
 from fracbits_jax.export.needed import EVERYTHING, Interval, needed, of_operands
 from fracbits_jax.export.pools import pooled
@@ -103,6 +103,7 @@ class Interpreter:
   """
 
   def __init__(self, graph: Graph, integer_inputs: bool, fixed_outputs: bool = False):
+    grouped.refuse(graph, 'integer inference')
     self.graph, self.integer_inputs, self.fixed_outputs = graph, integer_inputs, fixed_outputs
     self.in_float: list[str] = []
 

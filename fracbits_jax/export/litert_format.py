@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fracbits_jax.export import litert_check, litert_file, litert_graph
+from fracbits_jax.export import grouped, litert_check, litert_file, litert_graph
 from fracbits_jax.export.floats import in_float32
 from fracbits_jax.export.litert_plan import Plan
 from fracbits_jax.export.litert_ranges import Ranges
@@ -70,6 +70,7 @@ def write(source: Source, path: str | os.PathLike, *, examples: Any = None, narr
 
 def built(source: Source, *, examples: Any = None, narrow: bool = True) -> Written:
   """The file of a network before it is written; `ValueError` as of `write`, but for what LiteRT makes of it."""
+  grouped.refuse(source.graph, 'LiteRT')
   graph, changed = narrowed(in_float32(source.graph))
   litert_check.check(graph)
   if examples is None and source.training is not None:

@@ -15,7 +15,7 @@ from fracbits_jax.system import extras
 with extras.needed():
   from onnx import TensorProto
 
-from fracbits_jax.export import bitpack, onnx_check, onnx_graph, onnx_ops
+from fracbits_jax.export import bitpack, grouped, onnx_check, onnx_graph, onnx_ops
 from fracbits_jax.export.floats import in_float32
 from fracbits_jax.export.onnx_build import DTYPES, Builder, Tensor
 from fracbits_jax.export.qonnx_format import by_bits, scale_of
@@ -48,6 +48,7 @@ def write(source: Source, path: str | os.PathLike, *, check: bool = True) -> str
     ValueError: bit-widths other than 2, 4 and 8, an operation that has no counterpart in ONNX, or a file that
       onnxruntime does not load or that gives other answers there than the network; nothing is written then.
   """
+  grouped.refuse(source.graph, 'this ONNX export')
   source = dataclasses.replace(source, given=in_float32(source.graph))
   widths = _check_widths(source.graph)
   file = built(source)
@@ -73,6 +74,7 @@ def write(source: Source, path: str | os.PathLike, *, check: bool = True) -> str
 
 def built(source: Source) -> onnx_check.Written:
   """The file of a network before it is written; `ValueError` as of `write`, but for what onnxruntime makes of it."""
+  grouped.refuse(source.graph, 'this ONNX export')
   source = dataclasses.replace(source, given=in_float32(source.graph))
   b = Builder(source, opset=25 if 2 in _check_widths(source.graph) else 21, batch_size=None)
   late = onnx_graph.with_late_quantizers(fold_affine(source.graph), images=source.input_range == (0, 255))

@@ -58,12 +58,14 @@ def write(source: Source, path: str | os.PathLike) -> str:
   _check_read_back(content, graph)
   write_whole(path, content)
   rescale = sum(np.asarray(x).nbytes for node in graph.nodes if node.op == 'affine' for x in node.inputs[1:])
-  ranges = sum(np.size(kernel.alpha) * 4 for kernel in _kernels(graph) if np.ndim(kernel.alpha))
+  ranges = sum(np.size(k.alpha) * 4 for k in _kernels(graph) if np.ndim(k.alpha) and k.group_size is None)
   reported = round(source.size_mb * 1e6)
   rest = len(content) - rescale - ranges - reported
   share = lambda part: f'{part / reported:.2%}' if reported else 'of nothing'
+  grouped = any(kernel.group_size is not None for kernel in _kernels(graph))
+  counted = 'kernels, ranges of groups and biases' if grouped else 'kernels and biases'
   return (
-    f'{path}: {len(content):,} bytes = {reported:,} of kernels and biases, as reported, + {rescale:,} of rescaling '
+    f'{path}: {len(content):,} bytes = {reported:,} of {counted}, as reported, + {rescale:,} of rescaling '
     f'({share(rescale)}; a scale and an offset for each channel, in place of its batch norm) + '
     + (f'{ranges:,} of ranges of channels ({share(ranges)}) + ' if ranges else '')
     + f'{rest:,} of graph and bit-widths ({share(rest)})'
@@ -134,7 +136,7 @@ def _same(read: Any, written: Any) -> bool:
     names = [field.name for field in dataclasses.fields(written) if field.compare]
     return _same([getattr(read, name) for name in names], [getattr(written, name) for name in names])
   if isinstance(written, Kernel):
-    fields = ('codes', 'bits', 'scheme', 'alpha')
+    fields = ('codes', 'bits', 'scheme', 'alpha', 'group_size', 'range_bits')
     return _same([getattr(read, f) for f in fields], [getattr(written, f) for f in fields])
   if isinstance(written, np.ndarray | np.generic | jax.Array):
     a, b = np.asarray(read), np.asarray(written)

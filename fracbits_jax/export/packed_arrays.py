@@ -11,6 +11,7 @@ from fracbits_jax.export import bitpack, shape_values
 from fracbits_jax.export import packed_fields as fields
 from fracbits_jax.graph.grid import Kernel
 from fracbits_jax.layers.quant_config import KERNEL_SCHEMES
+from fracbits_jax.quantize import groups
 
 # How many elements are read, by the bytes of the body, and beside them: those of 0 bits take none.
 ELEMENTS_PER_BYTE, FREE_ELEMENTS = 16, 2**22
@@ -40,8 +41,10 @@ class Writer:
 
   def add_kernel(self, kernel: Kernel) -> int:
     """Takes a kernel; its place in the list."""
-    alpha = kernel.alpha if isinstance(kernel.alpha, float) else self.add(np.asarray(kernel.alpha, np.float32))
-    self.specs.append([kernel.scheme, kernel.codes.shape, kernel.bits.tolist(), alpha])
+    dtype = np.float16 if kernel.group_size is not None and kernel.range_bits == 16 else np.float32
+    alpha = kernel.alpha if isinstance(kernel.alpha, float) else self.add(np.asarray(kernel.alpha, dtype))
+    of_groups = [] if kernel.group_size is None else [kernel.group_size]
+    self.specs.append([kernel.scheme, kernel.codes.shape, kernel.bits.tolist(), alpha, *of_groups])
     self.chunks.append(bitpack.pack(kernel.codes, kernel.bits))
     return len(self.specs) - 1
 
@@ -69,16 +72,28 @@ class Reader:
     if kernel != (spec[0] in KERNEL_SCHEMES):
       raise ValueError('an operation takes a kernel for an array, or an array for a kernel')
     if kernel:
-      scheme, shape, bits, alpha = spec
+      scheme, shape, bits, alpha, group_size = spec
+      of_groups: dict[str, Any] = {}
       if isinstance(alpha, list):
-        alpha = self.take(alpha[0], kernel=False)
-        if alpha.dtype != np.float32 or alpha.shape != shape[-1:] or not np.isfinite(alpha).all():
-          raise ValueError('a kernel has ranges that are not one number for each of its channels')
-      return Kernel(codes=bitpack.unpack(chunk, shape, bits), bits=bits, scheme=scheme, alpha=alpha)
+        alpha, of_groups = self._ranges(alpha[0], shape, group_size)
+      return Kernel(codes=bitpack.unpack(chunk, shape, bits), bits=bits, scheme=scheme, alpha=alpha, **of_groups)
     if spec[0] == 'bool' and np.frombuffer(chunk, np.uint8).max(initial=0) > 1:
       raise ValueError('an array of true and false has other values')
     found = np.frombuffer(chunk, np.dtype(spec[0]).newbyteorder('<')).reshape(spec[1])
     return found.astype(spec[0])
+
+  def _ranges(self, at: Any, shape: tuple[int, ...], group_size: int | None) -> tuple[np.ndarray, dict[str, Any]]:
+    """The ranges of the channels or groups of a kernel, float32, and the fields of a `Kernel` that say of what."""
+    found = self.take(at, kernel=False)
+    if group_size is None:
+      if found.dtype != np.float32 or found.shape != shape[-1:] or not np.isfinite(found).all():
+        raise ValueError('a kernel has ranges that are not one number for each of its channels')
+      return found, {}
+    number = groups.count(math.prod(shape[:-1]), group_size)
+    is_float = found.dtype in (np.float16, np.float32)
+    if not is_float or found.shape != (number, shape[-1]) or not np.isfinite(found).all():
+      raise ValueError('a kernel has ranges that are not one number for each group of its channels')
+    return found.astype(np.float32), {'group_size': group_size, 'range_bits': 8 * found.dtype.itemsize}
 
   def check_used(self) -> None:
     """Raises `ValueError` if an array is left over."""
@@ -87,11 +102,11 @@ class Reader:
 
 
 def _spec(spec: Any) -> tuple[Any, ...]:
-  """What is said of an array: (dtype, shape), or of a kernel: (scheme, shape, bits, alpha or its place in the list)."""
+  """What is said of an array: (dtype, shape); of a kernel: (scheme, shape, bits, alpha or its place, group size)."""
   if not isinstance(spec, list) or not spec or spec[0] not in KERNEL_SCHEMES:
     dtype, shape = fields.entries(spec, 2, 'an array')
     return fields.dtype(dtype), fields.shape(shape, least=0)
-  scheme, shape, bits, alpha = fields.entries(spec, 4, 'a kernel')
+  scheme, shape, bits, alpha, *of_groups = fields.entries(spec, 5 if len(spec) == 5 else 4, 'a kernel')
   shape = fields.shape(shape, least=0)
   widths = bits if isinstance(bits, list) else [bits]
   if not shape or (isinstance(bits, list) and len(bits) != shape[-1]):
@@ -100,7 +115,13 @@ def _spec(spec: Any) -> tuple[Any, ...]:
     raise ValueError(f'a kernel has bit-widths that are not integers from 0 to {fields.MAX_BITS}')
   if not isinstance(alpha, list) or len(alpha) != 1:  # the place of an array with one for each channel
     alpha = fields.number(alpha, 'the scale of a kernel', -fields.MAX_FLOAT, fields.MAX_FLOAT)
-  return scheme, shape, np.asarray(bits, np.int32), alpha
+  group_size = of_groups[0] if of_groups else None
+  if of_groups:
+    if type(group_size) is not int or not 1 <= group_size <= shape_values.MAX_SIDE:
+      raise ValueError('a kernel has groups of a size that is no positive integer')
+    if scheme != 'lsq' or not isinstance(alpha, list):
+      raise ValueError('a kernel has groups, and no ranges for them')
+  return scheme, shape, np.asarray(bits, np.int32), alpha, group_size
 
 
 def _length(spec: tuple[Any, ...]) -> int:

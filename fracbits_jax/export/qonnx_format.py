@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fracbits_jax.export import onnx_ops
+from fracbits_jax.export import grouped, onnx_ops
 from fracbits_jax.export.floats import in_float32
 from fracbits_jax.export.onnx_build import Builder, Tensor
 from fracbits_jax.export.onnx_check import Written, written
@@ -49,6 +49,7 @@ def write(source: Source, path: str | os.PathLike, *, batch_size: int = 1) -> st
 
 def built(source: Source, batch_size: int) -> Written:
   """The file of a network before it is written; `ValueError` as of `write`."""
+  grouped.refuse(source.graph, 'QONNX')
   source = dataclasses.replace(source, given=in_float32(source.graph))
   graph = fold_affine(source.graph)
   b = Builder(source, opset=_OPSET, batch_size=batch_size)

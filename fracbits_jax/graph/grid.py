@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fracbits_jax import layers, quantize
-from fracbits_jax.layers import QuantConfig
+from fracbits_jax.layers import QuantConfig, operands
+from fracbits_jax.quantize import groups
 
 _TINY = 1e-12
 
@@ -25,7 +26,7 @@ def spacing(scheme: str, bits: np.ndarray, alpha: float | np.ndarray) -> tuple[n
     scheme: `original`, `modified`, `lsq` or `balanced`.
     bits: integers, any shape.
     alpha: what the quantizer's range [-1, 1] is scaled by; with the last two its range, which may be one for each
-      channel.
+      channel or each weight.
 
   Returns:
     Two float64 arrays, the scale in the shape that `bits` and `alpha` have together, the zero in that of `bits`; both
@@ -102,8 +103,10 @@ class Kernel:
     codes: integers from 0 to 2^bits - 1, `[..., C_out]`, int32; 0 where there are 0 bits.
     bits: bit-widths, `()` or `[C_out]`, int32.
     scheme: `original`, `modified`, `lsq` or `balanced`.
-    alpha: the range with the last two, one float or a float32 array `[C_out]` with one for each channel; SAT's factor
-      or 1 otherwise.
+    alpha: the range with the last two, one float or a float32 array `[C_out]` with one for each channel, `[G, C_out]`
+      with one for each group; SAT's factor or 1 otherwise.
+    group_size: of the groups that have ranges of their own, see `quantize.groups`; `None` for none.
+    range_bits: 16 where the ranges of groups are float16 numbers.
     exact: the values as the network computes them, `[..., C_out]`, float32, where they are known.
   """
 
@@ -112,11 +115,18 @@ class Kernel:
   scheme: str
   alpha: Any
   exact: np.ndarray | None = None
+  group_size: int | None = None
+  range_bits: int = 32
+
+  @property
+  def ranges(self) -> Any:
+    """`alpha`, or with groups the range of each weight."""
+    return self.alpha if self.group_size is None else groups.spread(self.alpha, self.codes.shape, self.group_size)
 
   @property
   def scale(self) -> np.ndarray:
-    """Distance between neighbours, `()` or `[C_out]`, float64; 0 where there are 0 bits."""
-    return spacing(self.scheme, self.bits, self.alpha)[0]
+    """Distance between neighbours, `()`, `[C_out]` or with groups of each weight, float64; 0 where there are 0 bits."""
+    return spacing(self.scheme, self.bits, self.ranges)[0]
 
   @property
   def zero(self) -> np.ndarray:
@@ -128,7 +138,7 @@ class Kernel:
     """The values `[..., C_out]`, float32: `exact` if they are known, else within a rounding of them."""
     if self.exact is not None:
       return self.exact
-    codes, bits, alpha = (np.asarray(x, np.float32) for x in (self.codes, self.bits, self.alpha))
+    codes, bits, alpha = (np.asarray(x, np.float32) for x in (self.codes, self.bits, self.ranges))
     levels = np.exp2(bits)
     if self.scheme == 'lsq':
       half = levels / 2
@@ -159,21 +169,25 @@ def kernel_codes(quant: QuantConfig, kernel: Any, bits: Any, alpha: Any = None) 
     quant: how its layer is quantized.
     kernel: the kernel.
     bits: integers, `()` or `[C_out]`.
-    alpha: its range with `lsq`, `()` or `[C_out]`.
+    alpha: its range with `lsq`, `()`, `[C_out]` or, in groups, `[G, C_out]`.
   """
   bits = np.asarray(bits).astype(np.int32)
   kernel, plain = jnp.asarray(kernel), dataclasses.replace(quant, sat=False)
   value = _quantized(plain, kernel, bits, alpha)
   exact = value if quant == plain else _quantized(quant, kernel, bits, alpha)
   if quant.scheme == 'lsq':
-    alpha = np.abs(np.asarray(alpha, np.float32))
+    alpha = np.abs(np.asarray(operands.stored_ranges(quant, jnp.asarray(alpha, jnp.float32))))
+    ranges = alpha if quant.group_size is None else groups.spread(alpha, kernel.shape, quant.group_size)
     alpha = alpha if alpha.ndim else float(alpha)
   else:
-    alpha = float(quantize.rescale_factor(value)) if quant.sat else 1.0
-  scale, zero = spacing(quant.kernel_scheme, bits, alpha if quant.scheme == 'lsq' else 1.0)
+    alpha, ranges = float(quantize.rescale_factor(value)) if quant.sat else 1.0, 1.0
+  scale, zero = spacing(quant.kernel_scheme, bits, ranges)
   found = np.round(np.asarray(value, np.float64) / np.where(scale > 0, scale, 1) + zero)
   codes = np.where(bits > 0, found, 0).astype(np.int32)
-  return Kernel(codes=codes, bits=bits, scheme=quant.kernel_scheme, alpha=alpha, exact=np.asarray(exact, np.float32))
+  how = dict(codes=codes, bits=bits, scheme=quant.kernel_scheme, alpha=alpha, exact=np.asarray(exact, np.float32))
+  if quant.group_size is None:
+    return Kernel(**how)
+  return Kernel(**how, group_size=quant.group_size, range_bits=quant.range_bits)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -92,7 +92,7 @@ def kernel_ranges(
     if f'{name}/kernel_alpha' in flat:
       fixed = quant.kernel_bits
       width, kernel = flat_bits[f'{name}/kernel'] if fixed is None else fixed, np.asarray(flat[f'{name}/kernel'])
-      if quant.kernel_ranges == 'channel':
+      if quant.range_kind != 'layer':
         kernel = np.asarray(with_last_channels(kernel, (axes or {}).get(name, (kernel.ndim - 1,))))
         by_channel[name] = (kernel.reshape(-1, kernel.shape[-1]).T, width, quant)
       else:

@@ -4,7 +4,7 @@ nothing but quantize.
 A quantized layer owns, beside the parameters of the layer it extends:
 
 * `params/alpha`: the clip of its inputs, `()`, or `[2]` for a range and its middle;
-* `params/kernel_alpha`: with the scheme `lsq`, the range of its kernel, `()` or `[C_out]`;
+* `params/kernel_alpha`: with the scheme `lsq`, the range of its kernel, `()`, `[C_out]` or, in groups, `[G, C_out]`;
 * `bits/kernel`: the bit-width of its kernel, `()` or `[C_out]`;
 * `bits/input`: the bit-width of its inputs, `()`.
 
@@ -23,10 +23,15 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from fracbits_jax.fast import conv
-from fracbits_jax.layers.operands import apply_quantizer, einsum_output_axes, over_channels, with_last_channels
+from fracbits_jax.layers.operands import (
+  apply_quantizer,
+  einsum_output_axes,
+  over_channels,
+  ranges_of_weights,
+  with_last_channels,
+)
 from fracbits_jax.layers.quant_config import QuantConfig
 from fracbits_jax.quantize import bitwidths, lsq
-from fracbits_jax.quantize.unit import with_rank
 
 OUTPUTS = 'layer_outputs'  # what `jax.checkpoint`'s policies know the outputs of these layers by
 DISTANCES = 'distances'  # the collection, where it is mutable, of the squared distances of kernels from their levels
@@ -102,8 +107,8 @@ class Quantized(nn.Module):
     bits, how = self._bits(quant, 'kernel', quant.kernel_bits, quant.allowed_kernel_bits, shape)
     alpha = None
     if quant.scheme == 'lsq':
-      each = quant.kernel_ranges == 'channel'
-      start = lambda key: lsq.initial_range(with_last_channels(kernel, axes), bits, each=each)
+      each, size = quant.range_kind == 'channel', quant.group_size
+      start = lambda key: lsq.initial_range(with_last_channels(kernel, axes), bits, each=each, group_size=size)
       alpha = super().param('kernel_alpha', start)
     how['kept'] = self._kept(quant, kernel, bits)
 
@@ -111,7 +116,8 @@ class Quantized(nn.Module):
       quantized = apply_quantizer(self, 'kernel', flat, bits, alpha, **how)
       if alpha is not None and self.is_mutable_collection(DISTANCES) and not self.is_initializing():
         # Where a weight is clipped the distance moves nothing, and the ranges are not drawn by it.
-        limit, level = jax.lax.stop_gradient((jnp.abs(with_rank(alpha, flat)), quantized))
+        ranges = ranges_of_weights(quant, alpha, flat.shape)
+        limit, level = jax.lax.stop_gradient((jnp.abs(ranges), quantized))
         distance = jnp.sum(jnp.square(jnp.where(jnp.abs(flat) <= limit, flat - level, 0)))
         self.variable(DISTANCES, 'kernel', lambda: distance).value = distance
       return quantized

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fracbits_jax import quantize
 from fracbits_jax.layers.quant_config import QuantConfig
-from fracbits_jax.quantize import bitwidths, lsq
+from fracbits_jax.quantize import bitwidths, groups, lsq
 
 _replacements: list[Callable[..., jax.Array]] = []
 
@@ -30,15 +30,28 @@ def quantize_kernel(
     quant: the configuration.
     kernel: the float kernel.
     bits: `()` or `[C_out]`.
-    alpha: its range, `()` or `[C_out]`, with the scheme `lsq`.
+    alpha: its range, `()`, `[C_out]` or, with groups, `[G, C_out]`, with the scheme `lsq`.
     kept: false for the entries of pruned channels, or `None`.
     **how: `choices`, `noise`, `learned`.
   """
   if quant.scheme == 'lsq':
     assert alpha is not None
-    return lsq.kernel(kernel, bits, alpha, balanced=quant.kernel_levels == 'balanced', **how)
+    how['balanced'] = quant.kernel_levels == 'balanced'
+    return lsq.kernel(kernel, bits, stored_ranges(quant, alpha), group_size=quant.group_size, **how)
   quantized = quantize.kernel(kernel, bits, scheme=quant.scheme, kept=kept, **how)
   return quantize.rescale(quantized, kept) if quant.sat else quantized
+
+
+def stored_ranges(quant: QuantConfig, alpha: jax.Array) -> jax.Array:
+  """The ranges of a kernel that a layer computes with: those of groups as they are stored."""
+  return alpha if quant.group_size is None else groups.stored(jnp.asarray(alpha, jnp.float32), quant.range_bits)
+
+
+def ranges_of_weights(quant: QuantConfig, alpha: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """The ranges of a kernel `[..., C_out]` of this shape, broadcastable against it."""
+  if quant.group_size is None:
+    return alpha.reshape((1,) * (len(shape) - alpha.ndim) + alpha.shape)
+  return groups.spread(stored_ranges(quant, alpha), shape, quant.group_size)
 
 
 def apply_quantizer(layer: Any, which: str, x: jax.Array, bits: Any, alpha: jax.Array | None, **how: Any) -> jax.Array:
@@ -74,21 +87,42 @@ def replace_quantizers(replacement: Callable[..., jax.Array]) -> Iterator[None]:
     _replacements.pop()
 
 
-def over_channels(function: Callable[[jax.Array], jax.Array], kernel: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  """Applies a function of kernels `[..., C_out]` to one whose output channels are spread over `axes`."""
-  if axes == (kernel.ndim - 1,):
+def over_channels(
+  function: Callable[[jax.Array], jax.Array],
+  kernel: jax.Array,
+  axes: tuple[int, ...],
+  summed: tuple[int, ...] | None = None,
+) -> jax.Array:
+  """Applies a function of kernels `[..., C_out]` to one whose output channels are spread over `axes`.
+
+  Args:
+    function: the function.
+    kernel: the kernel.
+    axes: of the output channels.
+    summed: the other axes, in the order in which the function is to see them; `None` for their own.
+  """
+  order = _with_channels_last(kernel.ndim, axes, summed)
+  if len(axes) == 1 and order == tuple(range(kernel.ndim)):
     return function(kernel)
-  found, last = function(with_last_channels(kernel, axes)), range(-len(axes), 0)
-  return jnp.moveaxis(found.reshape(jnp.moveaxis(kernel, axes, last).shape), last, axes)
+  found = function(with_last_channels(kernel, axes, summed))
+  return jnp.transpose(
+    found.reshape([kernel.shape[axis] for axis in order]), tuple(map(order.index, range(kernel.ndim)))
+  )
 
 
-def with_last_channels(kernel: Any, axes: tuple[int, ...]) -> Any:
+def with_last_channels(kernel: Any, axes: tuple[int, ...], summed: tuple[int, ...] | None = None) -> Any:
   """A kernel whose output channels are spread over `axes`, none of them where there is one, as `[..., C_out]`."""
-  if axes == (kernel.ndim - 1,):
+  order = _with_channels_last(kernel.ndim, axes, summed)
+  if len(axes) == 1 and order == tuple(range(kernel.ndim)):
     return kernel
-  moved = jnp.moveaxis(kernel, axes, range(-len(axes), 0))
+  moved = jnp.transpose(kernel, order)
   rest = kernel.ndim - len(axes)
   return moved.reshape(*moved.shape[:rest], math.prod(moved.shape[rest:]))
+
+
+def _with_channels_last(rank: int, axes: tuple[int, ...], summed: tuple[int, ...] | None) -> tuple[int, ...]:
+  rest = [axis for axis in range(rank) if axis not in axes]
+  return (*(rest if summed is None else summed), *axes)
 
 
 def einsum_output_axes(einsum_str: str, rank: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fracbits_jax import quantize
-from fracbits_jax.quantize import bitwidths
+from fracbits_jax.quantize import bitwidths, groups
 
 GRANULARITIES = ('layer', 'kernel')
 KERNEL_RANGES = ('layer', 'channel')
@@ -46,6 +46,11 @@ class QuantConfig:
     kernel_ranges: with `lsq`, `layer` for one range a kernel, `channel` for one per output channel.
     kernel_levels: with `lsq`, `twos_complement`, which has 0 and one level more below it than above; or `balanced`, as
       many on either side and no 0, which is better with few bits.
+    group_size: with `lsq`, one range for so many neighbouring weights of an output channel, along the contracted axes
+      of the kernel (see `quantize.groups`), whatever `kernel_ranges` says; `None` for no groups. The last group of a
+      channel is shorter where the size does not divide its weights.
+    range_bits: 16 or 32, what the range of a group is stored in; with 16 the network computes with float16 ranges.
+      They count in the size of the network, as ranges of kernels and of channels do not.
     input_offset: with `lsq`, ranges of signed inputs have a learned offset, as after an activation function that is
       seldom negative; unsigned ones have none.
     learned: false says that the bit-widths in the collection `bits` are integers, fixed after a search: the layer is
@@ -74,6 +79,8 @@ class QuantConfig:
   scheme: str = 'original'
   kernel_ranges: str = 'layer'
   kernel_levels: str = 'twos_complement'
+  group_size: int | None = None
+  range_bits: int = 16
   input_offset: bool = False
   learned: bool = True
   stochastic: bool = False
@@ -94,6 +101,7 @@ class QuantConfig:
         f"kernel_ranges='channel' is for learned ranges, and scheme={self.scheme!r} has none: set scheme='lsq', or "
         "kernel_ranges='layer'"
       )
+    self._check_groups()
     if self.kernel_levels not in KERNEL_LEVELS:
       raise ValueError(f'kernel_levels={self.kernel_levels!r} is unknown: choose one of {", ".join(KERNEL_LEVELS)}')
     if self.kernel_levels != 'twos_complement' and self.scheme != 'lsq':
@@ -134,6 +142,11 @@ class QuantConfig:
         f'stochastic=True draws bit-widths as wholes, and mixture={self.mixture!r} mixes them by element: take one of '
         'the two'
       )
+    if self.group_size is not None and self.prunes:
+      raise ValueError(
+        f'group_size={self.group_size} cannot prune: without a pruned channel the groups of what it feeds would be '
+        'others, so take 0 out of choices, or set group_size=None'
+      )
     if self.stochastic and self.prunes:
       raise ValueError(
         'stochastic=True cannot prune: a gate does not follow what is drawn, so take 0 out of choices or interpolate'
@@ -142,6 +155,28 @@ class QuantConfig:
       raise ValueError(f'init_bits={self.init_bits!r} is not a bit-width: give a finite number of at least 0')
     if not 0 < self.alpha_init <= _MOST_ALPHA:
       raise ValueError(f'alpha_init={self.alpha_init!r} is not a clip: give a number above 0 and up to {_MOST_ALPHA:g}')
+
+  def _check_groups(self) -> None:
+    if self.range_bits not in groups.RANGE_BITS:
+      raise ValueError(f'range_bits={self.range_bits!r} is unknown: a range is stored in 16 or in 32 bits, give one')
+    if self.group_size is None:
+      return
+    if isinstance(self.group_size, bool) or not isinstance(self.group_size, int | np.integer) or self.group_size < 1:
+      raise ValueError(
+        f'group_size={self.group_size!r} is no number of weights: give a positive integer, such as 32, 64 or 128, or '
+        'None for no groups'
+      )
+    object.__setattr__(self, 'group_size', int(self.group_size))
+    if self.scheme != 'lsq':
+      raise ValueError(
+        f'group_size={self.group_size} is for learned ranges, and scheme={self.scheme!r} has none: set '
+        "scheme='lsq', or group_size=None"
+      )
+
+  @property
+  def range_kind(self) -> str:
+    """What has a range of its own with `lsq`: `layer`, `channel` or `group`."""
+    return self.kernel_ranges if self.group_size is None else 'group'
 
   @property
   def kernel_scheme(self) -> str:

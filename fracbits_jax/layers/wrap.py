@@ -40,7 +40,7 @@ def from_float(
   configs = calibrate.quant_configs(net, inputs, **kwargs)
   params = with_parameters(start['params'], nn.meta.unbox(variables['params']), configs)
   bits = _initial_bits(start.get('bits', {}), configs) if bits is None else _given_bits(start.get('bits', {}), bits)
-  has_channels = any(quant.kernel_ranges == 'channel' for quant in configs.values())
+  has_channels = any(quant.range_kind != 'layer' for quant in configs.values())
   axes = calibrate.output_axes(net, inputs, params, **kwargs) if has_channels else {}
   params = calibrate.kernel_ranges(params, bits, configs, axes)
   samples = calibrate.sample_inputs(without_quantization(net), variables, [inputs], **kwargs)

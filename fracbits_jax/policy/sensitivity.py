@@ -9,6 +9,7 @@ quantization error; the rise of the loss itself; or its rise to second order by 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from fracbits_jax.layers.clip_search import best_range
 from fracbits_jax.layers.examples import arguments_of, examples_in
 from fracbits_jax.layers.operands import with_last_channels
 from fracbits_jax.policy.assignment import Scores
+from fracbits_jax.quantize import groups
 
 Slot = tuple[str, str]  # a layer's path, and `kernel` or `input`
 Batch = Mapping[str, Any]
@@ -43,7 +45,7 @@ def quantized_kernel(quant: QuantConfig, kernel: jax.Array, bits: Any, alpha: ja
     quant: how the layer is quantized.
     kernel: the float kernel.
     bits: `()`.
-    alpha: its range, `()` or `[C_out]`, with the scheme `lsq`.
+    alpha: its range, `()`, `[C_out]` or, in groups, `[G, C_out]`, with the scheme `lsq`.
   """
   plain = dataclasses.replace(quant, sat=False)
   q = layers.quantize_kernel(plain, kernel, jnp.float32(bits), alpha, learned=False)
@@ -238,14 +240,14 @@ class Sensitivity:
   def loss_scores(self) -> Scores:
     """The rise of the loss when one kernel or one input alone is quantized, a mean over the batches."""
     order = list(self.slots)
-    most = max((self._kernel(name).shape[-1] for name, which in order if which == 'kernel'), default=0)
+    most = max((math.prod(self._range_shape(name)) for name, which in order if which == 'kernel'), default=0)
     padded = lambda alpha: np.resize(alpha, max(most, 2))  # of one shape, so that there is one program
 
     @jax.jit
     def loss(variables, batch, index, bits, alpha):
       def quantizer(slot, x):
         quantized = functools.partial(self._quantized, slot)
-        one = lambda x, bits, alpha: quantized(x, bits, self._range_in(slot, x, alpha))
+        one = lambda x, bits, alpha: quantized(x, bits, self._range_in(slot, alpha))
         return lax.cond(index == order.index(slot), one, lambda x, bits, alpha: x, x, bits, alpha)
 
       outputs = self.outputs(variables, self._arguments(batch), quantizer)
@@ -269,7 +271,7 @@ class Sensitivity:
       signed = which == 'kernel' or quant.signed_input
       for bits in choices:
         clip: Any = 1.0  # of kernels that have none
-        if which == 'kernel' and quant.kernel_ranges == 'channel':
+        if which == 'kernel' and quant.range_kind != 'layer':
           fixed = dataclasses.replace(quant, kernel_bits=bits)
           clip = channel_ranges({name: (np.asarray(x).reshape(-1, x.shape[-1]).T, bits, fixed)})[name]
         elif which == 'input' and quant.has_offset:
@@ -280,12 +282,20 @@ class Sensitivity:
           clip = calibrate.best_clip(x, jnp.float32(bits), **how)
         yield slot, x, bits, jnp.float32(clip)
 
-  def _range_in(self, slot: Slot, x: jax.Array, padded: jax.Array) -> jax.Array:
+  def _range_in(self, slot: Slot, padded: jax.Array) -> jax.Array:
     """The range or the ranges of a tensor, which are the first of an array of some length."""
     quant = self._configs[slot[0]]
     if slot[1] == 'kernel':
-      return padded[: x.shape[-1]] if quant.kernel_ranges == 'channel' else padded[0]
+      shape = self._range_shape(slot[0])
+      return padded[: math.prod(shape)].reshape(shape) if shape else padded[0]
     return padded[:2] if quant.has_offset else padded[0]
+
+  def _range_shape(self, name: str) -> tuple[int, ...]:
+    """The shape of the range, or the ranges, of a kernel."""
+    quant, (*contracted, channels) = self._configs[name], self._kernel(name).shape
+    if quant.group_size is not None:
+      return groups.count(math.prod(contracted), quant.group_size), channels
+    return (channels,) if quant.range_kind == 'channel' else ()
 
   def _kernel(self, name: str) -> Any:
     """The kernel of a layer of the float network, `[..., C_out]`."""

@@ -41,8 +41,7 @@ def unit_ranges(network: Network) -> Ranges:
   """Ranges of 1, for what depends on the shapes of a network alone."""
   found: Ranges = {}
   for name, (weight, quant) in network.quantized().items():
-    each = operands.has_channel_ranges(weight, quant)
-    ones = jnp.ones((*weight.stack, *([weight.count] if each else [])), jnp.float32)
+    ones = jnp.ones(operands.range_shape(weight, quant), jnp.float32)
     has_alpha = not quant.weight_only and weight.has_input
     clip = jnp.ones((*weight.stack, *quant.alpha_start.shape), jnp.float32)
     has_kernel = operands.has_kernel_alpha(weight, quant) and not (weight.is_product and quant.weight_only)
@@ -93,7 +92,8 @@ def best_ranges(
       continue
     kernels = values['kernel']
     signed, scheme = (weight.weight_signed, quant.scheme) if weight.is_product else (True, quant.kernel_scheme)
-    if operands.has_channel_ranges(weight, quant) and not weight.rows:
+    is_grouped = quant.group_size is not None
+    if is_grouped or (operands.has_channel_ranges(weight, quant) and not weight.rows):
       by_channel[name] = (kernels, widths['kernel'], quant)
       continue
     if weight.rows:
@@ -105,7 +105,7 @@ def best_ranges(
   for name, alpha in with_offset.items():
     ranges.setdefault(name, {})['alpha'] = alpha
   for name, best in channel_ranges(by_channel).items():
-    shape = (*network.weights[name].stack, best.shape[-1])
+    shape = operands.range_shape(*network.quantized()[name])
     ranges.setdefault(name, {})['kernel_alpha'] = jnp.asarray(best.reshape(shape))
   return ranges
 
@@ -137,7 +137,7 @@ def samples(network: Network, params: Any, others: Any, args: Any, kwargs: Any) 
     if weight.is_product:
       of_weight['kernel'] = _of_calls(weight, site, taps, 'weight')
     else:
-      of_weight['kernel'] = operands.kernels_of(weight, site, _of_weight(site, taps))
+      of_weight['kernel'] = operands.kernels_of(weight, site, quant, _of_weight(site, taps))
   return found
 
 

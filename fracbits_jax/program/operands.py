@@ -11,9 +11,9 @@ import numpy as np
 
 from fracbits_jax.layers.operands import apply_quantizer, over_channels
 from fracbits_jax.layers.quant_config import QuantConfig
-from fracbits_jax.program.plan import Weight, channels_of
+from fracbits_jax.program.plan import Weight, channels_of, summed_of
 from fracbits_jax.program.sites import Site
-from fracbits_jax.quantize import bitwidths, lsq
+from fracbits_jax.quantize import bitwidths, groups, lsq
 
 # What a weight is quantized with, by name: `kernel`, `input` (bits), `alpha`, `kernel_alpha` (ranges) and
 # `kernel_noise`, `input_noise`; what is fixed or not needed is absent. Each has the axes of the stack in front.
@@ -39,8 +39,15 @@ def has_kernel_alpha(weight: Weight, quant: QuantConfig) -> bool:
 
 
 def has_channel_ranges(weight: Weight, quant: QuantConfig) -> bool:
-  """Whether each output channel has a range of its own, as the rows of an embedding always have."""
+  """Whether each output channel has a range of its own, as the rows of an embedding have where there are no groups."""
   return weight.rows or (quant.kernel_ranges == 'channel' and not weight.is_product)
+
+
+def range_shape(weight: Weight, quant: QuantConfig) -> tuple[int, ...]:
+  """The shape of the range, or the ranges, of the second operand: `[stack..., G, C_out]` in groups."""
+  if quant.group_size is not None and not weight.is_product:
+    return (*weight.stack, groups.count(weight.size // max(weight.count, 1), quant.group_size), weight.count)
+  return (*weight.stack, *((weight.count,) if has_channel_ranges(weight, quant) else ()))
 
 
 def bits_shapes(weight: Weight, quant: QuantConfig) -> dict[str, tuple[int, ...]]:
@@ -112,13 +119,14 @@ def quantized_weight(
     return _of_activation(layer, weight, second, variables, w, 'kernel', 'kernel_alpha', site.stacked, index)
   axes = channels_of(weight, site)
   assert axes is not None  # or it would be another weight
+  summed = None if quant.group_size is None else summed_of(weight, site)
 
   def one(w: jax.Array, variables: Variables, layer: Layer = layer) -> jax.Array:
     bits, how = _bits(quant, variables, 'kernel', quant.kernel_bits, quant.allowed_kernel_bits)
     if quant.prunes:
       how['kept'] = bits > 0
     alpha = variables.get('kernel_alpha')
-    return over_channels(lambda flat: apply_quantizer(layer, 'kernel', flat, bits, alpha, **how), w, axes)
+    return over_channels(lambda flat: apply_quantizer(layer, 'kernel', flat, bits, alpha, **how), w, axes, summed)
 
   if index is not None:
     return _one_by_one(one, layer, weight, w, variables, site.stacked, index)
@@ -206,20 +214,22 @@ def initial_range(weight: Weight, site: Site, quant: QuantConfig, w: np.ndarray)
   bits = quant.init_bits if quant.kernel_bits is None else quant.kernel_bits
   if weight.is_product:
     return jnp.full(weight.stack, quant.alpha_init, jnp.float32)
-  kernels = kernels_of(weight, site, w)
+  kernels = kernels_of(weight, site, quant, w)
   each = has_channel_ranges(weight, quant)
-  of_kernel = lambda kernel: lsq.initial_range(kernel.T, bits, each=each)
-  shape = (*weight.stack, *((weight.count,) if each else ()))
-  return jnp.stack([of_kernel(kernel) for kernel in kernels]).reshape(shape)
+  of_kernel = lambda kernel: lsq.initial_range(kernel.T, bits, each=each, group_size=quant.group_size)
+  return jnp.stack([of_kernel(kernel) for kernel in kernels]).reshape(range_shape(weight, quant))
 
 
-def kernels_of(weight: Weight, site: Site, w: np.ndarray) -> np.ndarray:
-  """The kernels of a stack one behind the other, `[stack, C_out, ...]`, from its values as a program has them."""
+def kernels_of(weight: Weight, site: Site, quant: QuantConfig, w: np.ndarray) -> np.ndarray:
+  """The kernels of a stack one behind the other, `[stack, C_out, n]`, from its values as a program has them."""
   loops = len(site.stored.loops)
   w = np.moveaxis(w, [loops + axis for axis in site.stacked], range(loops, loops + len(site.stacked)))
   count = math.prod(weight.stack)
   kernels = w.reshape(count, *w.shape[len(weight.stack) :])
   axes = channels_of(weight, site)
   assert axes is not None
-  kernels = np.moveaxis(kernels, [1 + axis for axis in axes], range(1, 1 + len(axes)))
+  if quant.group_size is None:
+    kernels = np.moveaxis(kernels, [1 + axis for axis in axes], range(1, 1 + len(axes)))
+  else:
+    kernels = np.transpose(kernels, (0, *(1 + axis for axis in (*axes, *summed_of(weight, site)))))
   return kernels.reshape(count, weight.count, math.prod(kernels.shape[1 + len(axes) :]))

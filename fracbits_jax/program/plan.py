@@ -22,6 +22,7 @@ class Weight:
     shape: of one kernel.
     channels: axes of it that are output channels.
     atoms: the parts of the parameter that the channels are, where it is used as it is.
+    summed: the parts that its other axes are, in their order.
     stack: how many kernels there are, by axis of the stack.
     prefixes: for each axis of the stack, behind which part of the name its index is written.
     rows: whether each channel has a range of its own, as the rows of an embedding do.
@@ -37,6 +38,7 @@ class Weight:
   shape: tuple[int, ...] = ()
   channels: tuple[int, ...] = ()
   atoms: tuple[Atom, ...] | None = None
+  summed: tuple[Atom, ...] | None = None
   stack: tuple[int, ...] = ()
   prefixes: tuple[str, ...] = ()
   rows: bool = False
@@ -99,11 +101,43 @@ def _atoms(site: Site) -> tuple[Atom, ...] | None:
   return None if layout is None else atoms_of(layout, site.channels)
 
 
+def _summed(site: Site) -> tuple[Atom, ...] | None:
+  layout = site.stored.layout
+  axes = (axis for axis in range(len(site.shape)) if axis not in (*site.channels, *site.stacked))
+  return None if layout is None else atoms_of(layout, axes)
+
+
 def channels_of(weight: Weight, site: Site) -> tuple[int, ...] | None:
   """The axes of the kernel at a place that are the weight's output channels, in their order; `None` where none are."""
   if weight.atoms is None or site.stored.layout is None:
     return site.kernel_channels
-  axes = axes_with(site.stored.layout, weight.atoms)
+  return _kernel_axes(site, weight.atoms)
+
+
+def summed_of(weight: Weight, site: Site) -> tuple[int, ...]:
+  """The other axes of the kernel at a place, along which its groups lie, in the order that they have in the weight.
+
+  Raises:
+    ValueError: there is no such order.
+  """
+  channels = channels_of(weight, site)
+  assert channels is not None  # or it would be another weight
+  rest = tuple(axis for axis in range(len(site.kernel_shape)) if axis not in channels)
+  if weight.summed is None or site.stored.layout is None:
+    return rest
+  axes = _kernel_axes(site, weight.summed)
+  if axes is None:
+    raise ValueError(
+      f'{weight.name} is used twice, with the axes along which its groups lie in another order: give it a rule with '
+      'group_size=None'
+    )
+  return (*axes, *(axis for axis in rest if axis not in axes))  # at last those of size 1
+
+
+def _kernel_axes(site: Site, atoms: tuple[Atom, ...]) -> tuple[int, ...] | None:
+  """The axes of the kernel at a place that consist of these parts of the parameter; `None` where none do."""
+  assert site.stored.layout is not None
+  axes = axes_with(site.stored.layout, atoms)
   if axes is None:
     return None
   kept = [axis for axis in range(len(site.shape)) if axis not in site.stacked]
@@ -173,6 +207,7 @@ def _weight(name: str, key: tuple, group: Sequence[Site]) -> Weight:
     shape=first.kernel_shape,
     channels=first.kernel_channels,
     atoms=_atoms(first),
+    summed=_summed(first),
     stack=first.stack,
     prefixes=(*(inside(loop.prefix) for loop in loops), *(name for _ in first.stacked)),
     rows=any(site.kind == 'embedding' for site in group),

@@ -80,7 +80,9 @@ def _adapted(quant: QuantConfig, weight: Weight, edge_bits: int | None, is_first
   elif not quant.weight_only:
     quant = dataclasses.replace(quant, signed_input=quant.signed_input or weight.signed)
   if weight.is_product:
-    quant = dataclasses.replace(quant, granularity='layer', kernel_ranges='layer', input_offset=False, sat=False)
+    quant = dataclasses.replace(
+      quant, granularity='layer', kernel_ranges='layer', group_size=None, input_offset=False, sat=False
+    )
   if edge_bits is not None and quant.kernel_bits is None:
     quant = dataclasses.replace(quant, kernel_bits=edge_bits)
   if edge_bits is not None and is_first and quant.learns_input:

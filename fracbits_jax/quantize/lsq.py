@@ -16,31 +16,33 @@ At 1 bit two's complement would be -Q and 0, where no positive weight has a grad
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fracbits_jax.fast.derivatives import with_backward, with_slopes
 from fracbits_jax.fast.inlined import inlined
 from fracbits_jax.fast.sums import sums
-from fracbits_jax.quantize import pact
+from fracbits_jax.quantize import groups, pact
 from fracbits_jax.quantize.bitwidths import as_bits, check_kernel_bits, check_scalars, power_of_two
 from fracbits_jax.quantize.unit import SMALLEST, allowed, interpolate, sum_to, with_rank
 
 
 def gradient_scale(
-  bits: jax.Array, count: int, *, signed: bool, each: bool = False, balanced: bool = False
+  bits: jax.Array, count: int | np.ndarray, *, signed: bool, each: bool = False, balanced: bool = False
 ) -> jax.Array:
   """g Q^2, by which the gradient of a range is multiplied; the mean over bit-widths where there are several, 1 of none.
 
   Args:
     bits: real bit-widths, any shape.
-    count: N, the weights of a kernel or the features of an input.
+    count: N, the weights of a kernel or the features of an input; several for several ranges.
     signed: two's complement levels rather than levels from 0.
     each: one scale for each of the bit-widths, for ranges of their own.
     balanced: levels on both sides of 0, as many on either.
   """
-  if not (count and bits.size):
+  if not (np.all(count) and bits.size):
     return jnp.float32(1)
   bits = jax.lax.stop_gradient(bits)
   q = jnp.exp2(bits - 1) if signed else jnp.exp2(bits) - 1
@@ -144,6 +146,7 @@ def kernel(
   choices: Sequence[int] | None = None,
   noise: jax.Array | None = None,
   learned: bool = True,
+  group_size: int | None = None,
 ) -> jax.Array:
   """Quantizes a kernel with a learned step size, at real bit-widths.
 
@@ -158,20 +161,46 @@ def kernel(
 
   Between integers the two neighbours are interpolated, as in `quantize.fractional`. The gradient of `w` is
   straight-through inside the range and 0 outside; the one of alpha is LSQ's, with its scale (see the module).
-  Arguments as `quantize.kernel`, and alpha, the range, `()`, or `[C_out]` for one per output channel.
+  Arguments as `quantize.kernel`, and alpha, the range, `()`, or `[C_out]` for one per output channel. With a group size
+  alpha is `[G, C_out]`, one range for each group of each channel, see `groups`; N is then the weights of the group.
 
   Raises:
     ValueError: bad choices, or bits or ranges of another shape.
   """
   w, bits, alpha = jnp.asarray(w), as_bits(bits, learned), jnp.asarray(alpha, jnp.float32)
   check_kernel_bits(w, bits)
-  check_kernel_bits(w, alpha, 'ranges')
-  each = bool(alpha.shape)
-  count = w.size // max(alpha.size, 1)
-  scale = gradient_scale(bits, count, signed=True, each=each, balanced=balanced)
+  choices = allowed(choices, learned)
+  if group_size is None:
+    check_kernel_bits(w, alpha, 'ranges')
+    return _kernel(w, bits, alpha, noise, choices, w.size // max(alpha.size, 1), balanced)
+  contracted, channels = math.prod(w.shape[:-1]), w.shape[-1]
+  number = groups.count(contracted, group_size)
+  if alpha.shape != (number, channels):
+    raise ValueError(
+      f'ranges of shape {alpha.shape} do not fit a kernel of shape {w.shape} in groups of {group_size}: give '
+      f'{(number, channels)}'
+    )
+  if noise is not None:  # of the elements, or of the bit-widths
+    noise = groups.split(noise, group_size) if noise.shape == w.shape else groups.by_group(noise, number)
+  counts = np.repeat(groups.lengths(contracted, group_size), channels).astype(np.float32)
+  parts, bits = groups.split(w, group_size), groups.by_group(bits, number)
+  return groups.joined(_kernel(parts, bits, alpha.reshape(-1), noise, choices, counts, balanced), w.shape)
+
+
+def _kernel(
+  w: jax.Array,
+  bits: jax.Array,
+  alpha: jax.Array,
+  noise: Any,
+  choices: tuple[int, ...],
+  count: int | np.ndarray,
+  balanced: bool,
+) -> jax.Array:
+  """`kernel` without groups, whose ranges stand for so many weights."""
+  scale = gradient_scale(bits, count, signed=True, each=bool(alpha.shape), balanced=balanced)
   alpha = with_slopes(alpha, (alpha, scale))
   bits, noise = with_rank(bits, w), None if noise is None else with_rank(noise, w)
-  return _two_sided(w, bits, alpha, None, noise, allowed(choices, learned), balanced)
+  return _two_sided(w, bits, alpha, None, noise, choices, balanced)
 
 
 def activation(
@@ -208,21 +237,31 @@ def activation(
   return _two_sided(x, bits, alpha, offset, noise, allowed(choices, learned), False)
 
 
-def initial_range(w: jax.Array, bits: jax.Array | float, *, each: bool = False) -> jax.Array:
+def initial_range(
+  w: jax.Array, bits: jax.Array | float, *, each: bool = False, group_size: int | None = None
+) -> jax.Array:
   """LSQ's start, s = 2 mean |w| / sqrt(Q_P), as a range for kernels.
 
   Args:
     w: `[..., C_out]`.
     bits: `()` or `[C_out]`.
     each: a range for each output channel.
+    group_size: a range for each group of each output channel, see `groups`.
 
   Returns:
-    `()`, of the mean bit-width; with `each` `[C_out]`. A channel of zeros has the mean of the others; 1 where `w` is 0
-    throughout.
+    `()`, of the mean bit-width; with `each` `[C_out]`; with a group size `[G, C_out]`. A channel, or a group, of zeros
+    has the mean of the others; 1 where `w` is 0 throughout.
   """
   bits = jnp.asarray(bits, jnp.float32)
-  half = jnp.exp2((bits if each else jnp.mean(bits)) - 1)
-  sizes = jnp.mean(jnp.abs(w), axis=tuple(range(w.ndim - 1)) if each else None)
+  if group_size is not None:
+    contracted, channels = math.prod(w.shape[:-1]), w.shape[-1]
+    number, counts = groups.count(contracted, group_size), groups.lengths(contracted, group_size)
+    sizes = jnp.sum(jnp.abs(groups.split(w, group_size)), axis=0).reshape(number, channels) / counts[:, None]
+  else:
+    sizes = jnp.mean(jnp.abs(w), axis=tuple(range(w.ndim - 1)) if each else None)
+  several = each or group_size is not None
+  half = jnp.exp2((bits if several else jnp.mean(bits)) - 1)
+  half = with_rank(half, sizes) if half.ndim else half
   alpha = 2 * sizes * half / jnp.sqrt(jnp.maximum(half - 1, 1))
   some = jnp.mean(alpha, where=alpha > 0)  # not a number where there are none
   return jnp.where(alpha > 0, alpha, jnp.where(some > 0, some, 1)).astype(jnp.float32)

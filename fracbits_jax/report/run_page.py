@@ -39,7 +39,7 @@ def write(
   parts = [
     page.header(name, _about(config), verdict.sentence(result, pruned)),
     page.tiles(verdict.tiles(result)),
-    _against(result),
+    _against(config, result),
     *_of_policy(policy, result, out / 'plots'),
     *_courses(rows, policy, result, out / 'plots'),
   ]
@@ -56,17 +56,19 @@ def _about(config: Mapping[str, Any]) -> str:
   return f'{model["name"]}{width} on {config["data"]["dataset"]}, a bit-width for each {per}, seed {config["seed"]}'
 
 
-def _against(result: Mapping[str, Any]) -> str:
+def _against(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
   rows, task = verdict.comparison(result), tasks.of_result(result)
   memory = verdict.knows_memory(result)
+  of_groups = config['quant'].get('group_size') is not None  # which earlier runs know nothing of
+  ranges = f'ranges of groups at {config["quant"]["range_bits"]}, ' if of_groups else ''
   costs = ('GBitOPs', 'MB', *(['RAM, kB'] if memory else []))
   head = ('network', *(f'test {metric.title}' for metric in task.metrics), *costs)
   label = f'{task.metric.heading} and cost against float and uniform bits'
   table = page.table(head, rows, label, strong=(len(rows) - 1,))
   note = (
     'BitOPs: the multiply-accumulates of one example, each times the bits of kernel and input. MB: kernels at their '
-    f'bits, biases at 32. {_OF_MEMORY if memory else ""}Uniform: all learned bit-widths the same, trained in runs of '
-    'their own if at all.'
+    f'bits, {ranges}biases at 32. {_OF_MEMORY if memory else ""}Uniform: all learned bit-widths the same, trained in '
+    'runs of their own if at all.'
   )
   note += f' {task.note}' if task.note else ''
   return page.section('Against float and uniform bits', table, page.note(note))

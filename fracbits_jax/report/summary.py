@@ -55,8 +55,9 @@ def summary(workdir: str | os.PathLike, result: dict[str, Any]) -> str:
       )
     if policy is not None and policy.pruned_channels:
       lines.append(f'          {policy.pruned_channels} channels pruned')
+    mean = f' ({result["bits_per_weight"]:.4g} bits per weight)' if result.get('bits_per_weight') is not None else ''
     memory = f', {result["memory_kb"]:.5g} kB of RAM' if result.get('memory_kb') is not None else ''
-    lines.append(f'          {result["bitops_g"]:.5g} GBitOPs, {result["size_mb"]:.5g} MB{memory}')
+    lines.append(f'          {result["bitops_g"]:.5g} GBitOPs, {result["size_mb"]:.5g} MB{mean}{memory}')
   page = workdir / 'report.html'
   if page.exists():
     lines.append(f'report    {page}')

@@ -107,7 +107,8 @@ def tiles(result: Result) -> list[tuple[str, str, str]]:
   full = result['reference']['float']
   computation, size = _times(full, result)
   found.append(('BitOPs', f'{computation} fewer', f'than {amount(full["bitops_g"])} GBitOPs in float'))
-  found.append(('Size', f'{size} less', f'{amount(result["size_mb"])} of {amount(full["size_mb"])} MB in float'))
+  mean = f', {amount(result["bits_per_weight"])} bits per weight' if result.get('bits_per_weight') is not None else ''
+  found.append(('Size', f'{size} less', f'{amount(result["size_mb"])} of {amount(full["size_mb"])} MB in float{mean}'))
   if knows_memory(result) and all(b['metric'] != 'memory' for b in result['budgets']):
     at_8 = result['reference']['uniform_8']['memory_kb']
     found.append(('RAM, kB', amount(result['memory_kb']), f'{amount(at_8)} with 8 bits everywhere'))

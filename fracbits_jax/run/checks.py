@@ -106,17 +106,32 @@ def check_ranges(config: ConfigDict, initial: weights.Weights | None) -> None:
   """Raises `ValueError` for given ranges of channels where there is to be one a kernel; the reverse is no loss."""
   if initial is None or 'pretrain' in config.phases or config.quant.scheme != 'lsq':
     return
-  of = lambda which: any(np.ndim(clip) for name, clip in initial.clips.items() if name.endswith(f'/{which}'))
-  if not config.quant.input_offset and of('alpha'):
+  has_offset = any(np.ndim(clip) for name, clip in initial.clips.items() if name.endswith('/alpha'))
+  if not config.quant.input_offset and has_offset:
     raise ValueError(
       f'init_from={config.init_from} has offsets of inputs, and quant.input_offset=False leaves none: set '
       'quant.input_offset=True, or start from its float network'
     )
-  if config.quant.kernel_ranges == 'layer' and of('kernel_alpha'):
+  of_channels = any(np.ndim(clip) == 1 for name, clip in initial.clips.items() if name.endswith('/kernel_alpha'))
+  if config.quant.group_size is None and config.quant.kernel_ranges == 'layer' and of_channels:
     raise ValueError(
       f'init_from={config.init_from} has a range for each output channel, and quant.kernel_ranges=layer leaves one a '
       'kernel: set quant.kernel_ranges=channel, or start from its float network'
     )
+
+
+def check_groups(config: ConfigDict, initial: weights.Weights | None, layers: Sequence[cost.Layer]) -> None:
+  """Raises `ValueError` for given ranges of groups where there are to be others; one for all of them is no loss."""
+  if initial is None or 'pretrain' in config.phases or config.quant.scheme != 'lsq':
+    return
+  for layer in layers:
+    given = np.shape(initial.clips.get(f'{layer.name}/kernel_alpha', 1.0))
+    fits = layer.group_size is not None and given[:1] in ((1,), (layer.ranges // max(layer.channels, 1),))
+    if len(given) == 2 and not fits:
+      raise ValueError(
+        f'init_from={config.init_from} has ranges of other groups than quant.group_size={config.quant.group_size} '
+        f'gives {layer.name}: set the group size that it was trained with, or start from its float network'
+      )
 
 
 def check_frozen(config: ConfigDict, initial: weights.Weights | None) -> None:
@@ -159,7 +174,8 @@ def check_uniform(config: ConfigDict, quant: QuantConfig) -> None:
   name = 'budget.equivalent_bits' if config.quant.init_bits is None else 'quant.init_bits'
   bits = config.budget.equivalent_bits if config.quant.init_bits is None else config.quant.init_bits
   allowed = [b for b in quant.allowed_kernel_bits if not quant.learns_input or b in quant.allowed_input_bits]
-  in_steps = config.quant.init_bits is None and config.budget.target is not None  # discretized to meet the target
+  is_absolute = config.budget.target is not None or config.budget.bits_per_weight is not None
+  in_steps = config.quant.init_bits is None and is_absolute  # discretized to meet the target
   if bits not in allowed and not in_steps and 'finetune' in config.phases:
     raise ValueError(
       f'without a search every layer has the same bits, and {name}={bits:g} is not allowed: give one of '

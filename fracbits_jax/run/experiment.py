@@ -108,6 +108,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   checks.check_frozen(config, initial)
   checks.check_length(config, settings.phase_steps(config, len(dataset.train)), initial)
   layers = cost.trace(create(quant), (1, *dataset.image_shape))
+  checks.check_groups(config, initial, layers)
   budget = _budget(config.budget, layers)
   init_bits = config.quant.init_bits
   checks.check_start(init_bits, quant)
@@ -166,6 +167,8 @@ def quant_config(config: ConfigDict) -> QuantConfig:
     scheme=q.scheme,
     kernel_ranges=q.kernel_ranges,
     kernel_levels=q.kernel_levels,
+    group_size=q.group_size,
+    range_bits=q.range_bits,
     input_offset=q.input_offset,
     stochastic=q.stochastic,
     mixture=q.mixture,
@@ -217,5 +220,21 @@ def _budget(config: Any, layers: tuple[cost.Layer, ...]) -> cost.Budget:
     for metric, target in config.also.items()
     if target is not None
   ]
-  amount = dict(equivalent_bits=config.equivalent_bits) if config.target is None else dict(target=config.target)
-  return cost.budget(config.metric, layers, **amount, table=of(config.metric), also=also)
+  return cost.budget(config.metric, layers, **_amount(config), table=of(config.metric), also=also)
+
+
+def _amount(config: Any) -> dict[str, float]:
+  """What may be spent, in the one of three ways in which it is given."""
+  if config.bits_per_weight is not None and config.target is not None:
+    raise ValueError(
+      f'budget.bits_per_weight={config.bits_per_weight:g} and budget.target={config.target:g} are both given: leave '
+      'one of them at None'
+    )
+  if config.bits_per_weight is not None:
+    if config.metric != 'size':
+      raise ValueError(
+        f'budget.bits_per_weight={config.bits_per_weight:g} is about the size of the weights, and budget.metric='
+        f'{config.metric} is not: set budget.metric=size, or give budget.target'
+      )
+    return dict(bits_per_weight=config.bits_per_weight)
+  return dict(equivalent_bits=config.equivalent_bits) if config.target is None else dict(target=config.target)

@@ -33,7 +33,7 @@ def result(
   """
   config, budget, layers, task = experiment.config, experiment.budget, experiment.layers, experiment.task
   last = config.phases[-1]
-  costs = dict.fromkeys(('cost', 'bitops_g', 'size_mb', 'memory_kb', 'budgets'))
+  costs = dict.fromkeys(('cost', 'bitops_g', 'size_mb', 'bits_per_weight', 'memory_kb', 'budgets'))
   if bits is not None:
     spent = budget.spent(bits, layers)
     costs = {'cost': spent[0]['cost'], **_costs(bits, layers), 'budgets': list(spent)}
@@ -66,11 +66,13 @@ def reference_costs(budget: cost.Budget, layers: Sequence[cost.Layer]) -> dict[s
     layers: its layer table.
 
   Returns:
-    `float`, `uniform_8` and `uniform`, each with `bits`, `bitops_g`, `size_mb` and `memory_kb`: all kernels and inputs
-    at 32 bits; all that are learned at 8 bits; all that are learned at the largest bit-width with which they meet the
-    budget. Nothing is pruned. The memory of a network that cannot run with integers alone is `None`.
+    `float`, `uniform_8` and `uniform`, each with `bits`, `bitops_g`, `size_mb`, `bits_per_weight` and `memory_kb`: all
+    kernels and inputs at 32 bits, 32 of them per weight; all that are learned at 8 bits; all that are learned at the
+    largest bit-width with which they meet the budget. Nothing is pruned. The memory of a network that cannot run with
+    integers alone is `None`.
   """
-  plain = [dataclasses.replace(l, kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS, source=None) for l in layers]
+  in_32 = lambda l: dataclasses.replace(l, kernel_bits=FLOAT_BITS, input_bits=FLOAT_BITS, source=None, group_size=None)
+  plain = list(map(in_32, layers))
   in_float = layers.with_rows(plain) if isinstance(layers, cost.LayerTable) else plain
   uniform = lambda bits: {'bits': bits, **_costs(cost.uniform_bits(layers, bits), layers)}
   return {
@@ -86,4 +88,5 @@ def _costs(bits: Mapping[str, Any], layers: Sequence[cost.Layer]) -> dict[str, A
   except ValueError:  # rows by themselves, or a network that is no program of integers
     memory = None
   computation, size = float(cost.bitops(bits, layers)), float(cost.model_size(bits, layers))
-  return {'bitops_g': computation, 'size_mb': size, 'memory_kb': memory}
+  mean = float(cost.bits_per_weight(bits, layers)) or float(FLOAT_BITS)  # 0 where all weights are float
+  return {'bitops_g': computation, 'size_mb': size, 'bits_per_weight': mean, 'memory_kb': memory}

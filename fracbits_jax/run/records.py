@@ -76,6 +76,7 @@ _RESULT = {
   **{f'made_with.{what}': _TEXT for what in ('devices', 'fracbits_jax', 'jax', 'flax', 'python')},
 }
 _MEMORY = {'memory_kb': _number(0, or_none=True)}  # which runs of earlier versions have not
+_MEAN = {'bits_per_weight': _number(0, 64, or_none=True)}  # the same
 _OF_BITS = {'cost': _COST, 'bitops_g': _COST, 'size_mb': _COST}  # of a result that has bit-widths
 _ROW = {'phase': _one_of(PHASES), 'step': _number(0), 'epoch': _number(0, 1e9)}
 
@@ -130,6 +131,7 @@ def check_result(path: str | os.PathLike, result: Mapping[str, Any]) -> None:
   problem = problem or _problem(result, {**_RESULT, **_of_task(tasks.of_result(result))})
   for costs in (result, *(result['reference'][of] for of in _REFERENCES if problem is None)):
     problem = problem or (_problem(costs, _MEMORY) if 'memory_kb' in costs else None)
+    problem = problem or (_problem(costs, _MEAN) if 'bits_per_weight' in costs else None)
   if problem is None and (result['phase'] != 'pretrain' or result.get('budgets') is not None):
     problem = _problem(result, _OF_BITS) or _spent_problem(result.get('budgets'))
   _raise_for(path, problem)

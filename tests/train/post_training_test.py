@@ -84,7 +84,7 @@ def confident(variables):
 @pytest.fixture(scope='module')
 def found():
   variables = confident(Net().init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
-  settings = Settings(search_steps=12, tune_steps=60, calibration=32)
+  settings = Settings(search_steps=12, tune_steps=60, calibration=32, ranges_rate=3e-3, weights_rate=1e-3)
   return PostTraining(Net(quant=QUANT), variables, batches(), settings=settings), variables
 
 
