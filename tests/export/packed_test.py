@@ -153,7 +153,7 @@ def test_headers_that_lie_are_refused(written, tmp_path):
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
   cases = (
-    (['--format', 'gguf'], 'gguf is unknown: give one of packed, qonnx, onnx, c, litert, stablehlo'),
+    (['--format', 'gguf'], 'gguf is unknown: give one of packed, qonnx, onnx, c, litert, qwix, stablehlo'),
     (['--format', 'packed'], 'holds no finished run'),
   )
   for arguments, message in cases:
