@@ -175,8 +175,8 @@ def make_eval_step(
   def eval_step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
     found: Any = model.apply(variables, task.inputs(batch))
     terms = task.terms(found.astype(jnp.float32), batch)
-    mask = batch['mask']
-    weight = lambda term: jnp.broadcast_to(mask.reshape(-1, *[1] * (term.ndim - 1)), term.shape)
+    mask = batch['mask']  # of examples `[N]`, or of all that counts
+    weight = lambda term: jnp.broadcast_to(mask.reshape(*mask.shape, *[1] * (term.ndim - mask.ndim)), term.shape)
     sums = {name: jnp.sum(term * weight(term)) for name, term in terms.items()}
     return lax.psum({'count': jnp.sum(weight(terms['loss'])), **sums}, AXIS)
 
