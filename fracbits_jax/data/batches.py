@@ -1,7 +1,8 @@
 """Batches: Grain shuffles, augments and puts together, in a thread or in worker processes.
 
 Batches are dicts of NumPy arrays: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]`, `target` float32 `[N, ...]` where
-the set has targets, and in evaluation `mask` float32 `[N]`, which is 0 where an example only fills the last batch. With
+the set has targets, and in evaluation `mask` float32 `[N]`, which is 0 where an example only fills the last batch. Those
+of a text hold windows of T + 1 tokens, `tokens` int32 `[N, T + 1]`, and in evaluation a `mask` `[N, T]`. With
 `shard=(index, count)` N is the share of one of `count` processes: its every `count`-th example of the batch, starting
 at `index`.
 """
@@ -31,7 +32,7 @@ with extras.needed():
 
 from fracbits_jax.data import images
 from fracbits_jax.data.dataset import Dataset, Spec
-from fracbits_jax.data.sources import Examples
+from fracbits_jax.data.sources import Examples, Windows
 
 Batch = dict[str, np.ndarray]
 Wait = Callable[[], contextlib.AbstractContextManager]
@@ -82,6 +83,20 @@ class _Augment:
       out[...] = images.random_shift(out, self.spec.shift, rng)
     if self.spec.flip and rng.integers(2):
       images.flip(out, out)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+  """Cuts the windows of a batch out of a text, each near its place."""
+
+  source: Windows
+
+  def __call__(self, drawn: Sequence[tuple[int, Mapping[str, Any]]]) -> Batch:
+    rng, found = np.random.Generator(np.random.Philox()), []
+    for index, state in drawn:
+      rng.bit_generator.state = state
+      found.append(self.source.near(index, rng))
+    return {'tokens': np.stack(found)}
 
 
 def _shared_memory(shape: tuple[int, ...], dtype: Any) -> grain.multiprocessing.SharedMemoryArray:
@@ -135,7 +150,7 @@ def train_batches(
   shard: tuple[int, int] = (0, 1),
   wait: Wait = contextlib.nullcontext,
 ) -> TrainBatches:
-  """Endless training batches, shuffled anew and augmented anew in every epoch.
+  """Endless training batches, shuffled anew and augmented anew in every epoch; a text is cut anew into windows.
 
   An epoch has `len(dataset.train) // batch_size` batches. The same seed gives the same batches with any number of
   workers, and the shards of a batch are together the whole one.
@@ -154,7 +169,11 @@ def train_batches(
   """
   index, count = shard
   epoch = len(dataset.train) // batch_size * batch_size
-  augment = _Augment(dataset.train, dataset.spec, dataset.image_shape, dataset.target_shape, shared=workers > 0)
+  augment: Callable[[Any], Batch]
+  if isinstance(dataset.train, Windows):
+    augment = _Cut(dataset.train)
+  else:
+    augment = _Augment(dataset.train, dataset.spec, dataset.image_shape, dataset.target_shape, shared=workers > 0)
   batches = (
     grain.MapDataset.range(len(dataset.train))
     .seed(seed)
@@ -205,6 +224,27 @@ class _EvalBatches:
     return images.resize(image, *self.shape[:2])
 
 
+@dataclasses.dataclass(frozen=True)
+class _TextBatches:
+  """The same of a text."""
+
+  source: Windows
+  batch_size: int
+  shard: tuple[int, int]
+
+  def __len__(self) -> int:
+    return -(-len(self.source) // self.batch_size)
+
+  def __getitem__(self, index: int) -> Batch:
+    first, (shard, count) = index * self.batch_size, self.shard
+    n, context = self.batch_size // count, self.source.context
+    batch: Batch = {'tokens': np.zeros((n, context + 1), np.int32), 'mask': np.zeros((n, context), np.float32)}
+    for i, at in enumerate(range(first + shard, min(first + self.batch_size, len(self.source)), count)):
+      for name, value in self.source[at].items():
+        batch[name][i] = value
+    return batch
+
+
 def eval_batches(
   dataset: Dataset, split: str, *, batch_size: int, workers: int = 0, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
@@ -213,7 +253,11 @@ def eval_batches(
   Arguments as for `train_batches`; images that are in memory already are left to this process.
   """
   source, shapes = getattr(dataset, split), (dataset.image_shape, dataset.target_shape)
-  batches = _EvalBatches(source, dataset.spec, *shapes, batch_size, shard)
+  batches: _EvalBatches | _TextBatches
+  if isinstance(source, Windows):
+    batches = _TextBatches(source, batch_size, shard)
+  else:
+    batches = _EvalBatches(source, dataset.spec, *shapes, batch_size, shard)
   workers = 0 if dataset.in_memory else min(workers, len(batches))
   if not workers:
     yield from map(batches.__getitem__, range(len(batches)))

@@ -1,4 +1,4 @@
-"""Stacks of layers, as within `nn.scan`: one definition whose variables have a leading axis, an entry for each layer."""
+"""Stacks of layers, as within `nn.scan`: one definition whose variables have a leading axis, an entry a layer."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -58,8 +58,8 @@ def names() -> tuple[str, ...]:
 def create(name: str, num_classes: int = 1000, quant: QuantConfig | None = None, **kwargs) -> nn.Module:
   """Returns a network that maps images `[N, H, W, C]`, 0..255 in float, to logits `[N, num_classes]`.
 
-  The images of `ds_cnn` are features over time; `autoencoder` maps vectors to `num_classes` outputs. The decoders `gpt_*`
-  map tokens `[N, T]`, integers, to logits `[N, T, num_classes]` of the ones that follow.
+  The images of `ds_cnn` are features over time; `autoencoder` maps vectors to `num_classes` outputs. The decoders
+  `gpt_*` map tokens `[N, T]`, integers, to logits `[N, T, num_classes]` of the ones that follow.
 
   Args:
     name: one of `names()`.

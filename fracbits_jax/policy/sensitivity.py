@@ -57,7 +57,7 @@ class Sensitivity:
   Args:
     model: a quantized network, called as `model(inputs)`.
     variables: `params` and further collections of its float network.
-    image_shape: `[H, W, C]`.
+    inputs: what it is called with, as for `cost.trace`, such as `[H, W, C]` of images.
     batches: training batches, such as `image` and `label` of each.
     task: what the network is trained for.
 
@@ -71,16 +71,16 @@ class Sensitivity:
     self,
     model: nn.Module,
     variables: Any,
-    image_shape: Sequence[int],
+    inputs: Any,
     batches: Sequence[Batch],
     task: tasks.Task = tasks.CLASSIFICATION,
   ):
-    self.table = costs.trace(model, (1, *image_shape))
+    self.table = costs.trace(model, inputs)
     self.slots = {
       (l.name, which): tuple(b for b in c if b) for l in self.table for which, (_, c) in costs.learned(l).items()
     }
     self._model, self._float = model, variables
-    self._configs = calibrate.quant_configs(model, (1, *image_shape))
+    self._configs = calibrate.quant_configs(model, inputs)
     self._task, self._batches = task, [jax.tree.map(jnp.asarray, dict(batch)) for batch in batches]
     shapes = jax.eval_shape(model.init, jax.random.key(0), task.inputs(self._batches[0]))
     given = traverse_util.flatten_dict(variables['params'])

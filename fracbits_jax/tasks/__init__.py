@@ -1,8 +1,8 @@
 """What networks are trained for: the loss, what is measured, in which unit and whether more of it is better.
 
-Public: `of`, `of_result`, `names`, and the tasks `CLASSIFICATION`, `REGRESSION` and `LANGUAGE`. A task is one small file, a `Task`,
-and its place in the table below; the step, the run and its reports follow it. Each network says which is its own, see
-`models.common.Network`.
+Public: `of`, `of_result`, `names`, and the tasks `CLASSIFICATION`, `REGRESSION`, `LANGUAGE` and `LANGUAGE_OF_BYTES`. A
+task is one small file, a `Task`, and its place in the table below; the step, the run and its reports follow it. Each
+network says which is its own, see `models.common.Network`.
 """
 
 from collections.abc import Mapping

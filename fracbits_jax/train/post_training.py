@@ -150,7 +150,7 @@ class PostTraining:
     """What each bit-width of each kernel and each input costs, of `error_scores`; the same for all budgets."""
     if self._scores is None:
       batches = [{'image': x} for x in self._batches]
-      found = Sensitivity(self._net, self._float, self._batches[0].shape[1:], batches, self._task)
+      found = Sensitivity(self._net, self._float, (1, *self._batches[0].shape[1:]), batches, self._task)
       self._scores = found.error_scores(self._settings.draws, self._settings.seed)
     return self._scores
 
