@@ -95,19 +95,19 @@ def _each_of_stacks(
   sizes = {name: stacks.stack_of(whole[f'{name}/kernel'], shape) for name, shape in shapes.items()}
   depths = stacks.scanned_depths(whole, {name: stack for name, stack in sizes.items() if stack})
   found: list[Layer] = []
-  for row in rows:
-    if row.name not in depths:
-      found.append(row)
+  for l in rows:
+    if l.name not in depths:
+      found.append(l)
       continue
-    one, stack = traced[row.name], sizes[row.name]
+    one, stack = traced[l.name], sizes[l.name]
     if one.source is not None or one.input_path != one.path or one.prunes:
       raise ValueError(
-        f'{row.name} is within a scan, where channels cannot be pruned and layers cannot share the quantizer of their '
+        f'{l.name} is within a scan, where channels cannot be pruned and layers cannot share the quantizer of their '
         'inputs: take 0 out of the choices, and let each layer quantize its own'
       )
     for index in itertools.product(*map(range, stack)):
-      name = stacks.layer_name(row.name, depths[row.name], index)
-      found.append(dataclasses.replace(one, name=name, stack=stack, index=index, path=row.name, input_path=row.name))
+      name = stacks.layer_name(l.name, depths[l.name], index)
+      found.append(dataclasses.replace(one, name=name, stack=stack, index=index, path=l.name, input_path=l.name))
   return tuple(found)
 
 

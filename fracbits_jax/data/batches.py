@@ -1,8 +1,8 @@
 """Batches: Grain shuffles, augments and puts together, in a thread or in worker processes.
 
 Batches are dicts of NumPy arrays: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]`, `target` float32 `[N, ...]` where
-the set has targets, and in evaluation `mask` float32 `[N]`, which is 0 where an example only fills the last batch. Those
-of a text hold windows of T + 1 tokens, `tokens` int32 `[N, T + 1]`, and in evaluation a `mask` `[N, T]`. With
+the set has targets, and in evaluation `mask` float32 `[N]`, which is 0 where an example only fills the last batch.
+Those of a text hold windows of T + 1 tokens, `tokens` int32 `[N, T + 1]`, and in evaluation a `mask` `[N, T]`. With
 `shard=(index, count)` N is the share of one of `count` processes: its every `count`-th example of the batch, starting
 at `index`.
 """
