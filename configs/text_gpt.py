@@ -3,10 +3,10 @@
 python main.py --config=configs/text_gpt.py      # as at 3 bits, 0.1497 MB
 python main.py --config=configs/text_gpt.py:2    # as at 2 bits, 0.09979 MB
 
-Not from the paper, and nothing is measured here. The text is made by a small grammar, see `fracbits_jax/data/datasets/phrases.py`, and what counts is
-bits per character on its last twentieth. `--config.data.dataset=text --config.data.data_dir=FILE` takes any text in
-UTF-8 instead, and `--config.data.tokens=bytes` any file; `--config.model.name=gpt_small` and larger ones are for an
-accelerator, where `--config.model.decoder.scan=True` compiles one block instead of all.
+Not from the paper, and nothing is measured here. The text is made by a small grammar, `datasets/phrases.py` among the
+data, and what counts is bits per character on its last twentieth. `--config.data.dataset=text` takes any text in UTF-8
+instead, the file `--config.data.data_dir`, and `--config.data.tokens=bytes` any file; `--config.model.name=gpt_small`
+and larger ones are for an accelerator, where `--config.model.decoder.scan=True` compiles one block instead of all.
 """
 
 from configs import base

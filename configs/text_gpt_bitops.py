@@ -3,7 +3,8 @@
 python main.py --config=configs/text_gpt_bitops.py      # as at 4 bits, 0.8175 GBitOPs
 python main.py --config=configs/text_gpt_bitops.py:3    # as at 3 bits, 0.4598 GBitOPs
 
-They are those of a window of 128 tokens. Products of two activations, as within attention, are neither quantized nor counted.
+They are those of a window of 128 tokens. Products of two activations, as within attention, are neither quantized nor
+counted.
 """
 
 from configs import base, text_gpt

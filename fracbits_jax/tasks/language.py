@@ -79,6 +79,10 @@ class Language(Task):
     """The tokens before those that are to be told, int32 `[N, T]`."""
     return jnp.asarray(batch['tokens'], jnp.int32)[:, :-1]
 
+  def of_inputs(self, inputs: jax.Array) -> Batch:
+    """Windows that go on with the token 0."""
+    return {'tokens': jnp.pad(jnp.asarray(inputs, jnp.int32), ((0, 0), (0, 1)))}
+
   def width(self, image_shape: Sequence[int], num_classes: int, target_shape: Sequence[int] | None) -> int:
     """A logit for each token of the vocabulary."""
     del image_shape, target_shape

@@ -137,6 +137,10 @@ class Task(abc.ABC):
     del inputs
     return 1
 
+  def of_inputs(self, inputs: jax.Array) -> Batch:
+    """A batch whose `inputs` are these, for what needs no more of it."""
+    return {'image': inputs}
+
   @abc.abstractmethod
   def width(self, image_shape: Sequence[int], num_classes: int, target_shape: Sequence[int] | None) -> int:
     """How many outputs the network has for a data set.

@@ -106,7 +106,7 @@ class PostTraining:
     if not batches:
       raise ValueError('there are no batches to learn from: give at least one, of a few hundred inputs in all')
     self._net, self._float, self._task, self._settings, self._kwargs = net, variables, task, settings, kwargs
-    self._batches = [jnp.asarray(batch, jnp.float32) for batch in batches]
+    self._batches = [task.inputs(task.of_inputs(batch)) for batch in batches]
     self._fixed, plain = wrap.with_fixed_bits(net), wrap.without_quantization(net)
     self.table = cost.trace(net, self._batches[0][:1], **kwargs)
     outputs = jax.jit(lambda variables, x: self._outputs(plain, variables, x))
@@ -149,8 +149,8 @@ class PostTraining:
   def scores(self) -> assignment.Scores:
     """What each bit-width of each kernel and each input costs, of `error_scores`; the same for all budgets."""
     if self._scores is None:
-      batches = [{'image': x} for x in self._batches]
-      found = Sensitivity(self._net, self._float, (1, *self._batches[0].shape[1:]), batches, self._task)
+      batches = [self._task.of_inputs(x) for x in self._batches]
+      found = Sensitivity(self._net, self._float, self._batches[0][:1], batches, self._task)
       self._scores = found.error_scores(self._settings.draws, self._settings.seed)
     return self._scores
 
@@ -197,7 +197,7 @@ class PostTraining:
     return {**self._float, 'params': params, 'bits': bits}
 
   def _statistics(self, step: Callable, variables: Any) -> Any:
-    return reestimate.statistics(step, variables, [{'image': x} for x in self._batches])
+    return reestimate.statistics(step, variables, [self._task.of_inputs(x) for x in self._batches])
 
   def _corrected(self, variables: dict[str, Any]) -> dict[str, Any]:
     if self._statistics_step is None:
