@@ -115,7 +115,8 @@ def make_train_step(
           raise ValueError(
             'dampening is for QuantConv, QuantDense and their like with the scheme lsq, of which there is none'
           )
-        loss = loss + dampening(state.step) * sum(distances)
+        # Of layers within a scan there is one for each.
+        loss = loss + dampening(state.step) * sum(d if d.ndim == 0 else jnp.sum(d) for d in distances)
       return loss, (metrics, updated.get('batch_stats', {}))
 
     learned = {'params': state.params, 'bits': state.bits}
