@@ -135,7 +135,7 @@ def test_page_and_summary_speak_of_bits(run):
     assert part in page
   assert 'ccuracy' not in page.partition('All settings')[0]
   assert {path.stem for path in (run.folder / 'plots').iterdir()} >= {'bits_per_character_over_time', 'bits_by_layer'}
-  assert f'test bits per character {bits}' in summary.summary(run.folder, run.result)
+  assert f'test bits per character {bits:>7}' in summary.summary(run.folder, run.result)
 
 
 def test_its_packed_network_tells_as_well(run):
