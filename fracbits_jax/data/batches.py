@@ -30,7 +30,7 @@ with extras.needed():
   import grain
   from absl import flags
 
-from fracbits_jax.data import images
+from fracbits_jax.data import images, windows
 from fracbits_jax.data.dataset import Dataset, Spec
 from fracbits_jax.data.sources import Examples, Windows
 
@@ -83,20 +83,6 @@ class _Augment:
       out[...] = images.random_shift(out, self.spec.shift, rng)
     if self.spec.flip and rng.integers(2):
       images.flip(out, out)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cut:
-  """Cuts the windows of a batch out of a text, each near its place."""
-
-  source: Windows
-
-  def __call__(self, drawn: Sequence[tuple[int, Mapping[str, Any]]]) -> Batch:
-    rng, found = np.random.Generator(np.random.Philox()), []
-    for index, state in drawn:
-      rng.bit_generator.state = state
-      found.append(self.source.near(index, rng))
-    return {'tokens': np.stack(found)}
 
 
 def _shared_memory(shape: tuple[int, ...], dtype: Any) -> grain.multiprocessing.SharedMemoryArray:
@@ -171,7 +157,7 @@ def train_batches(
   epoch = len(dataset.train) // batch_size * batch_size
   augment: Callable[[Any], Batch]
   if isinstance(dataset.train, Windows):
-    augment = _Cut(dataset.train)
+    augment = windows.Cut(dataset.train)
   else:
     augment = _Augment(dataset.train, dataset.spec, dataset.image_shape, dataset.target_shape, shared=workers > 0)
   batches = (
@@ -224,27 +210,6 @@ class _EvalBatches:
     return images.resize(image, *self.shape[:2])
 
 
-@dataclasses.dataclass(frozen=True)
-class _TextBatches:
-  """The same of a text."""
-
-  source: Windows
-  batch_size: int
-  shard: tuple[int, int]
-
-  def __len__(self) -> int:
-    return -(-len(self.source) // self.batch_size)
-
-  def __getitem__(self, index: int) -> Batch:
-    first, (shard, count) = index * self.batch_size, self.shard
-    n, context = self.batch_size // count, self.source.context
-    batch: Batch = {'tokens': np.zeros((n, context + 1), np.int32), 'mask': np.zeros((n, context), np.float32)}
-    for i, at in enumerate(range(first + shard, min(first + self.batch_size, len(self.source)), count)):
-      for name, value in self.source[at].items():
-        batch[name][i] = value
-    return batch
-
-
 def eval_batches(
   dataset: Dataset, split: str, *, batch_size: int, workers: int = 0, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
@@ -253,9 +218,9 @@ def eval_batches(
   Arguments as for `train_batches`; images that are in memory already are left to this process.
   """
   source, shapes = getattr(dataset, split), (dataset.image_shape, dataset.target_shape)
-  batches: _EvalBatches | _TextBatches
+  batches: _EvalBatches | windows.EvalBatches
   if isinstance(source, Windows):
-    batches = _TextBatches(source, batch_size, shard)
+    batches = windows.EvalBatches(source, batch_size, shard)
   else:
     batches = _EvalBatches(source, dataset.spec, *shapes, batch_size, shard)
   workers = 0 if dataset.in_memory else min(workers, len(batches))
