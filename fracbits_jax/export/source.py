@@ -147,6 +147,8 @@ def source_of_run(workdir: str | os.PathLike, *, best: bool = False) -> Source:
   dataset, task = run.experiment.dataset, run.experiment.task
   if model.quant.prunes:
     model, variables = compact.compact(model, variables, dataset.image_shape)
+  if hasattr(model, 'unrolled'):  # a loop would be unrolled anyway, for a fixed number of examples
+    model, variables = model.unrolled(variables)
   model = wrap.with_fixed_bits(model)
   most = 255 if dataset.tokens is None else dataset.num_classes - 1
   name = pathlib.Path(workdir).resolve().name

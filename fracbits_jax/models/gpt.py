@@ -161,6 +161,11 @@ class GPT(Network, kw_only=True):
     return embed.attend(x) if self.tied else parts.linear(self.num_classes, deviation=_DEVIATION, name='head')(x)
 
   @nn.nowrap
+  def unrolled(self, variables: Any) -> tuple['GPT', Any]:
+    """The same network without its loop, and its variables."""
+    return (self.clone(scan=False), unstacked(variables)) if self.scan else (self, variables)
+
+  @nn.nowrap
   def checked(self) -> tuple[int, int]:
     """Features of a token and heads; raises `ValueError` for settings that are not possible."""
     for name, known in (('norm', NORMS), ('positions', POSITIONS), ('mlp', MLPS)):
