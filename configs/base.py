@@ -56,14 +56,27 @@ def get_config() -> ConfigDict:
   config.model.small_images = config_dict.placeholder(bool)  # None: a full-resolution stem up to 64 x 64 images
   config.model.image_mean = config_dict.placeholder(tuple)  # None: (); by colour in 0..255, subtracted from the images
   config.model.relu6 = config_dict.placeholder(bool)  # None: False; only MobileNetV2 has it
+  # Decoders of language alone have these; None: as the network of this name has it.
+  config.model.decoder = ConfigDict()
+  config.model.decoder.dim = config_dict.placeholder(int)  # features of a token
+  config.model.decoder.depth = config_dict.placeholder(int)  # blocks
+  config.model.decoder.head_dim = config_dict.placeholder(int)  # features of an attention head
+  config.model.decoder.kv_heads = config_dict.placeholder(int)  # heads of keys and values; None: as many as of queries
+  config.model.decoder.mlp = config_dict.placeholder(str)  # swiglu or gelu
+  config.model.decoder.norm = config_dict.placeholder(str)  # rms or layer
+  config.model.decoder.positions = config_dict.placeholder(str)  # rotary or learned
+  config.model.decoder.tied = config_dict.placeholder(bool)  # the head is the table of embeddings
+  config.model.decoder.scan = config_dict.placeholder(bool)  # one loop over the blocks, compiled once
 
   config.data = ConfigDict()
-  config.data.dataset = 'imagenet2012'  # any image classification set of TFDS; 'folder' or 'arrays' in data_dir
+  config.data.dataset = 'imagenet2012'  # any image classification set of TFDS; 'folder', 'arrays' or 'text' in data_dir
   config.data.data_dir = config_dict.placeholder(str)  # None: TFDS's own default
   config.data.image_size = config_dict.placeholder(int)  # None: the data set's own
   config.data.random_crops = config_dict.placeholder(bool)  # False: whole images, shifted; None: as the set has it
   config.data.exif_orientation = False  # True: turn images as their EXIF data say; TIFF files always are
   config.data.background = config_dict.placeholder(tuple)  # (R, G, B) behind transparency; None: what the file has
+  config.data.tokens = 'characters'  # of a text; or bytes
+  config.data.context = 128  # tokens of a text that the network sees at once
   config.data.batch_size = 256  # over all devices
   config.data.accumulate = 1  # parts of a batch that a device computes one after the other; one update for all
   config.data.workers = 0  # processes that read and augment images; 0: a thread, enough for small sets

@@ -213,10 +213,11 @@ def per_example(total: int, examples: int) -> int | float:
   return total / examples if total % examples else total // examples
 
 
-def add_row(rows: dict[str, Layer], row: Layer) -> None:
-  """Adds a row to a table by name; a layer that is used twice has one kernel."""
-  macs = row.macs + rows[row.name].macs if row.name in rows else row.macs
-  rows[row.name] = dataclasses.replace(row, macs=macs)
+def add_row(rows: dict[Any, Layer], row: Layer, key: Any = None) -> None:
+  """Adds a row to a table by name, or by another key; a layer that is used twice has one kernel."""
+  key = row.name if key is None else key
+  macs = row.macs + rows[key].macs if key in rows else row.macs
+  rows[key] = dataclasses.replace(row, macs=macs)
 
 
 def checked_rows(rows: Mapping[str, Layer], model: Any) -> tuple[Layer, ...]:

@@ -1,7 +1,8 @@
 """Batches: Grain shuffles, augments and puts together, in a thread or in worker processes.
 
 Batches are dicts of NumPy arrays: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]`, `target` float32 `[N, ...]` where
-the set has targets, and in evaluation `mask` float32 `[N]`, which is 0 where an example only fills the last batch. With
+the set has targets, and in evaluation `mask` float32 `[N]`, which is 0 where an example only fills the last batch.
+Those of a text hold windows of T + 1 tokens, `tokens` int32 `[N, T + 1]`, and in evaluation a `mask` `[N, T]`. With
 `shard=(index, count)` N is the share of one of `count` processes: its every `count`-th example of the batch, starting
 at `index`.
 """
@@ -29,9 +30,9 @@ with extras.needed():
   import grain
   from absl import flags
 
-from fracbits_jax.data import images
+from fracbits_jax.data import images, windows
 from fracbits_jax.data.dataset import Dataset, Spec
-from fracbits_jax.data.sources import Examples
+from fracbits_jax.data.sources import Examples, Windows
 
 Batch = dict[str, np.ndarray]
 Wait = Callable[[], contextlib.AbstractContextManager]
@@ -135,7 +136,7 @@ def train_batches(
   shard: tuple[int, int] = (0, 1),
   wait: Wait = contextlib.nullcontext,
 ) -> TrainBatches:
-  """Endless training batches, shuffled anew and augmented anew in every epoch.
+  """Endless training batches, shuffled anew and augmented anew in every epoch; a text is cut anew into windows.
 
   An epoch has `len(dataset.train) // batch_size` batches. The same seed gives the same batches with any number of
   workers, and the shards of a batch are together the whole one.
@@ -154,7 +155,11 @@ def train_batches(
   """
   index, count = shard
   epoch = len(dataset.train) // batch_size * batch_size
-  augment = _Augment(dataset.train, dataset.spec, dataset.image_shape, dataset.target_shape, shared=workers > 0)
+  augment: Callable[[Any], Batch]
+  if isinstance(dataset.train, Windows):
+    augment = windows.Cut(dataset.train)
+  else:
+    augment = _Augment(dataset.train, dataset.spec, dataset.image_shape, dataset.target_shape, shared=workers > 0)
   batches = (
     grain.MapDataset.range(len(dataset.train))
     .seed(seed)
@@ -213,7 +218,11 @@ def eval_batches(
   Arguments as for `train_batches`; images that are in memory already are left to this process.
   """
   source, shapes = getattr(dataset, split), (dataset.image_shape, dataset.target_shape)
-  batches = _EvalBatches(source, dataset.spec, *shapes, batch_size, shard)
+  batches: _EvalBatches | windows.EvalBatches
+  if isinstance(source, Windows):
+    batches = windows.EvalBatches(source, batch_size, shard)
+  else:
+    batches = _EvalBatches(source, dataset.spec, *shapes, batch_size, shard)
   workers = 0 if dataset.in_memory else min(workers, len(batches))
   if not workers:
     yield from map(batches.__getitem__, range(len(batches)))

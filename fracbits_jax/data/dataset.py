@@ -7,6 +7,9 @@ from fracbits_jax.data.contents import Contents
 
 FOLDER = 'folder'  # the name of a data set that is a folder of classes
 ARRAYS = 'arrays'  # the same of one that is a file of arrays
+TEXT = 'text'  # the same of one that is a file of text
+PHRASES = 'phrases'  # the text that is embedded
+TEXTS = (TEXT, PHRASES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,10 @@ SPECS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-  """The three splits of a data set as random-access sources, and what a network must know of them."""
+  """The three splits of a data set as random-access sources, and what a network must know of them.
+
+  The classes of a text are its vocabulary.
+  """
 
   name: str
   spec: Spec
@@ -61,6 +67,8 @@ class Dataset:
   notes: tuple[str, ...] = ()  # what a run should say of it, such as files that were left out
   shape: tuple[int, int, int] | None = None  # `[H, W, C]`; `None` where images are square
   target_shape: tuple[int, ...] | None = None  # of what a regression is to meet; `None` for the image itself
+  tokens: str | None = None  # what a text is made of, `characters` or `bytes`; `None` of images
+  context: int = 0  # tokens of a window of a text
 
   @property
   def num_classes(self) -> int:
@@ -73,5 +81,7 @@ class Dataset:
 
   @property
   def in_memory(self) -> bool:
-    """Whether all images are decoded already."""
-    return all(isinstance(split, sources.Memory) for split in (self.train, self.validation, self.test))
+    """Whether all images are decoded already, or there are none."""
+    return all(
+      isinstance(split, sources.Memory | sources.Windows) for split in (self.train, self.validation, self.test)
+    )

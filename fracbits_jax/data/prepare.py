@@ -17,7 +17,7 @@ with extras.needed():
   import tensorflow_datasets as tfds
 
 from fracbits_jax.data import sets, shards
-from fracbits_jax.data.dataset import ARRAYS, FOLDER
+from fracbits_jax.data.dataset import ARRAYS, FOLDER, TEXTS
 from fracbits_jax.data.datasets import without_tensorflow
 from fracbits_jax.data.prepared import missing_module
 
@@ -45,8 +45,8 @@ def prepare(
   Raises:
     ValueError: one sentence on what is unknown, missing, or could not be done.
   """
-  if name in (FOLDER, ARRAYS):
-    what = 'class folders' if name == FOLDER else 'files of arrays'
+  if name in (FOLDER, ARRAYS, *TEXTS):
+    what = {FOLDER: 'class folders', ARRAYS: 'files of arrays'}.get(name, 'texts')
     raise ValueError(f'{what} are read as they are: nothing has to be prepared')
   root = os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR)
   with _Aside() as aside:

@@ -1,12 +1,12 @@
-"""Data sets by name: those that TFDS has prepared, folders of classes, and files of arrays."""
+"""Data sets by name: those that TFDS has prepared, folders of classes, files of arrays, and texts."""
 
 import dataclasses
 
 import numpy as np
 
-from fracbits_jax.data import arrays, folder_source, prepared, sources
+from fracbits_jax.data import arrays, folder_source, prepared, sources, texts
 from fracbits_jax.data.contents import Contents
-from fracbits_jax.data.dataset import ARRAYS, CROPPED, FOLDER, SPECS, Dataset, Spec
+from fracbits_jax.data.dataset import ARRAYS, CROPPED, FOLDER, SPECS, TEXTS, Dataset, Spec
 from fracbits_jax.data.encoded import AS_STORED, Reading
 from fracbits_jax.data.images import pixels
 
@@ -26,7 +26,7 @@ def check_name(name: str, data_dir: str | None = None) -> Spec:
   """
   if name in SPECS:
     return SPECS[name]
-  if name == ARRAYS:
+  if name == ARRAYS or name in TEXTS:
     return Spec(image_size=0, channels=0)  # its own say
   return CROPPED if name == FOLDER else prepared.derive(name, prepared.builder_of(name, data_dir))
 
@@ -38,6 +38,8 @@ def load(
   image_size: int | None = None,
   random_crops: bool | None = None,
   reading: Reading = AS_STORED,
+  tokens: str = 'characters',
+  context: int = 128,
 ) -> Dataset:
   """Opens a prepared data set or a folder; an embedded one is prepared on first use.
 
@@ -46,19 +48,23 @@ def load(
   is held out for each. What is held out is spread evenly over `train` and always the same.
 
   Args:
-    name: a name in `SPECS`, any other image classification set of TFDS, `folder` or `arrays`.
-    data_dir: where TFDS keeps data, `None` for its own default; the folder itself for `folder`, the file for `arrays`.
+    name: a name in `SPECS`, any other image classification set of TFDS, `folder`, `arrays`, `text` or `phrases`.
+    data_dir: where TFDS keeps data, `None` for its own default; the folder itself for `folder`, the file for `arrays`
+      and for `text`.
     image_size: height and width for the network; `None` for the data set's own.
     random_crops: whether training takes a random crop of random size, and evaluation the centre; otherwise images are
       taken whole, resized to a square and shifted in training by up to an eighth. `None` for the data set's own way.
     reading: how image files are read.
+    tokens: of a text, `characters` or `bytes`.
+    context: tokens of a text that the network sees at once.
 
   Raises:
     ValueError: unknown name, data that have not been prepared, a folder that is not as `folder_source.read_folder`
-      wants it, a file that is not as `arrays.read` wants it.
+      wants it, a file that is not as `arrays.read` or `texts.load` wants it.
   """
-  if name == ARRAYS:
-    return _of_arrays(data_dir, image_size, random_crops)
+  if name == ARRAYS or name in TEXTS:
+    _check_as_it_is(name, image_size, random_crops)
+    return _of_arrays(data_dir) if name == ARRAYS else texts.load(name, data_dir, tokens=tokens, context=context)
   spec = check_name(name, data_dir)
   train: sources.Examples
   validation: sources.Examples
@@ -93,11 +99,15 @@ def _with_crops(spec: Spec, random_crops: bool, size: int) -> Spec:
   return dataclasses.replace(spec, resized_crop=random_crops, shift=0 if random_crops else size // 8)
 
 
-def _of_arrays(path: str | None, image_size: int | None, random_crops: bool | None) -> Dataset:
-  """The data set that a file of arrays holds."""
+def _check_as_it_is(which: str, image_size: int | None, random_crops: bool | None) -> None:
+  """Raises `ValueError` for what is to be done to images that are none, or are taken as they are."""
   for name, value in (('image_size', image_size), ('random_crops', random_crops or None)):
     if value is not None:
-      raise ValueError(f'data.{name}={value} is not for arrays, which are taken as they are: leave it at None')
+      raise ValueError(f'data.{name}={value} is not for {which}, which are taken as they are: leave it at None')
+
+
+def _of_arrays(path: str | None) -> Dataset:
+  """The data set that a file of arrays holds."""
   found = arrays.read(path)
   train, validation, test = found.splits
   sizes = (len(train), len(validation), len(test))

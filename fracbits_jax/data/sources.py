@@ -1,5 +1,7 @@
 """What a source of images is: random access to `{'image': ..., 'label': int32}`, some with a float32 `target`.
 
+That of a text, `Windows`, gives `tokens` and a `mask`.
+
 Sources can be pickled, so that worker processes read them too.
 """
 
@@ -51,6 +53,37 @@ class Memory:
   def __getitem__(self, index: int) -> dict[str, Any]:
     example = {'image': self._images[index], 'label': self._labels[index]}
     return example if self._targets is None else {**example, 'target': self._targets[index]}
+
+
+class Windows:
+  """A text of tokens in memory, as windows of one length.
+
+  The next token is told of each but the last, and so the windows, one behind the other, overlap by a token.
+
+  Args:
+    tokens: integers `[n]`, at least 2.
+    context: T, tokens that a network sees at once.
+  """
+
+  def __init__(self, tokens: np.ndarray, context: int):
+    self.tokens, self.context = tokens, context
+
+  def __len__(self) -> int:
+    return -(-(len(self.tokens) - 1) // self.context)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """The window at its place: `tokens` int32 `[T + 1]`, and `mask` float32 `[T]`, 0 where the text has ended."""
+    start, length = index * self.context, self.context + 1
+    found = self.tokens[start : start + length]
+    tokens, mask = np.zeros(length, np.int32), np.zeros(self.context, np.float32)
+    tokens[: len(found)], mask[: len(found) - 1] = found, 1
+    return {'tokens': tokens, 'mask': mask}
+
+  def near(self, index: int, rng: np.random.Generator) -> np.ndarray:
+    """A whole window, int32 `[T + 1]`, that begins anywhere between the place of one and that of the next."""
+    start = index * self.context + int(rng.integers(self.context))
+    start %= max(len(self.tokens) - self.context, 1)
+    return self.tokens[start : start + self.context + 1].astype(np.int32)
 
 
 class Part(Generic[_Source]):

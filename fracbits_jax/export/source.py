@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from fracbits_jax import cost, policy
@@ -143,16 +144,25 @@ def source_of_run(workdir: str | os.PathLike, *, best: bool = False) -> Source:
     )
   run = finished.load(workdir, best=best)
   model, variables = run.experiment.quant_model.clone(axis_name=None), run.variables
-  image_shape = run.experiment.dataset.image_shape
+  dataset, task = run.experiment.dataset, run.experiment.task
   if model.quant.prunes:
-    model, variables = compact.compact(model, variables, image_shape)
+    model, variables = compact.compact(model, variables, dataset.image_shape)
+  if hasattr(model, 'unrolled'):  # a loop would be unrolled anyway, for a fixed number of examples
+    model, variables = model.unrolled(variables)
   model = wrap.with_fixed_bits(model)
-  inputs = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  source = source_of(model, variables, inputs, name=pathlib.Path(workdir).resolve().name, input_range=(0, 255))
-  first = lambda split, count: next(eval_batches(run.experiment.dataset, split, batch_size=count))
-  images = lambda split, count: (batch := first(split, count))['image'][batch['mask'] > 0]
+  most = 255 if dataset.tokens is None else dataset.num_classes - 1
+  name = pathlib.Path(workdir).resolve().name
+  source = source_of(model, variables, run.experiment.inputs, name=name, input_range=(0, most))
+
+  def examples(split: str, count: int) -> np.ndarray:
+    batch = next(eval_batches(dataset, split, batch_size=count))
+    there = batch['mask'].reshape(count, -1).any(axis=1)
+    # Images as they are read; tokens as the network has them.
+    found = batch['image'] if dataset.tokens is None else np.asarray(task.inputs(batch))
+    return found[there]
+
   return dataclasses.replace(
-    source, examples=lambda: images('test', _VECTORS), training=lambda: images('train', _FOR_RANGES)
+    source, examples=lambda: examples('test', _VECTORS), training=lambda: examples('train', _FOR_RANGES)
   )
 
 

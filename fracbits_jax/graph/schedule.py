@@ -113,7 +113,8 @@ def constants(graph: Graph) -> set[str]:
   """The values that are known without inputs: kernels, and kernels whose elements are moved."""
   found: set[str] = set()
   for node in graph.nodes:
-    if node.op == 'kernel' or (node.op in _LAYOUT and node.inputs[0] in found):
+    moved = node.op in _LAYOUT and isinstance(node.inputs[0], str) and not operands(node, found)
+    if node.op == 'kernel' or moved:
       found.add(node.output)
   return found
 

@@ -1,8 +1,8 @@
 """Layers with fractional bit-widths, in the explicit form that the networks which come along are written in.
 
-Public: `QuantConfig`, how a layer is quantized; `QuantConv`, `QuantDense`, `QuantIdentity`, linen layers; `calibrate`,
-where ranges start; `wrap`, a network of such layers as a float one and with fixed bits. Networks that others wrote are
-for `program`.
+Public: `QuantConfig`, how a layer is quantized; `QuantConv`, `QuantDense`, `QuantEmbed`, `QuantIdentity`, linen layers;
+`calibrate`, where ranges start; `wrap`, a network of such layers as a float one and with fixed bits; `stacks`, layers
+within a scan. Networks that others wrote are for `program`.
 """
 
 import importlib
@@ -13,6 +13,7 @@ from fracbits_jax.layers.linen import (
   GatedBatchNorm,
   QuantConv,
   QuantDense,
+  QuantEmbed,
   QuantIdentity,
   Quantized,
   gate,
@@ -24,7 +25,7 @@ from fracbits_jax.layers.quant_config import FLOAT_BITS, GRANULARITIES, SCHEMES,
 
 __all__ = [
   'FLOAT_BITS', 'GRANULARITIES', 'OUTPUTS', 'SCHEMES', 'GatedBatchNorm', 'QuantConfig', 'QuantConv', 'QuantDense',
-  'QuantIdentity', 'Quantized', 'apply_quantizer', 'gate', 'quantize_input', 'quantize_kernel',
+  'QuantEmbed', 'QuantIdentity', 'Quantized', 'apply_quantizer', 'gate', 'quantize_input', 'quantize_kernel',
   'quantized_class', 'replace_quantizers', 'watch_layers',
 ]  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Where the clips start: the values that quantize the float network's activations, and for LSQ its kernels, best."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -9,8 +9,9 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from fracbits_jax.layers import stacks
 from fracbits_jax.layers.channel_ranges import channel_ranges
-from fracbits_jax.layers.clip_search import best_clip, best_range, checked, resized, sample
+from fracbits_jax.layers.clip_search import SAMPLES, best_clip, best_range, checked, resized, sample
 from fracbits_jax.layers.examples import example_of
 from fracbits_jax.layers.linen import watch_layers
 from fracbits_jax.layers.operands import with_last_channels
@@ -22,6 +23,8 @@ def sample_inputs(
 ) -> dict[str, np.ndarray]:
   """Values of the inputs of every layer, by the layer's path: `[calls, 4096]`, drawn at random from each call.
 
+  Of a stack of layers, as within a scan, they are `[calls, ..., 4096]`, with the axes of the stack.
+
   Args:
     model: a network of `QuantConv`, `QuantDense` and their like, without quantization.
     variables: its variables.
@@ -31,11 +34,16 @@ def sample_inputs(
   """
 
   found: dict[str, list[np.ndarray]] = {}
+  sizes: dict[str, tuple[int, ...]] = {}
 
   def watch(module: nn.Module, x: jax.Array, y: jax.Array) -> None:
     del y
-    keep = found.setdefault('/'.join(module.path), []).append
-    jax.debug.callback(lambda values: keep(np.array(values)), sample(x))  # also from within nn.remat
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      return  # rows of a table, which nothing quantizes
+    name = '/'.join(module.path)
+    keep, sizes[name] = found.setdefault(name, []).append, stacks.stack_of_module(module, variables['params'])
+    # Also from within nn.remat; within a scan in the order of its layers.
+    jax.debug.callback(lambda values: keep(np.array(values)), sample(x), ordered=bool(sizes[name]))
 
   @jax.jit
   def run(variables, inputs):
@@ -45,7 +53,7 @@ def sample_inputs(
   for inputs in batches:
     run(variables, inputs)
   jax.effects_barrier()
-  return {name: np.stack(values) for name, values in found.items()}
+  return {name: np.stack(values).reshape(-1, *sizes[name], SAMPLES) for name, values in found.items()}
 
 
 def clips(params: Any, bits: Any, samples: dict[str, np.ndarray], configs: dict[str, Any]) -> Any:
@@ -63,17 +71,29 @@ def clips(params: Any, bits: Any, samples: dict[str, np.ndarray], configs: dict[
   flat, flat_bits = (traverse_util.flatten_dict(tree, sep='/') for tree in (params, bits))
   for name, x in samples.items():
     if f'{name}/alpha' in flat:
-      quant = configs[name]
+      quant, x = configs[name], np.asarray(x)
       width = quant.input_bits if quant.input_bits is not None else flat_bits[f'{name}/input']
-      choices = quant.allowed_input_bits if quant.input_bits is None else (quant.input_bits,)
-      if quant.has_offset:
-        x = checked(np.asarray(x), f'inputs of {name}')
-        found = best_range(x, np.float32(width), choices=choices, criterion=quant.calibration)
-        flat[f'{name}/alpha'] = found
-        continue
-      how = dict(signed=quant.signed_input, choices=choices, scheme=quant.scheme, criterion=quant.calibration)
-      flat[f'{name}/alpha'] = _of_layer(f'inputs of {name}', x, width, **how)
+      stack = x.shape[1:-1]
+      widths = np.broadcast_to(np.asarray(width), stack)
+      of = lambda i, name=name, quant=quant, x=x, widths=widths: _clip(name, quant, x[(slice(None), *i)], widths[i])
+      flat[f'{name}/alpha'] = _each(stack, of)
   return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _clip(name: str, quant: Any, x: np.ndarray, width: Any) -> jax.Array:
+  """The best clip of one layer, or its range with an offset."""
+  choices = quant.allowed_input_bits if quant.input_bits is None else (quant.input_bits,)
+  if quant.has_offset:
+    x = checked(x, f'inputs of {name}')
+    return best_range(x, np.float32(width), choices=choices, criterion=quant.calibration)
+  how = dict(signed=quant.signed_input, choices=choices, scheme=quant.scheme, criterion=quant.calibration)
+  return _of_layer(f'inputs of {name}', x, width, **how)
+
+
+def _each(stack: tuple[int, ...], of: Callable[[tuple[int, ...]], Any]) -> jax.Array:
+  """What a function gives of each place in a stack, with the axes of the stack in front."""
+  found = [jnp.asarray(of(index)) for index in np.ndindex(*stack)]
+  return jnp.stack(found).reshape(*stack, *found[0].shape) if stack else found[0]
 
 
 def kernel_ranges(
@@ -92,16 +112,43 @@ def kernel_ranges(
     if f'{name}/kernel_alpha' in flat:
       fixed = quant.kernel_bits
       width, kernel = flat_bits[f'{name}/kernel'] if fixed is None else fixed, np.asarray(flat[f'{name}/kernel'])
+      shape = np.shape(flat[f'{name}/kernel_alpha'])
       if quant.range_kind != 'layer':
-        kernel = np.asarray(with_last_channels(kernel, (axes or {}).get(name, (kernel.ndim - 1,))))
-        by_channel[name] = (kernel.reshape(-1, kernel.shape[-1]).T, width, quant)
+        own = (axes or {}).get(name, (kernel.ndim - 1,))
+        stack = shape[: -1 if quant.range_kind == 'channel' else -2]
+        by_channel[name] = (*_by_channel(kernel, width, own, stack=stack), quant)
       else:
         how = dict(signed=True, choices=quant.choices if fixed is None else (fixed,), scheme=quant.kernel_scheme)
-        found = _of_layer(f'kernel of {name}', resized(kernel), np.mean(width), **how, criterion=quant.calibration)
-        flat[f'{name}/kernel_alpha'] = found
+        how |= dict(criterion=quant.calibration)
+        mean = _mean_of(width if fixed is None else np.full(shape, fixed))
+        of = lambda i, n=name, k=kernel, mean=mean, how=how: _of_layer(f'kernel of {n}', resized(k[i]), mean(i), **how)
+        flat[f'{name}/kernel_alpha'] = _each(shape, of)
   for name, ranges in channel_ranges(by_channel).items():
     flat[f'{name}/kernel_alpha'] = jnp.asarray(ranges)
   return traverse_util.unflatten_dict(flat, sep='/')
+
+
+def _mean_of(widths: Any) -> Callable[[tuple[int, ...]], Any]:
+  """The mean bit-width of a kernel by its place in a stack, `()` of one by itself."""
+  return lambda index: np.mean(widths[index] if index else widths)
+
+
+def _by_channel(
+  kernel: np.ndarray, width: Any, axes: tuple[int, ...], *, stack: tuple[int, ...]
+) -> tuple[np.ndarray, Any]:
+  """The channels `[..., C_out, n]` of a kernel, or of a stack of them, and their bit-widths as `channel_ranges` has it.
+
+  Args:
+    kernel: with the axes of the stack in front.
+    width: a number, or `[..., C_out]` or `[...]`.
+    axes: of the kernel that are output channels.
+    stack: its sizes.
+  """
+  own = tuple(axis - len(stack) for axis in axes)
+  last = [np.asarray(with_last_channels(kernel[i], own)) for i in np.ndindex(*stack)]
+  rows = np.stack([x.reshape(-1, x.shape[-1]).T for x in last])
+  by_layer = bool(stack) and np.ndim(width) == len(stack)
+  return rows.reshape(*stack, *rows.shape[1:]), np.asarray(width)[..., None] if by_layer else width
 
 
 def at_other_bits(
@@ -131,7 +178,8 @@ def at_other_bits(
   flat = traverse_util.flatten_dict(params, sep='/')
   for name in range_names(configs, flat):
     # Of a range and its middle both follow the range.
-    of = lambda found, name=name: found[name][0] if name.endswith('/alpha') and found[name].ndim else found[name]
+    offset = name.endswith('/alpha') and configs[name.removesuffix('/alpha')].has_offset
+    of = lambda found, name=name, offset=offset: found[name][..., :1] if offset else found[name]
     flat[name] = flat[name] * of(new) / of(old)
   return traverse_util.unflatten_dict(flat, sep='/')
 

@@ -15,7 +15,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,10 @@ class Quantized(nn.Module):
     quant: how the layer is quantized; `None` leaves it as it is.
     source: the name of the sibling whose pruned channels are missing from the inputs; see `gate`.
     input_from: the name of the sibling, a `QuantIdentity`, that has quantized the inputs already.
+    uses: the methods that use the layer, which `watch_layers` reports.
   """
+
+  uses: ClassVar[tuple[str, ...]] = ('__call__',)
 
   quant: QuantConfig | None = None
   source: str | None = None
@@ -95,9 +98,13 @@ class Quantized(nn.Module):
 
   @nn.nowrap
   def _quantized_input(self, quant: QuantConfig, inputs: jax.Array) -> jax.Array:
+    return self._input_quantizer(quant)(inputs)
+
+  @nn.nowrap
+  def _input_quantizer(self, quant: QuantConfig) -> Callable[[jax.Array], jax.Array]:
     alpha = super().param('alpha', lambda key: jnp.asarray(quant.alpha_start))
     bits, how = self._bits(quant, 'input', quant.input_bits, quant.allowed_input_bits, ())
-    return apply_quantizer(self, 'input', inputs, bits, alpha, **how)
+    return lambda inputs: apply_quantizer(self, 'input', inputs, bits, alpha, **how)
 
   @nn.nowrap
   def _quantized_kernel(self, quant: QuantConfig, kernel: jax.Array) -> jax.Array:
@@ -158,6 +165,49 @@ class QuantDense(Quantized, nn.Dense):
   """`nn.Dense` with a quantized kernel and quantized inputs; `quant=None` is `nn.Dense` itself."""
 
 
+class QuantEmbed(Quantized):
+  """A quantized table of embeddings, whose rows are looked up, and which may be the head as well, by `attend`.
+
+  Its parameter `kernel` is `[num_embeddings, features]`; each row is an output channel, as it is of the head. The table
+  is quantized once, whatever it is used for. The inputs of the head have a learned range and bit-width as those of a
+  dense layer; a table that is only looked up is to be `weight_only`.
+
+  Attributes:
+    num_embeddings: rows.
+    features: of each.
+    dtype: of what is computed; `None` for that of the table.
+    kernel_init: where it starts.
+  """
+
+  uses: ClassVar[tuple[str, ...]] = ('__call__', 'attend')
+
+  num_embeddings: int = 1
+  features: int = 1
+  dtype: Any = None
+  kernel_init: Any = nn.initializers.normal(0.02)
+
+  def setup(self) -> None:
+    self.table = self.param('kernel', self.kernel_init, (self.num_embeddings, self.features))
+    is_read = self.quant is None or self.quant.weight_only
+    self.read = None if is_read else self._input_quantizer(self.quant)
+
+  @nn.nowrap
+  def output_axes(self, kernel_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axis of the rows."""
+    return (len(kernel_shape) - 2,)
+
+  def __call__(self, inputs: jax.Array) -> jax.Array:
+    """The rows `[..., features]` of integers `[...]`."""
+    table = self.table if self.dtype is None else self.table.astype(self.dtype)
+    return checkpoint_name(jnp.take(table, inputs, axis=0), OUTPUTS)
+
+  def attend(self, inputs: jax.Array) -> jax.Array:
+    """The products `[..., num_embeddings]` of inputs `[..., features]` with all rows."""
+    inputs = inputs if self.read is None else self.read(inputs)
+    inputs, table = nn.dtypes.promote_dtype(inputs, self.table, dtype=self.dtype)
+    return checkpoint_name(jnp.einsum('...d,vd->...v', inputs, table), OUTPUTS)
+
+
 class QuantIdentity(Quantized):
   """Its inputs, quantized: for several layers that read the same, which name it as their `input_from`.
 
@@ -198,7 +248,7 @@ def watch_layers(seen: Callable[[Quantized, jax.Array, jax.Array], None]) -> Ite
 
   def intercept(call, args, kwargs, context):
     module = context.module
-    is_layer = context.method_name == '__call__' and isinstance(module, Quantized)
+    is_layer = isinstance(module, Quantized) and context.method_name in module.uses
     if not is_layer or any(module is other for other in running):
       return call(*args, **kwargs)  # the layer that is extended runs inside ours, as a call of the same module
     running.append(module)

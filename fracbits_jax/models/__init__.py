@@ -9,6 +9,7 @@ from fracbits_jax.layers import QuantConfig
 from fracbits_jax.models.autoencoder import Autoencoder
 from fracbits_jax.models.ds_cnn import DSCNN
 from fracbits_jax.models.efficientnet_lite import EfficientNetLite
+from fracbits_jax.models.gpt import GPT
 from fracbits_jax.models.mobilenet_v1 import MobileNetV1
 from fracbits_jax.models.mobilenet_v2 import MobileNetV2
 from fracbits_jax.models.resnet import CifarResNet, ResNet
@@ -36,6 +37,11 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
   'vit_small': functools.partial(VisionTransformer, dim=384, depth=12),
   'vit_tiny': functools.partial(VisionTransformer, dim=192, depth=12),
   'vit_mini': functools.partial(VisionTransformer, dim=64, depth=4, head_dim=16),
+  # Decoders of about 1, 6, 25 and 85 million parameters, and what the vocabulary adds.
+  'gpt_mini': functools.partial(GPT, dim=128, depth=4, head_dim=32),
+  'gpt_small': functools.partial(GPT, dim=256, depth=8),
+  'gpt_medium': functools.partial(GPT, dim=512, depth=8),
+  'gpt_base': functools.partial(GPT, dim=768, depth=12),
   # MLPerf Tiny (Banbury et al. 2021, arXiv 2106.07597).
   'tiny_resnet8': functools.partial(CifarResNet, blocks=1, projections=True),
   'tiny_mobilenet': _tiny_mobilenet,
@@ -52,7 +58,8 @@ def names() -> tuple[str, ...]:
 def create(name: str, num_classes: int = 1000, quant: QuantConfig | None = None, **kwargs) -> nn.Module:
   """Returns a network that maps images `[N, H, W, C]`, 0..255 in float, to logits `[N, num_classes]`.
 
-  The images of `ds_cnn` are features over time; `autoencoder` maps vectors to `num_classes` outputs.
+  The images of `ds_cnn` are features over time; `autoencoder` maps vectors to `num_classes` outputs. The decoders
+  `gpt_*` map tokens `[N, T]`, integers, to logits `[N, T, num_classes]` of the ones that follow.
 
   Args:
     name: one of `names()`.
@@ -63,7 +70,7 @@ def create(name: str, num_classes: int = 1000, quant: QuantConfig | None = None,
       `axis_name` (the mapped axis over which batch norm averages its statistics in training), `image_mean` (per
       colour channel in 0..255, subtracted from the images before the stem), `kept` (output channels of compacted
       layers, by name), and `dtype` (of the computation, such as `jnp.bfloat16`: parameters, statistics, the quantizers
-      and the gradients of bits stay in float32); MobileNetV2 also takes `relu6`.
+      and the gradients of bits stay in float32); MobileNetV2 also takes `relu6`, and a decoder the fields of `gpt.GPT`.
 
   With the granularity `kernel` and 0 among `quant.choices`, channels that no residual sum ties to others can be pruned.
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from fracbits_jax.fast import pool
-from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense, QuantIdentity
+from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense, QuantEmbed, QuantIdentity
 
 EDGE_BITS = 8  # of the images, of the first kernel and of the classifier's kernel
 NORM_MOMENTUM = 0.9  # of batch norm's running statistics
@@ -169,6 +169,24 @@ class Parts:
       source=self._pruned(source),
       name=name,
     )
+
+  def linear(self, features: int, *, deviation: float, name: str) -> QuantDense:
+    """A dense layer without bias on signed inputs, whose kernel starts normal with this deviation."""
+    return QuantDense(
+      features,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=nn.initializers.normal(deviation),
+      quant=self._inner(signed=True, bare=True, prunable=False),
+      name=name,
+    )
+
+  def embedding(self, rows: int, features: int, *, is_head: bool, name: str) -> QuantEmbed:
+    """A table of embeddings, a kernel as the others; with `is_head` the last layer as well, by `attend`."""
+    quant = self._inner(signed=True, bare=True, prunable=False)
+    if quant is not None and not is_head:
+      quant = dataclasses.replace(quant, weight_only=True, input_bits=None)
+    return QuantEmbed(num_embeddings=rows, features=features, dtype=self.dtype, quant=quant, name=name)
 
   def classifier(
     self, num_classes: int, *, signed: bool = False, source: str | None = None, name: str = 'classifier'

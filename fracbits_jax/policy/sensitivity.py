@@ -84,6 +84,11 @@ class Sensitivity:
     **kwargs: Any,
   ):
     self.table = costs.trace(model, inputs, **kwargs)
+    if any(layer.stack for layer in self.table):
+      raise ValueError(
+        'layers within a scan cannot be disturbed one by one: score the network without the loop, '
+        'model.decoder.scan=False, whose policies are taken by the one with it as well'
+      )
     self.slots = {
       (l.name, which): tuple(b for b in c if b) for l in self.table for which, (_, c) in costs.learned(l).items()
     }

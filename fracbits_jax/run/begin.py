@@ -17,6 +17,7 @@ from fracbits_jax import cost, tasks
 from fracbits_jax.data.batches import train_batches
 from fracbits_jax.data.dataset import Dataset
 from fracbits_jax.layers import calibrate, wrap
+from fracbits_jax.policy import Policy
 from fracbits_jax.run.evaluation import Evaluator
 from fracbits_jax.run.experiment import Experiment
 from fracbits_jax.run.settings import PHASES
@@ -58,18 +59,28 @@ def initial_bits(experiment: Experiment) -> Any:
   return as_float32(cost.fill_bits(experiment.layers, start))
 
 
+def bits_of(experiment: Experiment, policy: Policy) -> Any:
+  """The collection `bits` of a policy; layers within a scan, which it names one by one, lie in one array."""
+  given = policy.bits()
+  return as_float32(
+    cost.fill_bits(experiment.layers, lambda layer, which, shape, choices: cost.bits_of(given, layer, which))
+  )
+
+
 def quantized_variables(experiment: Experiment, variables: Variables, bits: Any) -> Variables:
   """The quantized network with a float network's weights and statistics, given bits, and given or calibrated clips."""
-  config, dataset = experiment.config, experiment.dataset
+  config = experiment.config
   flat = traverse_util.flatten_dict(variables['params'], sep='/')
   names = traverse_util.flatten_dict(shapes(experiment, 'search')['params'], sep='/')
   clips = [name for name in names if name not in flat]  # they are all that is new
   given = experiment.initial.clips if experiment.initial is not None and 'pretrain' not in config.phases else {}
-  flat |= {name: _as_range(given.get(name, config.quant.alpha_init), name, names[name].shape) for name in clips}
+  quant_configs = calibrate.quant_configs(experiment.quant_model, experiment.inputs)
+  has_offset = {f'{name}/alpha' for name, quant in quant_configs.items() if quant.has_offset}
+  start = lambda name: given.get(name, config.quant.alpha_init)
+  flat |= {name: _as_range(start(name), names[name].shape, has_offset=name in has_offset) for name in clips}
   params = traverse_util.unflatten_dict(flat, sep='/')
-  quant_configs = calibrate.quant_configs(experiment.quant_model, dataset.image_shape)
   if not given.keys() >= set(clips):
-    params = calibrate.kernel_ranges(params, bits, quant_configs)
+    params = calibrate.kernel_ranges(params, bits, quant_configs, _output_axes(experiment, params))
   if config.quant.calibration_batches and not given.keys() >= set(clips):
     samples = _samples(experiment, experiment.float_model, variables)
     params = calibrate.clips(params, bits, samples, quant_configs)
@@ -97,16 +108,26 @@ def at_integer_bits(experiment: Experiment, variables: Variables, bits: Any) -> 
   if not (experiment.config.quant.recalibrate and experiment.config.quant.calibration_batches):
     return {**variables, 'bits': bits}
   samples = _samples(experiment, experiment.quant_model, variables)
-  configs = calibrate.quant_configs(experiment.quant_model, experiment.dataset.image_shape)
-  params = calibrate.at_other_bits(variables['params'], variables['bits'], bits, samples, configs)
+  configs = calibrate.quant_configs(experiment.quant_model, experiment.inputs)
+  axes = _output_axes(experiment, variables['params'])
+  params = calibrate.at_other_bits(variables['params'], variables['bits'], bits, samples, configs, axes)
   return {**variables, 'params': params, 'bits': bits}
 
 
-def _as_range(given: Any, name: str, shape: tuple[int, ...]) -> jax.Array:
+def _output_axes(experiment: Experiment, params: Any) -> dict[str, tuple[int, ...]]:
+  """The axes of kernels that are output channels, which matter where each of them has a range."""
+  if experiment.config.quant.kernel_ranges != 'channel':
+    return {}
+  return calibrate.output_axes(experiment.quant_model, experiment.inputs, params)
+
+
+def _as_range(given: Any, shape: tuple[int, ...], *, has_offset: bool) -> jax.Array:
   """A range in the shape that a network has for it: that of a kernel for each channel, that of inputs with offset 0."""
   given = jnp.asarray(given, jnp.float32)
-  if not given.ndim and shape and name.endswith('/alpha'):
-    return jnp.stack([given, jnp.zeros_like(given)])
+  if has_offset and not given.ndim:
+    given = jnp.stack([given, jnp.zeros_like(given)])
+  elif not has_offset:  # one for each layer of a stack is that of all its channels
+    given = given.reshape(*given.shape, *[1] * (len(shape) - given.ndim))
   return jnp.broadcast_to(given, shape)
 
 

@@ -77,8 +77,9 @@ def check_values(config: ConfigDict) -> None:
 def check_batch(config: ConfigDict, dataset: Dataset) -> None:
   """Raises `ValueError` for a batch that is larger than the data set."""
   if config.data.batch_size > len(dataset.train):
+    what = 'images' if dataset.tokens is None else 'windows'
     raise ValueError(
-      f'data.batch_size={config.data.batch_size} is more than the {len(dataset.train)} training images of '
+      f'data.batch_size={config.data.batch_size} is more than the {len(dataset.train)} training {what} of '
       f'{dataset.name}: give at most that'
     )
 
@@ -215,7 +216,9 @@ def notes(
         f'{phase}.warmup_epochs={warmup:g} are more than its {epochs:g} epochs: its learning rate never gets to '
         f'{config[phase].learning_rate:g}'
       )
-  if config.data.batch_size == config.data.accumulate:  # one image, for as many devices there is more than one
+  if (
+    config.data.batch_size == config.data.accumulate and dataset.tokens is None
+  ):  # one image, for as many devices there is more than one
     images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.float32)
     if 'batch_stats' in jax.eval_shape(float_model.init, jax.random.key(0), images):
       said.append('batch norm sees one image at a time (data.batch_size / data.accumulate): give it more')

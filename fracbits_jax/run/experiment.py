@@ -19,7 +19,7 @@ with extras.needed():
 from fracbits_jax import cost, models, policy, tasks
 from fracbits_jax.cost import lookup
 from fracbits_jax.data import sets
-from fracbits_jax.data.dataset import ARRAYS, FOLDER, Dataset
+from fracbits_jax.data.dataset import ARRAYS, FOLDER, TEXT, Dataset
 from fracbits_jax.data.encoded import Reading
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.run import checks, settings, weights
@@ -62,8 +62,14 @@ class Experiment:
   @property
   def inputs(self) -> jax.ShapeDtypeStruct:
     """What the network is called with, for one example."""
-    image = jax.ShapeDtypeStruct((1, *self.dataset.image_shape), jnp.uint8)
-    return jax.eval_shape(self.task.inputs, {'image': image})
+    return _inputs(self.task, self.dataset)
+
+
+def _inputs(task: tasks.Task, dataset: Dataset) -> jax.ShapeDtypeStruct:
+  """What a network for a task on a data set is called with, for one example."""
+  if dataset.tokens is not None:
+    return jax.eval_shape(task.inputs, {'tokens': jax.ShapeDtypeStruct((1, dataset.context + 1), jnp.int32)})
+  return jax.eval_shape(task.inputs, {'image': jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)})
 
 
 def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Experiment:
@@ -79,7 +85,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   settings.check(config)
   checks.check_phases(config)
   checks.check_values(config)
-  if config.data.data_dir is not None and config.data.dataset not in (FOLDER, ARRAYS):
+  if config.data.data_dir is not None and config.data.dataset not in (FOLDER, ARRAYS, TEXT):
     check_name(config.data.data_dir, 'choose another data.data_dir')
   sets.check_name(config.data.dataset, config.data.data_dir)
   reading = Reading(
@@ -96,18 +102,22 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
     image_size=config.data.image_size,
     random_crops=config.data.random_crops,
     reading=reading,
+    tokens=config.data.tokens,
+    context=config.data.context,
   )
+  task = task.of_tokens(dataset.tokens)
+  inputs = _inputs(task, dataset)
   checks.check_batch(config, dataset)
   outputs = task.width(dataset.image_shape, dataset.num_classes, dataset.target_shape)
   create = functools.partial(create, num_classes=outputs, image_size=dataset.image_size)
   float_model, initial = create(None), None
   if source is not None:
-    initial = weights.load(source, config.model.name, float_model, dataset.image_shape)
+    initial = weights.load(source, config.model.name, float_model, inputs)
   checks.check_teacher(config, initial, task)
   checks.check_ranges(config, initial)
   checks.check_frozen(config, initial)
   checks.check_length(config, settings.phase_steps(config, len(dataset.train)), initial)
-  layers = cost.trace(create(quant), (1, *dataset.image_shape))
+  layers = cost.trace(create(quant), inputs)
   checks.check_groups(config, initial, layers)
   budget = _budget(config.budget, layers)
   init_bits = config.quant.init_bits
@@ -193,6 +203,7 @@ def network(config: ConfigDict) -> Callable[..., nn.Module]:
       image_mean=tuple(model.image_mean or ()),
       dtype=checks.DTYPES[model.dtype],
       **({'relu6': True} if model.relu6 else {}),  # only MobileNetV2 has it
+      **{name: value for name, value in model.decoder.items() if value is not None},  # only decoders have them
     )
 
   return create

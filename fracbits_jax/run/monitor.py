@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from fracbits_jax import cost
 from fracbits_jax.run import begin
 from fracbits_jax.run.experiment import Experiment
 from fracbits_jax.run.progress import Progress
@@ -110,7 +111,7 @@ class Monitor:
       'epochs': config[self._phase].epochs,
       'loss': means['loss'],
       **task.values(means),
-      'images_per_second': steps_per_second * config.data.batch_size,
+      'images_per_second': steps_per_second * config.data.batch_size * task.counted(self._experiment.inputs),
       'seconds_left': (self._steps - step) / steps_per_second if steps_per_second else 0.0,
     }
     if 'distill_loss' in values:
@@ -141,6 +142,10 @@ class Monitor:
     budget = self._experiment.budget
     bits = placement.unreplicate(state.bits)
     flat = traverse_util.flatten_dict(bits, sep='/')
+    for layer in self._experiment.layers:
+      for which in cost.learned(layer) if layer.stack else ():  # of a stack each layer by itself
+        flat.pop(f'{layer.path}/{which}', None)
+        flat[f'{layer.name}/{which}'] = cost.bits_of(bits, layer, which)
     return {
       'metric': budget.metric,
       'unit': budget.unit,

@@ -57,7 +57,7 @@ class Phase:
     """The variables that the phase begins with, made of what the phases before it left."""
     if self.name == 'pretrain':
       return begin.float_variables(self.experiment)
-    bits = begin.initial_bits(self.experiment) if self.policy is None else begin.as_float32(self.policy.bits())
+    bits = begin.initial_bits(self.experiment) if self.policy is None else begin.bits_of(self.experiment, self.policy)
     if 'search' in self.states and (self.config.search.weights_rate or not self.config.quant.calibration_batches):
       return begin.at_integer_bits(self.experiment, self.states['search'].variables, bits)
     # Behind a search that kept the weights, clips and ranges are those of the integers.
@@ -88,7 +88,7 @@ class Phase:
     with contextlib.closing(PrimaryCheckpoints(self.workdir, self.name, say=self.progress.say)) as checkpoints:
       found = checkpoints.restore(like)
     if found is not None and self.policy is not None:
-      bits = begin.as_float32(self.policy.bits())
+      bits = begin.bits_of(self.experiment, self.policy)
       if not all(jax.tree.leaves(jax.tree.map(np.array_equal, bits, found[1].bits))):
         raise ValueError(
           f'{self.workdir / "policy.json"} is not the policy that was finetuned in this folder: put the old one back, '
@@ -211,7 +211,8 @@ class Phase:
     step, state, meta = self.begin(optimizer, 0.0)
     with contextlib.closing(self.batches(meta['data'])) as batches:
       model = begin.model(self.experiment, self.name)
-      where = nonfinite.origin(model, train_step, state, batches, range(step + 1, failed + 1))
+      steps = range(step + 1, failed + 1)
+      where = nonfinite.origin(model, train_step, state, batches, steps, self.experiment.task)
     saved = f'the last good checkpoint is that of step {step}' if step else f'{self.name} has no checkpoint yet'
     rate = f'{self.name}.learning_rate'
     return f'the first values that are not finite: {where}; {saved}; lower {rate} if the data are sound'

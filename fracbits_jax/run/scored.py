@@ -29,7 +29,7 @@ def find(experiment: Experiment, variables: Any, scores: str = 'hessian', *, see
   with contextlib.closing(reader):
     batches = list(itertools.islice(reader, _BATCHES))
   variables = {name: variables[name] for name in ('params', 'batch_stats') if name in variables}
-  found = Sensitivity(experiment.quant_model, variables, (1, *dataset.image_shape), batches, experiment.task)
+  found = Sensitivity(experiment.quant_model, variables, experiment.inputs, batches, experiment.task)
   makers = {'hessian': found.hessian_scores, 'error': found.error_scores}
   by_slot = makers[scores](seed=seed) if scores in makers else found.loss_scores()
   return assignment.solve(by_slot, experiment.layers, experiment.budget)

@@ -93,6 +93,18 @@ _PHASE = {
   'reestimate_batches': _integer(0, 1_000_000),
 }
 
+_DECODER = {
+  'dim': _integer(8, 16384, optional=True),
+  'depth': _integer(1, 256, optional=True),
+  'head_dim': _integer(2, 1024, optional=True),
+  'kv_heads': _integer(1, 1024, optional=True),
+  'mlp': _text(optional=True),
+  'norm': _text(optional=True),
+  'positions': _text(optional=True),
+  'tied': _flag(optional=True),
+  'scan': _flag(optional=True),
+}
+
 FIELDS: Mapping[str, Field] = {
   'seed': _integer(0, 2**31 - 1),
   'phases': _list(),
@@ -106,11 +118,14 @@ FIELDS: Mapping[str, Field] = {
   'model.small_images': _flag(optional=True),
   'model.image_mean': _list(optional=True),
   'model.relu6': _flag(optional=True),
+  **{f'model.decoder.{name}': field for name, field in _DECODER.items()},
   'data.dataset': _text(),
   'data.data_dir': _text(optional=True),
   'data.image_size': _integer(8, 4096, optional=True),
   'data.random_crops': _flag(optional=True),
   'data.exif_orientation': _flag(),
+  'data.tokens': _text(),
+  'data.context': _integer(1, 2**20),
   'data.background': _list(optional=True),
   'data.batch_size': _integer(1, _COUNTLESS),
   'data.accumulate': _integer(1, _COUNTLESS),
@@ -167,6 +182,9 @@ FIELDS: Mapping[str, Field] = {
 # What fields that are younger than a run's folder stand for in its configuration.
 _YOUNGER: Mapping[str, Any] = {
   'data.random_crops': None,
+  'data.tokens': 'characters',
+  'data.context': 128,
+  'model.decoder': dict.fromkeys(_DECODER),
   'quant.quantize_residuals': False,
   'quant.kernel_ranges': 'layer',
   'quant.kernel_levels': 'twos_complement',
@@ -207,7 +225,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     for key in path:
       node = node.get(key) if isinstance(node, dict) else None
     if isinstance(node, dict):
-      node.setdefault(last, value)
+      node.setdefault(last, copy.deepcopy(value))
   return filled
 
 

@@ -10,17 +10,17 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
 from fracbits_jax import models
 from fracbits_jax.data import contents
+from fracbits_jax.layers.examples import example_of
 from fracbits_jax.run import torchvision
 from fracbits_jax.run.checkpoint import Checkpoints, newest_step
 
@@ -119,19 +119,19 @@ def demands(source: Source, network: str) -> dict[str, Any]:
   return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
-def load(source: Source, network: str, model: nn.Module, image_shape: Sequence[int]) -> Weights:
+def load(source: Source, network: str, model: nn.Module, inputs: Any) -> Weights:
   """Reads weights and checks them against a network.
 
   Args:
     source: where they are.
     network: the network's name.
     model: the float network.
-    image_shape: `[H, W, C]` of its images.
+    inputs: what it is called with, as for `example_of`, such as `[H, W, C]` of its images.
 
   Raises:
     ValueError: what cannot be read, or every name and shape that does not fit the network.
   """
-  wanted = _shapes(model, image_shape)
+  wanted = _shapes(model, inputs)
   return _load_file(source, network, wanted) if source.phase is None else _load_checkpoint(source, network, wanted)
 
 
@@ -220,10 +220,9 @@ def _config(folder: pathlib.Path) -> dict[str, Any]:
   return {'phases': phases, 'model': model}
 
 
-def _shapes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, _Shape]:
+def _shapes(model: nn.Module, inputs: Any) -> dict[str, _Shape]:
   """Shapes of a float network's variables by path; a mean of other images than these is no matter here."""
-  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  shapes = jax.eval_shape(model.clone(image_mean=()).init, jax.random.key(0), images)
+  shapes = jax.eval_shape(model.clone(image_mean=()).init, jax.random.key(0), *example_of(inputs))
   return {name: value.shape for name, value in traverse_util.flatten_dict(shapes, sep='/').items()}
 
 

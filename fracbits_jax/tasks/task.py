@@ -119,6 +119,24 @@ class Task(abc.ABC):
     """What the network is called with: the images `[N, H, W, C]`, 0..255 in float32."""
     return jnp.asarray(batch['image'], jnp.float32)
 
+  def of_tokens(self, tokens: str | None) -> 'Task':
+    """The task on data that are text of these tokens, `characters` or `bytes`; `None` for images.
+
+    Raises:
+      ValueError: one sentence, if the task is not for such data.
+    """
+    if tokens is not None:
+      raise ValueError(
+        f'the data are text, and the task {self.name} is for images: give a model.name that models language, such as '
+        'gpt_mini, or another data.dataset'
+      )
+    return self
+
+  def counted(self, inputs: jax.ShapeDtypeStruct) -> int:
+    """How many of its `examples` one entry of a batch holds, for inputs `[1, ...]`."""
+    del inputs
+    return 1
+
   @abc.abstractmethod
   def width(self, image_shape: Sequence[int], num_classes: int, target_shape: Sequence[int] | None) -> int:
     """How many outputs the network has for a data set.

@@ -9,7 +9,8 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from fracbits_jax import layers
+from fracbits_jax import layers, tasks
+from fracbits_jax.layers import stacks
 from fracbits_jax.train import placement
 from fracbits_jax.train.step import AXIS, Batch, TrainState
 
@@ -30,31 +31,38 @@ def first_variable(variables: dict[str, Any]) -> str | None:
   return None
 
 
-def first_layer(model: nn.Module, state: TrainState, batch: dict[str, np.ndarray]) -> str | None:
+def first_layer(
+  model: nn.Module, state: TrainState, batch: dict[str, np.ndarray], task: tasks.Task = tasks.CLASSIFICATION
+) -> str | None:
   """The layer whose inputs or outputs are the first that are not finite in a forward pass, in words.
+
+  Layers within a scan are passed over.
 
   Args:
     model: the network of a training step.
     state: before the step, in host memory, with finite values.
     batch: of the step, as this process has it.
+    task: what the network is trained for.
   """
   names: list[str] = []
 
-  def forward(images: jax.Array) -> list[jax.Array]:
+  def forward(inputs: jax.Array) -> list[jax.Array]:
     names.clear()
     finite: list[jax.Array] = []
 
     def see(module: nn.Module, x: jax.Array, y: jax.Array) -> None:
+      if stacks.stack_of_module(module, state.params):
+        return  # what is within the loop is not to be had out of it
       path = '/'.join(module.path)
       names.extend((f'the inputs of layer {path}', f'the outputs of layer {path}'))
       finite.extend(jnp.isfinite(z).all() for z in (x, y))
 
     with layers.watch_layers(see):
-      model.apply(state.variables, images, train=True, mutable=['batch_stats'])
+      model.apply(state.variables, inputs, train=True, mutable=['batch_stats'])
     return finite
 
-  images = placement.shard(batch)['image'].astype(np.float32)
-  finite = jax.jit(jax.vmap(forward, axis_name=AXIS))(images)
+  inputs = jax.vmap(task.inputs)(placement.shard(batch))
+  finite = jax.jit(jax.vmap(forward, axis_name=AXIS))(inputs)
   broken = [name for name, ok in zip(names, finite, strict=True) if not np.all(ok)]
   return broken[0] if broken else None
 
@@ -65,6 +73,7 @@ def origin(
   state: TrainState,
   batches: Iterator[dict[str, np.ndarray]],
   steps: range,
+  task: tasks.Task = tasks.CLASSIFICATION,
 ) -> str:
   """Where values stop being finite for the first time, in words: steps are made once more, each looked at.
 
@@ -74,6 +83,7 @@ def origin(
     state: before the first of the steps, in host memory.
     batches: of the steps.
     steps: the numbers of the steps, the last one that which is known to have failed.
+    task: what the network is trained for.
   """
   for step in steps:
     if name := first_variable(state.variables):
@@ -83,6 +93,6 @@ def origin(
     after, metrics = placement.unreplicate((after, metrics))
     broken = first_variable(after.variables)
     if broken or first_variable(metrics):
-      return f'{first_layer(model, state, batch) or broken or first_variable(metrics)} at step {step}'
+      return f'{first_layer(model, state, batch, task) or broken or first_variable(metrics)} at step {step}'
     state = after
   return 'none, when the steps are made again'

@@ -39,7 +39,7 @@ def cosine_part(
 
 def decay_mask(params: Any, layers: Sequence[Layer]) -> Any:
   """A tree like `params`, true for the kernels of dense layers and of convolutions that are not depthwise."""
-  decayed = {f'{layer.name}/kernel' for layer in layers if layer.has_kernel and layer.kind != 'depthwise'}
+  decayed = {f'{layer.path}/kernel' for layer in layers if layer.has_kernel and layer.kind != 'depthwise'}
   flat = traverse_util.flatten_dict(params, sep='/')
   missing = decayed - flat.keys()
   if missing:

@@ -115,7 +115,8 @@ def make_train_step(
           raise ValueError(
             'dampening is for QuantConv, QuantDense and their like with the scheme lsq, of which there is none'
           )
-        loss = loss + dampening(state.step) * sum(distances)
+        # Of layers within a scan there is one for each.
+        loss = loss + dampening(state.step) * sum(d if d.ndim == 0 else jnp.sum(d) for d in distances)
       return loss, (metrics, updated.get('batch_stats', {}))
 
     learned = {'params': state.params, 'bits': state.bits}
@@ -175,8 +176,8 @@ def make_eval_step(
   def eval_step(variables: Any, batch: Batch) -> dict[str, jax.Array]:
     found: Any = model.apply(variables, task.inputs(batch))
     terms = task.terms(found.astype(jnp.float32), batch)
-    mask = batch['mask']
-    weight = lambda term: jnp.broadcast_to(mask.reshape(-1, *[1] * (term.ndim - 1)), term.shape)
+    mask = batch['mask']  # of examples `[N]`, or of all that counts
+    weight = lambda term: jnp.broadcast_to(mask.reshape(*mask.shape, *[1] * (term.ndim - mask.ndim)), term.shape)
     sums = {name: jnp.sum(term * weight(term)) for name, term in terms.items()}
     return lax.psum({'count': jnp.sum(weight(terms['loss'])), **sums}, AXIS)
 

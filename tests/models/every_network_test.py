@@ -22,6 +22,8 @@ def kinds():
   found = {}
   for name in models.names():
     model = models.create(name)
+    if model.task == 'language':
+      continue  # tokens are no images
     found.setdefault((type(model), *(getattr(model, flag, None) for flag in FLAGS)), name)
   return list(found.values())
 

@@ -8,6 +8,7 @@ import pathlib
 import re
 
 import fewer_blocks
+import jax
 import numpy as np
 import pytest
 from tiny import data_dir
@@ -38,6 +39,7 @@ DATA = {
   'tiny_ds_cnn': (12, (49, 10, 1)),
   'tiny_autoencoder': (640, (640, 1, 1)),
   'post_training': (1000, (224, 224, 3)),
+  'phrases': (62, (1, 128)),  # its characters and the unknown one, and a window of tokens
 }
 # A command in a header and its budget, as in `python main.py --config=configs/a.py:4    # as at 4 bits, 5.35 GBitOPs`.
 COMMAND = re.compile(
@@ -58,6 +60,8 @@ def traced(name: str) -> tuple[cost.Layer, ...]:
   outputs, shape = DATA[name if name in DATA else config.data.dataset]
   # SAT changes no cost, so recipes that differ in it share their table.
   quant = dataclasses.replace(experiment.quant_config(config), sat=False)
+  if config.data.dataset == 'phrases':
+    return trace(experiment.network(config)(quant, outputs), jax.ShapeDtypeStruct(shape, np.int32))
   return trace(experiment.network(config)(quant, outputs, max(shape)), shape)
 
 
@@ -148,7 +152,8 @@ def _fewer_blocks():
 @pytest.mark.usefixtures('_fewer_blocks')
 def test_every_recipe_prepares_on_digits_with_one_override(name):
   config = module(name).get_config()
-  config.update_from_flattened_dict({'data.dataset': 'digits', 'data.data_dir': data_dir()})
+  if config.data.dataset != 'phrases':  # which is embedded as well, and no images
+    config.update_from_flattened_dict({'data.dataset': 'digits', 'data.data_dir': data_dir()})
   if name == 'post_training':  # which has no float network but the one that it is given
     config.phases = ('pretrain', *config.phases)
   found = experiment.prepare(config)

@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 
 from fracbits_jax import models, tasks
-from fracbits_jax.tasks import CLASSIFICATION, REGRESSION
+from fracbits_jax.tasks import CLASSIFICATION, LANGUAGE, REGRESSION
 
 ACCURACY, (MSE, PSNR) = CLASSIFICATION.metric, REGRESSION.metrics
 
 
 def test_every_network_names_a_task_and_only_the_autoencoder_regresses():
   of = {name: tasks.of(models.create(name).task) for name in models.names()}
-  assert [name for name, task in of.items() if task is not CLASSIFICATION] == ['autoencoder']
-  assert of['autoencoder'] is REGRESSION
-  with pytest.raises(ValueError, match=r"^task 'sleep' is unknown: choose one of classification, regression$"):
+  assert [name for name, task in of.items() if task is REGRESSION] == ['autoencoder']
+  assert {name for name, task in of.items() if task is LANGUAGE} == {n for n in of if n.startswith('gpt_')}
+  assert set(of.values()) == {CLASSIFICATION, REGRESSION, LANGUAGE}
+  known = 'classification, regression, language, language_of_bytes'
+  with pytest.raises(ValueError, match=rf"^task 'sleep' is unknown: choose one of {known}$"):
     tasks.of('sleep')
   assert tasks.of_result({}) is CLASSIFICATION  # as results have been that name none
 

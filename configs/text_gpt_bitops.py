@@ -1,0 +1,19 @@
+"""The recipe `text_gpt` with the inputs of layers quantized as well, BitOPs as at 4 bits.
+
+python main.py --config=configs/text_gpt_bitops.py      # as at 4 bits, 0.8175 GBitOPs
+python main.py --config=configs/text_gpt_bitops.py:3    # as at 3 bits, 0.4598 GBitOPs
+
+They are those of a window of 128 tokens. Products of two activations, as within attention, are neither quantized nor
+counted.
+"""
+
+from configs import base, text_gpt
+
+
+def get_config(equivalent_bits='4'):
+  config = text_gpt.get_config(equivalent_bits)
+  config.quant.weight_only = False
+  config.quant.choices = tuple(range(2, 9))
+  config.budget.metric = 'bitops'
+  config.budget.equivalent_bits = base.bits_argument(equivalent_bits)
+  return config
