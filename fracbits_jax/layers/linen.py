@@ -188,8 +188,8 @@ class QuantEmbed(Quantized):
 
   def setup(self) -> None:
     self.table = self.param('kernel', self.kernel_init, (self.num_embeddings, self.features))
-    is_read = self.quant is None or self.quant.weight_only
-    self.read = None if is_read else self._input_quantizer(self.quant)
+    quant = self.quant
+    self.read = None if quant is None or quant.weight_only else self._input_quantizer(quant)
 
   @nn.nowrap
   def output_axes(self, kernel_shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -140,7 +140,7 @@ class GPT(Network, kw_only=True):
     if self.positions == 'learned':
       init = nn.initializers.normal(_DEVIATION)
       x = x + self.param('position_table', init, (tokens.shape[1], dim), jnp.float32).astype(x.dtype)[None]
-    how = dict(
+    how: dict[str, Any] = dict(
       # Within a loop nothing depends on whether it trains, so that one program serves.
       parts=dataclasses.replace(parts, train=False),
       head_dim=self.head_dim,
@@ -151,7 +151,7 @@ class GPT(Network, kw_only=True):
       depth=self.depth,
     )
     if self.scan:
-      axes = {'params': 0, 'bits': 0, DISTANCES: 0}
+      axes: Any = {'params': 0, 'bits': 0, DISTANCES: 0}
       blocks = nn.scan(Block, variable_axes=axes, split_rngs={'params': True, 'bits': True}, length=self.depth)
       x, _ = blocks(**how, name=_LAYERS)(x, None)
     else:

@@ -154,7 +154,7 @@ def _brackets(draws: _Draws) -> str:
 
 
 def _bracket(draws: _Draws, depth: int) -> str:
-  left, right = draws.one_of(_BRACKETS)
+  left, right = tuple(draws.one_of(_BRACKETS))
   parts = []
   for _ in range(1 + draws.below(3)):
     inner = depth < 4 and draws.below(2)
