@@ -27,7 +27,8 @@ with extras.needed('qwix'):
 FORMAT = 'fracbits_jax for Qwix, 1'
 RULES, PARAMS = 'rules.json', 'params.safetensors'
 PACKED_BITS = 4  # levels of so many are two in a byte
-_RULE = ('module_path', 'weight_qtype', 'act_qtype', 'act_calibration_method')
+_NAMES = ('module_path', 'weight_qtype', 'act_qtype', 'act_calibration_method')
+_RULE = (*_NAMES, 'tile_size')  # and that of groups of weights
 _MOST_BYTES = 2**26  # of rules
 
 
@@ -45,7 +46,7 @@ class Content:
   """
 
   name: str
-  rules: tuple[Mapping[str, str | None], ...]
+  rules: tuple[Mapping[str, str | int | None], ...]
   qtypes: Mapping[str, str]
   bits: Mapping[str, int]
   arrays: Mapping[str, Any]
@@ -105,7 +106,7 @@ def read(folder: str | os.PathLike) -> Content:
   )
 
 
-def _checked(header: Any) -> tuple[list[dict[str, str | None]], dict[str, Any]]:
+def _checked(header: Any) -> tuple[list[dict[str, str | int | None]], dict[str, Any]]:
   """The rules and kernels of a header; `ValueError` unless they are some."""
   if not isinstance(header, dict) or header.get('format') != FORMAT:
     raise ValueError(f'its {RULES} is of another format than {FORMAT!r}')
@@ -113,8 +114,10 @@ def _checked(header: Any) -> tuple[list[dict[str, str | None]], dict[str, Any]]:
   if not isinstance(rules, list) or not isinstance(kernels, dict):
     raise ValueError(f'its {RULES} has no rules and kernels')
   for rule in rules:
-    given = isinstance(rule, dict) and all(key in _RULE and isinstance(rule[key], str | None) for key in rule)
-    if not given or 'module_path' not in rule:
+    given = isinstance(rule, dict) and all(key in _RULE for key in rule)
+    given = given and all(isinstance(rule.get(key), str | None) for key in _NAMES)
+    tile = rule.get('tile_size', 1) if given else 0
+    if type(tile) is not int or tile < 1 or 'module_path' not in rule:
       raise ValueError(f'its {RULES} has a rule with other than {", ".join(_RULE)}')
   for path, kernel in kernels.items():
     named = isinstance(kernel, dict) and re.fullmatch('int[2-8]', str(kernel.get('qtype')))

@@ -1,6 +1,7 @@
 """Which rules and which integers of Qwix a network is: found from its graph, refused where Qwix has none."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 from fracbits_jax.export import qwix_types
 from fracbits_jax.graph import ops
 from fracbits_jax.graph.graph import Graph, Node
+from fracbits_jax.graph.grid import Kernel
 from fracbits_jax.program import signs
 from fracbits_jax.program.stored import Value
 
@@ -19,13 +21,16 @@ _PRODUCTS = ('dot_general', 'conv_general_dilated')
 _PIXELS = 255  # the largest
 
 
+Rule = Mapping[str, str | int | None]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Quantized:
   """A kernel as Qwix has it.
 
   Attributes:
     qvalue: its levels in the shape of the parameter, int8.
-    scale: of the rank of it, float32, with the sizes of the parameter or 1.
+    scale: of the rank of it, float32, with the sizes of the parameter or 1; of groups with their number along an axis.
     qtype: of the levels.
     bits: that they take.
   """
@@ -41,12 +46,12 @@ class Plan:
   """A network for Qwix.
 
   Attributes:
-    rules: the arguments of each `QuantizationRule`.
+    rules: the arguments of each `QuantizationRule`, names, types and the `tile_size` of groups.
     kernels: the quantized parameters by path.
     floats: by path the values of parameters that are quantized here and stay float there.
   """
 
-  rules: tuple[Mapping[str, str | None], ...]
+  rules: tuple[Rule, ...]
   kernels: Mapping[str, Quantized]
   floats: Mapping[str, np.ndarray]
 
@@ -63,7 +68,7 @@ def plan(graph: Graph, params: Mapping[str, Any], *, images: bool) -> Plan:
     ValueError: one sentence that names a layer: Qwix has no types, no operation or no place for it.
   """
   reader = _Reader(graph, params, images)
-  rules: dict[str, Mapping[str, str | None]] = {}
+  rules: dict[str, Rule] = {}
   kernels: dict[str, Quantized] = {}
   floats: dict[str, np.ndarray] = {}
   for node in graph.nodes:
@@ -95,7 +100,7 @@ class _Reader:
     self.consumers, self.producers = graph.consumers(), graph.producers()
     self.nonnegative = _nonnegative(graph, images)
 
-  def layer(self, node: Node) -> tuple[str, Mapping[str, str | None] | None, Any]:
+  def layer(self, node: Node) -> tuple[str, Rule | None, Any]:
     """The parameter of a kernel, the types of its rule, and the kernel; without a rule its values."""
     name, kernel = node.params['layer'], node.params['kernel']
     uses = list(self._uses(node.output))
@@ -105,12 +110,14 @@ class _Reader:
     path = self._parameter(name, _laid_out(integers, moves))
     if not products:  # rows that are looked up
       return path, None, _laid_out(kernel.value, moves)
+    found = [self._input(name, product) for product in products.values()]
+    if len(products) < len(uses) and found == [None]:  # a head that is the table of embeddings
+      return path, None, _laid_out(kernel.value, moves)
     if len(products) < len(uses) or any(place != 1 for _, place, _ in uses):
       raise ValueError(
         f'the kernel of {name} is the first operand of a product, or of more than products, and Qwix takes it as the '
         'second alone: leave it float'
       )
-    found = [self._input(name, product) for product in products.values()]
     if any(other != found[0] for other in found):
       raise ValueError(f'{name} is used for inputs with several ranges, and Qwix has one for a module: leave it float')
     is_conv = any(product.op == 'conv_general_dilated' for product in products.values())
@@ -123,15 +130,17 @@ class _Reader:
     qtype = 'int8' if wide else f'int{bits}'
     quantized = Quantized(
       qvalue=_laid_out(integers, moves),
-      scale=_compressed(_laid_out(np.broadcast_to(scale, integers.shape), moves)),
+      scale=_scale(name, kernel, scale, moves),
       qtype=qtype,
       bits=bits,
     )
+    tiles = {} if not _is_grouped(kernel) else {'tile_size': kernel.group_size}
     if taken is None:
-      return path, {'weight_qtype': qtype, 'act_qtype': None}, quantized
+      return path, {'weight_qtype': qtype, 'act_qtype': None, **tiles}, quantized
     # Qwix wants the two types of a convolution to be the same; its levels are int8 in either case.
     weight_qtype = taken.qtype if is_conv else qtype
     rule = {'weight_qtype': weight_qtype, 'act_qtype': taken.qtype, 'act_calibration_method': taken.method}
+    rule |= tiles
     return path, rule, quantized
 
   def check_read_by_layer(self, node: Node) -> None:
@@ -212,6 +221,27 @@ def _laid_out(array: np.ndarray, moves: tuple[Node, ...]) -> np.ndarray:
     if node.op != 'convert_element_type':
       array = np.asarray(ops.apply(node.op, node.params, [array], 1))
   return np.asarray(array)
+
+
+def _is_grouped(kernel: Kernel) -> bool:
+  """Whether a channel has several ranges."""
+  return kernel.group_size is not None and kernel.group_size < math.prod(kernel.codes.shape[:-1])
+
+
+def _scale(name: str, kernel: Kernel, scale: np.ndarray, moves: tuple[Node, ...]) -> np.ndarray:
+  """The scale of a kernel, laid out as the kernel is before its product, with one entry for each group of weights."""
+  laid_out = _laid_out(np.broadcast_to(scale, kernel.codes.shape), moves)
+  if not _is_grouped(kernel):
+    return _compressed(laid_out)
+  contracted, size = kernel.codes.shape[0], kernel.group_size
+  if kernel.codes.ndim != 2 or contracted % size:
+    raise ValueError(
+      f'the kernel of {name} has groups of {size} weights, and Qwix has whole ones along one axis, of {contracted} '
+      'here: train with a quant.group_size that divides it, or with kernel_ranges=channel'
+    )
+  place = _laid_out(np.broadcast_to(np.arange(contracted)[:, None], kernel.codes.shape), moves)
+  axis = int(place[0, -1] > 0)  # along which the weights of a channel lie
+  return np.take(laid_out, np.arange(0, contracted, size), axis=axis)
 
 
 def _compressed(scale: np.ndarray) -> np.ndarray:

@@ -97,8 +97,8 @@ def of_images(low: float, high: float) -> Range:
 def levels(layer: str, kernel: Kernel) -> tuple[np.ndarray, np.ndarray, int]:
   """The levels of a kernel as int8, their scale, and the bits that the levels take.
 
-  A scale is `()` or `[..., C_out]`, float32; where there are 0 bits it is 1. A kernel whose zero lies between two of
-  its codes has odd levels, at half the scale and one more bit.
+  A scale is `()` or `[..., C_out]`, float32, and of groups in the shape of the levels; where there are 0 bits it is 1.
+  A kernel whose zero lies between two of its codes has odd levels, at half the scale and one more bit.
 
   Raises:
     ValueError: one sentence: the levels take more than 8 bits.

@@ -122,8 +122,8 @@ def of_kernel(kernel: Kernel) -> Value:
   """The integers of a kernel, a NumPy array."""
   times = _doubled(kernel.zero)
   integers = np.round(times * (kernel.codes - kernel.zero)).astype(np.int32)
-  scale = np.asarray(kernel.scale / times)  # along the last axis where it is one for each channel
-  scale = scale.reshape((1,) * (integers.ndim - 1) + (-1,)) if scale.ndim else scale
+  scale = np.asarray(kernel.scale / times)  # along the last axis where it is one for each channel; or one a weight
+  scale = scale.reshape((1,) * (integers.ndim - 1) + (-1,)) if scale.ndim == 1 else scale
   return value(integers, float(integers.min(initial=0)), float(integers.max(initial=0)), scale)
 
 

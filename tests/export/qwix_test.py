@@ -102,6 +102,32 @@ def test_answers_agree_and_the_parameters_are_a_quarter(name, tmp_path):
   assert share < 0.35
 
 
+@pytest.mark.parametrize(('weight_only', 'group_size', 'tied'), [(True, 16, True), (False, None, False)])
+def test_a_decoder_answers_the_same(weight_only, group_size, tied, tmp_path):
+  """Groups of weights are tiles of Qwix; a head that is the table of embeddings stays real."""
+  tokens = np.random.default_rng(0).integers(0, 20, (2, 8)).astype(np.int32)
+  quant = dataclasses.replace(LSQ, weight_only=weight_only, group_size=group_size, kernel_ranges='channel')
+  model = models.create('gpt_mini', num_classes=20, quant=quant, width=0.25, tied=tied, mlp='gelu', depth=1)
+  variables = with_bits(jax.jit(model.init)(jax.random.key(0), tokens), (4, 8))
+  source = source_of(wrap.with_fixed_bits(model), variables, tokens)
+  qwix_format.write(source, tmp_path / 'net', examples=tokens)
+  net, served = qwix_format.load(tmp_path / 'net', model, tokens)
+  expected = jax.jit(source.model.apply)(source.variables, tokens)
+  np.testing.assert_allclose(jax.jit(net.apply)(served, tokens), expected, atol=1e-5 * np.abs(expected).max())
+  scale = served['params']['layers_0']['down']['kernel'].array.scale
+  assert scale.shape == (8 if group_size else 1, 32)
+  rules = json.loads((tmp_path / 'net' / 'rules.json').read_text())['rules']
+  assert {rule.get('tile_size') for rule in rules} == {group_size}
+
+
+def test_groups_that_do_not_divide_are_refused(tmp_path):
+  layer = QuantDense(4, quant=dataclasses.replace(LSQ, group_size=8, weight_only=True))
+  x = np.ones((2, 12), np.float32)
+  source = source_of(layer, with_bits(layer.init(jax.random.key(0), x), (4,)), x)
+  with pytest.raises(ValueError, match=r'groups of 8 weights, and Qwix has whole ones along one axis, of 12 here'):
+    qwix_format.write(source, tmp_path / 'net')
+
+
 def test_levels_of_a_kernel_are_exact():
   source = shipped('vit_mini')
   (_, variables), _ = served('vit_mini')
