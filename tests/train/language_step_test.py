@@ -27,7 +27,7 @@ def setting():
   variables = jax.jit(model.init)(jax.random.key(0), TOKENS[:1, :-1])
   table = cost.trace(model, TOKENS[:1, :-1])
   rate, mask = optim.cosine_part(0.02, 100), optim.decay_mask(variables['params'], table)
-  optimizer = optim.sgd(rate, momentum=0.9, weight_decay=1e-4, mask=mask, bits_rate=5.0)
+  optimizer = optim.optimizer('sgd', rate, momentum=0.9, weight_decay=1e-4, mask=mask, bits_rate=5.0)
   limit = penalty.Penalty(budget=cost.budget('bitops', table, equivalent_bits=3), layers=table, kappa=1.0)
   bits_range = jax.tree.map(jnp.float32, cost.bits_range(table))
   step = steps_of.make_train_step(model, optimizer, limit, bits_range, task=LANGUAGE)
