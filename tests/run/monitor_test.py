@@ -14,7 +14,7 @@ def test_the_speed_of_a_row_is_that_of_its_steps(monkeypatch):
   monkeypatch.setattr(monitor.time, 'monotonic', lambda: now[0])
   config = ConfigDict({'data': {'batch_size': 8}, 'eval_epochs': 10.0, 'pretrain': {'epochs': 1.0}})
   watched = monitor.Monitor(
-    types.SimpleNamespace(config=config, task=tasks.CLASSIFICATION),
+    types.SimpleNamespace(config=config, task=tasks.CLASSIFICATION, inputs=None),
     'pretrain',
     steps=20,
     steps_per_epoch=20,
