@@ -27,8 +27,6 @@ def get_config(equivalent_bits='2'):
   config.quant.kernel_levels = 'balanced'
   config.quant.choices = tuple(range(1, 9))  # from 2 on a budget as at 2 bits would leave nothing to search
   config.budget.equivalent_bits = base.bits_argument(equivalent_bits)
-  # What the neighbouring bit-widths do apart is mixed: the search then finds in half the steps what the integers give.
-  config.quant.mixture = 'elements'
   config.budget.controlled = True
   # Gently down to the budget, or layers fall to 1 bit in the first steps and stay there.
   config.budget.damping, config.budget.gain = 10.0, 2.0

@@ -10,6 +10,6 @@ from configs import glyphs
 def get_config(equivalent_bits='2'):
   config = glyphs.get_config(equivalent_bits)
   config.phases = ('pretrain', 'finetune')
-  config.quant.mixture, config.budget.damping, config.budget.gain = 'values', 40.0, 4.0  # which a search alone reads
+  config.budget.damping, config.budget.gain = 40.0, 4.0  # which a search alone reads
   config.finetune.epochs = config.search.epochs + config.finetune.epochs
   return config

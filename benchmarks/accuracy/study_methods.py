@@ -61,12 +61,11 @@ _BALANCED = {'quant.kernel_levels': 'balanced'}
 _DISTILLED = {'distill.weight': 0.5, 'distill.temperature': 2.0, 'distill.phases': ('finetune',)}
 _REESTIMATED = {'finetune.reestimate_batches': None}  # the setting's number
 _CONTROLLED = {'budget.controlled': True}
-# What the neighbouring bit-widths do apart is mixed, not their values, and the bits go down to the budget gently: with
-# damping 40 and gain 4 layers fall to 1 bit in the first steps, and do not come back in so short a search.
-_MIXED = {'quant.mixture': 'elements'}
+# The bits go down to the budget gently: with damping 40 and gain 4 layers fall to 1 bit in the first steps, and do not
+# come back in so short a search.
 _GENTLE = {'budget.damping': 10.0, 'budget.gain': 2.0}
-_OURS = {**_LSQ, **_BALANCED, **_DISTILLED, **_REESTIMATED, **_CONTROLLED, **_GENTLE, **_MIXED}
-_SEARCHED = 0.25  # half of the setting's own: bits that are not drawn away from integers are found sooner
+_OURS = {**_LSQ, **_BALANCED, **_DISTILLED, **_REESTIMATED, **_CONTROLLED, **_GENTLE}
+_SEARCHED = 0.25  # half of the setting's own: what the finetuning has more is worth more than better bits
 
 
 def _ours(label: str, part: str = '', less: Changes | None = None, **how: Any) -> Method:
@@ -89,20 +88,15 @@ METHODS = {
     label='FracBits as in the paper, clips from 8', changes={**_PAPER, 'quant.calibration_batches': 0}, full=True
   ),
   'ours': _ours('ours'),
-  'ours_without_search': _ours(
-    'ours with uniform bits', 'without learned bits', less={**_MIXED, **_GENTLE}, how='uniform'
-  ),
+  'ours_without_search': _ours('ours with uniform bits', 'without learned bits', less=_GENTLE, how='uniform'),
   'ours_without_balanced': _ours(
     "ours with two's complement levels", 'without balanced levels of kernels', less=_BALANCED
   ),
-  'ours_without_mixture': _ours('ours with values mixed', 'with values mixed, not elements', less=_MIXED),
+  'ours_elements': _ours('ours, elements mixed', 'with elements mixed, not values', more={'quant.mixture': 'elements'}),
   'ours_without_short_search': _ours('ours with a longer search', 'with a search of half of the epochs', searched=None),
   'ours_without_gentle': _ours('ours with the usual damping', 'with damping 40, gain 4', less=_GENTLE),
-  'ours_without_all_three': _ours(
-    'ours, values mixed, longer search, usual damping',
-    'without the three above',
-    less={**_MIXED, **_GENTLE},
-    searched=None,
+  'ours_without_both': _ours(
+    'ours with a longer search and the usual damping', 'with both of these', less=_GENTLE, searched=None
   ),
   'ours_without_calibration': _ours(
     'ours without calibration', 'without calibrated clips', more={'quant.calibration_batches': 0}
@@ -127,8 +121,8 @@ METHODS = {
     'with Adam for the bits',
     more={'optimizer.bits_name': 'adam', 'optimizer.bits_rate': 0.4, 'budget.gain': 50.0},
   ),
-  'ours_random': _ours('ours with a random policy', less=_MIXED, how='random', full=True),
-  'ours_hessian': _ours('ours with the Hessian policy', less=_MIXED, how='hessian', full=True),
+  'ours_random': _ours('ours with a random policy', how='random', full=True),
+  'ours_hessian': _ours('ours with the Hessian policy', how='hessian', full=True),
 }
 
 

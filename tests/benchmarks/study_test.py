@@ -96,7 +96,7 @@ def test_each_part_of_ours_is_changed_by_one_ablation():
   assert differ('ours_without_calibration') == {'quant.calibration_batches'}
   assert differ('ours_without_controller') == {'budget.controlled', 'budget.damping', 'budget.gain'}
   assert differ('ours_without_gentle') == {'budget.damping', 'budget.gain'}
-  assert differ('ours_without_mixture') == {'quant.mixture'}
+  assert differ('ours_elements') == {'quant.mixture'}
   assert differ('ours_without_short_search') == {'search.epochs', 'finetune.epochs'}
   assert differ('ours_hardened') == {'optimizer.hardening'}
   assert differ('ours_recalibrated') == {'quant.recalibrate'}
@@ -109,7 +109,7 @@ def test_each_part_of_ours_is_changed_by_one_ablation():
   assert differ('ours_without_distillation') == {'distill.weight', 'distill.temperature', 'distill.phases'}
   assert differ('ours_without_reestimation') == {'finetune.reestimate_batches'}
   assert differ('ours_without_search') == {
-    'phases', 'finetune.epochs', 'quant.mixture', 'budget.damping', 'budget.gain'
+    'phases', 'finetune.epochs', 'budget.damping', 'budget.gain'
   }  # fmt: skip
   assert paper['budget.discretization'] == 'offset'
   assert ours['finetune.reestimate_batches'] == str(SETTINGS['digits'].reestimate_batches)
