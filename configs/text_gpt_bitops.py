@@ -13,6 +13,7 @@ from configs import base, text_gpt
 def get_config(equivalent_bits='4'):
   config = text_gpt.get_config()
   config.quant.weight_only = False
+  config.quant.group_size, config.quant.kernel_ranges = None, 'channel'  # sums of integers have one scale a channel
   config.quant.choices = tuple(range(2, 9))
   config.budget.metric, config.budget.bits_per_weight = 'bitops', None
   config.budget.equivalent_bits = base.bits_argument(equivalent_bits)

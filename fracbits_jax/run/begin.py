@@ -28,6 +28,8 @@ from fracbits_jax.train.step import TrainState
 
 Variables = dict[str, Any]
 
+_OWN_AXES = {'layer': 0, 'channel': 1, 'group': 2}  # of the ranges of a kernel, by what has one
+
 
 def model(experiment: Experiment, phase: str) -> nn.Module:
   """The network of a phase: float for `pretrain`, quantized otherwise, with integers for bits in `finetune`."""
@@ -77,7 +79,10 @@ def quantized_variables(experiment: Experiment, variables: Variables, bits: Any)
   quant_configs = calibrate.quant_configs(experiment.quant_model, experiment.inputs)
   has_offset = {f'{name}/alpha' for name, quant in quant_configs.items() if quant.has_offset}
   start = lambda name: given.get(name, config.quant.alpha_init)
-  flat |= {name: _as_range(start(name), names[name].shape, has_offset=name in has_offset) for name in clips}
+  for name in clips:
+    layer, _, which = name.rpartition('/')
+    own = _OWN_AXES[quant_configs[layer].range_kind] if which == 'kernel_alpha' else int(name in has_offset)
+    flat[name] = _as_range(start(name), names[name].shape, own=own, has_offset=name in has_offset)
   params = traverse_util.unflatten_dict(flat, sep='/')
   if not given.keys() >= set(clips):
     params = calibrate.kernel_ranges(params, bits, quant_configs, _output_axes(experiment, params))
@@ -116,18 +121,26 @@ def at_integer_bits(experiment: Experiment, variables: Variables, bits: Any) -> 
 
 def _output_axes(experiment: Experiment, params: Any) -> dict[str, tuple[int, ...]]:
   """The axes of kernels that are output channels, which matter where each of them has a range."""
-  if experiment.config.quant.kernel_ranges != 'channel':
+  if experiment.config.quant.kernel_ranges != 'channel' and experiment.config.quant.group_size is None:
     return {}
   return calibrate.output_axes(experiment.quant_model, experiment.inputs, params)
 
 
-def _as_range(given: Any, shape: tuple[int, ...], *, has_offset: bool) -> jax.Array:
-  """A range in the shape that a network has for it: that of a kernel for each channel, that of inputs with offset 0."""
-  given = jnp.asarray(given, jnp.float32)
-  if has_offset and not given.ndim:
-    given = jnp.stack([given, jnp.zeros_like(given)])
-  elif not has_offset:  # one for each layer of a stack is that of all its channels
-    given = given.reshape(*given.shape, *[1] * (len(shape) - given.ndim))
+def _as_range(given: Any, shape: tuple[int, ...], *, own: int, has_offset: bool = False) -> jax.Array:
+  """A range in the shape that a network has for it.
+
+  Args:
+    given: a number, or an array with fewer axes: that of a kernel is one for each channel, that of channels one for
+      each group, and that of a layer in a stack one for all that the layer has.
+    shape: the axes of a stack, and behind them those of the ranges of one layer.
+    own: how many these are.
+    has_offset: whether they are a range and its middle, which is 0 where none is given.
+  """
+  given, stack = jnp.asarray(given, jnp.float32), len(shape) - own
+  if has_offset and given.ndim in (0, stack):
+    given = jnp.stack([given, jnp.zeros_like(given)], axis=-1)
+  if given.ndim >= stack:
+    given = given.reshape(*given.shape[:stack], *[1] * (len(shape) - given.ndim), *given.shape[stack:])
   return jnp.broadcast_to(given, shape)
 
 

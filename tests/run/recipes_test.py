@@ -43,7 +43,8 @@ DATA = {
 }
 # A command in a header and its budget, as in `python main.py --config=configs/a.py:4    # as at 4 bits, 5.35 GBitOPs`.
 COMMAND = re.compile(
-  r'^python main\.py --config=configs/(\w+)\.py(?::(\S+))? *(?:# as at (\S+) bits, (\S+) \w+)?$', re.M
+  r'^python main\.py --config=configs/(\w+)\.py(?::(\S+))? *(?:# (?:as at )?(\S+) bits(?: a weight)?, (\S+) \w+)?$',
+  re.M,
 )
 
 
@@ -68,7 +69,13 @@ def traced(name: str) -> tuple[cost.Layer, ...]:
 def uniform_cost(name: str, argument: str | None) -> float:
   config = module(name).get_config(*([] if argument is None else [argument]))
   table = traced(name)
-  return cost.budget(config.budget.metric, table, equivalent_bits=config.budget.equivalent_bits).target
+  stated = stated_bits(config)
+  return cost.budget(config.budget.metric, table, **{stated: config.budget[stated]}).target
+
+
+def stated_bits(config) -> str:
+  """The field that says how many bits there are to be: of all operations, or a weight."""
+  return 'equivalent_bits' if config.budget.bits_per_weight is None else 'bits_per_weight'
 
 
 def test_there_are_recipes():
@@ -123,7 +130,8 @@ def test_every_header_names_its_own_command_and_its_budgets(name):
   for recipe, argument, bits, budget in found:
     assert recipe == name
     if bits:
-      assert float(module(name).get_config(*([argument] if argument else [])).budget.equivalent_bits) == float(bits)
+      config = module(name).get_config(*([argument] if argument else []))
+      assert config.budget[stated_bits(config)] == float(bits)
       np.testing.assert_allclose(uniform_cost(name, argument or None), float(budget), rtol=0.005)
   assert len({argument for _, argument, _, _ in found}) == len(found) == header.count('python main.py')
 
@@ -132,7 +140,8 @@ def test_every_header_names_its_own_command_and_its_budgets(name):
   'name', sorted(name for name in RECIPES if inspect.signature(module(name).get_config).parameters)
 )
 def test_the_text_after_the_colon_has_to_be_a_number(name):
-  assert module(name).get_config('2.5').budget.equivalent_bits == 2.5
+  config = module(name).get_config('2.5')
+  assert config.budget[stated_bits(config)] == 2.5
   for text in ('four', '', 'nan', '3 bits'):
     with pytest.raises(
       ValueError, match=f"equivalent bits '{text}' are not a number: give one after the colon"

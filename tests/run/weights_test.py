@@ -90,9 +90,13 @@ def test_a_quantized_network_hands_on_its_clips_but_not_its_bits(searched, tmp_p
 
 
 def test_clips_of_inputs_become_ranges_with_an_offset_of_0_and_the_reverse_is_refused(searched):
-  np.testing.assert_array_equal(begin._as_range(np.float32(3), 'layer/alpha', (2,)), [3, 0])
-  np.testing.assert_array_equal(begin._as_range(np.float32(3), 'layer/kernel_alpha', (2,)), [3, 3])
-  np.testing.assert_array_equal(begin._as_range(np.float32([3, 1]), 'layer/alpha', (2,)), [3, 1])
+  as_range = begin._as_range
+  np.testing.assert_array_equal(as_range(np.float32(3), (2,), own=1, has_offset=True), [3, 0])
+  np.testing.assert_array_equal(as_range(np.float32([3, 1]), (2,), own=1, has_offset=True), [3, 1])
+  np.testing.assert_array_equal(as_range(np.float32([3, 1]), (2, 2), own=1, has_offset=True), [[3, 0], [1, 0]])
+  np.testing.assert_array_equal(as_range(np.float32(3), (2,), own=1), [3, 3])
+  np.testing.assert_array_equal(as_range(np.float32([3, 1]), (2, 2), own=1), [[3, 3], [1, 1]])  # layers of a stack
+  np.testing.assert_array_equal(as_range(np.float32([3, 1]), (2, 2), own=2), [[3, 1], [3, 1]])  # channels in groups
   config = tiny(phases=('search',), init_from=str(searched), **{'quant.scheme': 'lsq'})
   given = experiment.prepare(config).initial
   with pytest.raises(ValueError, match=r'has offsets of inputs, and quant\.input_offset=False leaves none'):
