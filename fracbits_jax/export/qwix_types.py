@@ -111,7 +111,8 @@ def levels(layer: str, kernel: Kernel) -> tuple[np.ndarray, np.ndarray, int]:
   width = max(bits, largest.bit_length() + 1, 2)
   if width > MOST_BITS:
     raise ValueError(
-      f'the kernel of {layer} has its zero between two levels of {bits} bits, and Qwix has it at one: {LSQ} or modified'
+      f'the kernel of {layer} has its zero between two levels of {bits} bits, and Qwix has it at one: {LSQ} and '
+      'kernel_levels=twos_complement, or modified'
     )
   scale = np.asarray(found.scale, np.float64)
   return found.integers.astype(np.int8), np.where(scale > 0, scale, 1.0).astype(np.float32), width

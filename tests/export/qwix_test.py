@@ -260,7 +260,7 @@ REFUSED = {
     kernel=12
   ),
   r"inputs of layer have 9 bits, .*choices='\(4, 8\)'": dict(bits=9),
-  r'kernel of layer has its zero between two levels of 8 bits, .* --config.quant.scheme=lsq or modified': dict(
+  r'kernel of layer has its zero between two levels of 8 bits, .* --config.quant.scheme=lsq and kernel_levels=': dict(
     scheme='original'
   ),
   r'inputs of layer have their zero between two levels, .* --config.quant.scheme=lsq': dict(
