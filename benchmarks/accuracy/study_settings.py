@@ -83,19 +83,20 @@ SETTINGS = {
   ),
   # CIFAR-10 as class folders: as long as two cores allow.
   'cifar10': Setting(
-    networks={'resnet8': 1.0, 'resnet20': 1.0},
+    networks={'resnet8': 0.5, 'resnet20': 0.5},
     ablation=('resnet8', 'bitops2'),
     folder=True,
-    batch_size=128,
-    pretrain_epochs=20,
+    image_size=32,  # folders have 224 otherwise
+    batch_size=64,
+    pretrain_epochs=10,
     pretrain_rate=0.1,
-    search_epochs=1,
-    finetune_epochs=1,
+    search_epochs=0.5,
+    finetune_epochs=0.5,
     rate=0.05,
-    warmup_epochs=0.1,
+    warmup_epochs=0.05,
     kappa=4.0,
     reestimate_batches=32,
-    eval_epochs=1.0,
+    eval_epochs=0.5,
     changes={'optimizer.weight_decay': 5e-4, 'data.random_crops': False},
   ),
   # The paper's recipe.

@@ -11,8 +11,8 @@
 | | body: the arrays that the header lists, one behind the other |
 
 Integers are little-endian. A kernel is packed channel by channel at its channels' bit-widths, see `bitpack`; other
-arrays are as they are in memory. A file is data, whoever wrote it: `read` runs nothing of it, and refuses one that
-would take much more memory than its own arrays.
+arrays are as they are in memory, equal ones once. A file is data, whoever wrote it: `read` runs nothing of it, and
+refuses one that would take much more memory than its own arrays.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from fracbits_jax.export.source import Source, policy_of
 from fracbits_jax.graph.fold import fold_affine
 from fracbits_jax.graph.graph import Graph, Input, Node
 from fracbits_jax.graph.grid import Kernel
+from fracbits_jax.layers.quant_config import KERNEL_SCHEMES
 from fracbits_jax.system.files import write_whole
 
 __all__ = ('MAGIC', 'VERSION', 'Packed', 'read', 'write')
@@ -41,7 +42,7 @@ def write(source: Source, path: str | os.PathLike) -> str:
   Raises:
     ValueError: one sentence: something of the network that a file cannot hold, or that `read` would not give back.
   """
-  graph = fold_affine(source.graph)
+  graph = fold_affine(source.brief_graph)
   policy = policy_of(source)
   arrays = packed_arrays.Writer()
   nodes = [_row(node, arrays) for node in graph.nodes]
@@ -57,8 +58,8 @@ def write(source: Source, path: str | os.PathLike) -> str:
   content = packed_header.seal(header, b''.join(arrays.chunks))
   _check_read_back(content, graph)
   write_whole(path, content)
-  rescale = sum(np.asarray(x).nbytes for node in graph.nodes if node.op == 'affine' for x in node.inputs[1:])
-  ranges = sum(np.size(k.alpha) * 4 for k in _kernels(graph) if np.ndim(k.alpha) and k.group_size is None)
+  rescale = arrays.bytes_of(x for row in nodes if row[0] == 'affine' for x in row[1])
+  ranges = arrays.bytes_of(spec[3] for spec in arrays.specs if spec[0] in KERNEL_SCHEMES and len(spec) == 4)
   reported = round(source.size_mb * 1e6)
   rest = len(content) - rescale - ranges - reported
   share = lambda part: f'{part / reported:.2%}' if reported else 'of nothing'

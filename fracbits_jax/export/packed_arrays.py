@@ -1,8 +1,9 @@
 """The arrays and kernels of a packed file: what its header says of each, and their bytes, one behind the other."""
 
+import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,29 @@ class Writer:
   def __init__(self):
     self.specs: list[Any] = []
     self.chunks: list[bytes] = []
+    self._places: dict[Any, int] = {}
 
   def add(self, array: np.ndarray) -> list[Any]:
-    """Takes an array; what stands in its place: the number itself if it has no axes, else its place in the list."""
+    """Takes an array, stored once for all that equal it.
+
+    Returns:
+      What stands in its place: the number itself if it has no axes, else its place in the list.
+    """
     if array.dtype.name not in shape_values.DTYPES:
       raise ValueError(f'an array of {array.dtype.name} cannot be packed: only {", ".join(shape_values.DTYPES)}')
     if not array.ndim:
       return [array.dtype.name, array.item()]
-    self.specs.append([array.dtype.name, array.shape])
-    self.chunks.append(np.ascontiguousarray(array).astype(array.dtype.newbyteorder('<')).tobytes())
-    return [len(self.specs) - 1]
+    content = np.ascontiguousarray(array).astype(array.dtype.newbyteorder('<')).tobytes()
+    key = array.dtype.name, array.shape, hashlib.sha256(content).digest()
+    if key not in self._places:
+      self.specs.append([array.dtype.name, array.shape])
+      self.chunks.append(content)
+      self._places[key] = len(self.specs) - 1
+    return [self._places[key]]
+
+  def bytes_of(self, places: Iterable[Any]) -> int:
+    """The bytes of the arrays that stand at some places, of each once; names and numbers have none."""
+    return sum(len(self.chunks[i]) for i in {x[0] for x in places if isinstance(x, list) and len(x) == 1})
 
   def add_kernel(self, kernel: Kernel) -> int:
     """Takes a kernel; its place in the list."""
@@ -50,7 +64,7 @@ class Writer:
 
 
 class Reader:
-  """The arrays of a file, each of them taken by one operation."""
+  """The arrays of a file, each of them taken by an operation; a kernel by no more than one."""
 
   def __init__(self, specs: Sequence[Any], body: memoryview):
     self._specs, self._used = [_spec(spec) for spec in specs], [False] * len(specs)
@@ -63,11 +77,14 @@ class Reader:
       raise ValueError(f'its arrays have {elements:,} entries, and at most {most:,} are read from {len(body):,} bytes')
     ends = np.cumsum([0, *lengths], dtype=np.int64).tolist()
     self._chunks = [body[start:stop] for start, stop in itertools.pairwise(ends)]
+    self._found: dict[int, np.ndarray] = {}
 
   def take(self, at: Any, kernel: bool) -> Any:
     """The array, or the kernel, at a place of the list."""
-    if type(at) is not int or not 0 <= at < len(self._specs) or self._used[at]:
-      raise ValueError('an operation takes an array that is not there, or one that another has taken')
+    if type(at) is not int or not 0 <= at < len(self._specs) or (kernel and self._used[at]):
+      raise ValueError('an operation takes an array that is not there, or a kernel that another has taken')
+    if at in self._found and not kernel:
+      return self._found[at]
     spec, chunk, self._used[at] = self._specs[at], self._chunks[at], True
     if kernel != (spec[0] in KERNEL_SCHEMES):
       raise ValueError('an operation takes a kernel for an array, or an array for a kernel')
@@ -79,8 +96,10 @@ class Reader:
       return Kernel(codes=bitpack.unpack(chunk, shape, bits), bits=bits, scheme=scheme, alpha=alpha, **of_groups)
     if spec[0] == 'bool' and np.frombuffer(chunk, np.uint8).max(initial=0) > 1:
       raise ValueError('an array of true and false has other values')
-    found = np.frombuffer(chunk, np.dtype(spec[0]).newbyteorder('<')).reshape(spec[1])
-    return found.astype(spec[0])
+    found = np.frombuffer(chunk, np.dtype(spec[0]).newbyteorder('<')).reshape(spec[1]).astype(spec[0])
+    found.flags.writeable = False  # for all that take it
+    self._found[at] = found
+    return found
 
   def _ranges(self, at: Any, shape: tuple[int, ...], group_size: int | None) -> tuple[np.ndarray, dict[str, Any]]:
     """The ranges of the channels or groups of a kernel, float32, and the fields of a `Kernel` that say of what."""

@@ -55,6 +55,11 @@ class Source:
     return capture(self.model, self.variables, (), call=self.call) if self.given is None else self.given
 
   @functools.cached_property
+  def brief_graph(self) -> Graph:
+    """The same, with large constants that follow from a few numbers as the operations that make them."""
+    return capture(self.model, self.variables, (), call=self.call, brief=True) if self.given is None else self.given
+
+  @functools.cached_property
   def layers(self) -> tuple[cost.Layer, ...]:
     """Its layer table."""
     zeros = lambda x: jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x

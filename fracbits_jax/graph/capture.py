@@ -6,7 +6,7 @@ what is left are operations of `jax.lax`, quantizers of inputs, and quantized ke
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,13 +20,14 @@ from fracbits_jax.graph import lowering, ops
 from fracbits_jax.graph.calls import Call, call_of, for_any_number, named_results
 from fracbits_jax.graph.graph import Graph, Input, Node, without_dead_nodes
 from fracbits_jax.graph.grid import Kernel, input_grid, kernel_codes
+from fracbits_jax.graph.params import plain_params, size_of
+from fracbits_jax.graph.recipes import Recipes
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.program import interpreter
 from fracbits_jax.program.walk import CALLS, inner_program, modules_around
 
 MOST_PASSES = 256  # of a loop, which is unrolled
 _SAME = {'name', 'stop_gradient', 'copy', 'copy_p', 'optimization_barrier', 'sharding_constraint', 'device_put'}
-_OF_JAX = ('update_consts', 'update_jaxpr')  # parameters that say again what the operation is
 _OUTER = {'shard_map', 'run_state'}  # calls that are more than their program
 
 _quantize_p = core.Primitive('quantize')
@@ -50,7 +51,14 @@ def check_integers(bits: Any) -> None:
 
 
 def capture(
-  model: Any, variables: Mapping[str, Any], inputs: Any, *, batch_axes: Any = 0, call: Call | None = None, **kwargs: Any
+  model: Any,
+  variables: Mapping[str, Any],
+  inputs: Any,
+  *,
+  batch_axes: Any = 0,
+  call: Call | None = None,
+  brief: bool = False,
+  **kwargs: Any,
 ) -> Graph:
   """Traces a network whose bit-widths are integers.
 
@@ -61,6 +69,8 @@ def capture(
     inputs: an example of what it is called with, as for `example_of`.
     batch_axes: as for `calls.call_of`.
     call: what `call_of` gives of inputs and keyword arguments, where it is known.
+    brief: whether large constants that follow from a few numbers, such as masks and tables of positions, stay the
+      operations that make them, see `recipes`, instead of arrays.
     **kwargs: for the call, such as `train=False`.
 
   Raises:
@@ -69,7 +79,7 @@ def capture(
   """
   check_integers(variables.get('bits', {}))
   call = call_of(model, inputs, kwargs, batch_axes) if call is None else call
-  graph, note = for_any_number(call, lambda number: _captured(model, variables, call, number))
+  graph, note = for_any_number(call, lambda number: _captured(model, variables, call, number, brief=brief))
   return dataclasses.replace(graph, note=note)
 
 
@@ -88,7 +98,9 @@ def outline(model: Any, variables: Any, inputs: Any, *, batch_axes: Any = 0, **k
   return for_any_number(call, lambda number: _captured(model, given, call, number, of_shapes=True))[0]
 
 
-def _captured(model: Any, variables: Mapping[str, Any], call: Call, number: Any, *, of_shapes: bool = False) -> Graph:
+def _captured(
+  model: Any, variables: Mapping[str, Any], call: Call, number: Any, *, of_shapes: bool = False, brief: bool = False
+) -> Graph:
   def replacement(module: Any, which: str, x: jax.Array, bits: Any, alpha: Any, kept: Any = None) -> jax.Array:
     name = '/'.join(module.path)
     operands = [jnp.asarray(bits, jnp.float32), *(() if alpha is None else (alpha,))]
@@ -110,9 +122,9 @@ def _captured(model: Any, variables: Mapping[str, Any], call: Call, number: Any,
     interpreter.unrolled_loops(MOST_PASSES),
   ):
     closed, results = jax.make_jaxpr(network, return_shape=True)(*shapes)
-  reader = _Reader(call.names, of_shapes)
+  reader = _Reader(call.names, of_shapes, brief)
   inputs = [
-    Input(name=name, shape=tuple(_size(size) for size in x.shape), dtype=jnp.dtype(x.dtype).name)
+    Input(name=name, shape=tuple(size_of(size) for size in x.shape), dtype=jnp.dtype(x.dtype).name)
     for name, x in zip(call.names, shapes, strict=True)
   ]
   with jax.ensure_compile_time_eval():  # also within a program that is traced
@@ -131,26 +143,36 @@ def _captured(model: Any, variables: Mapping[str, Any], call: Call, number: Any,
 class _Reader:
   """Reads a jaxpr into nodes; what is known already is an array, what is not is the name of a value.
 
-  With `of_shapes` real numbers that are known are ones, see `outline`.
+  With `of_shapes` real numbers that are known are ones, see `outline`; with `brief` large ones are computed if they can
+  be, see `recipes`.
   """
 
-  def __init__(self, inputs: Sequence[str], of_shapes: bool):
+  def __init__(self, inputs: Sequence[str], of_shapes: bool, brief: bool):
     self.nodes: list[Node] = []
     self._of_shapes = of_shapes
+    self._recipes = Recipes() if brief else None
     self._taken = set(inputs)
     self._kernels: dict[Any, str] = {}
 
   def name(self, value: Any) -> str:
     """The name of a value; a known one becomes a node."""
-    if isinstance(value, str):
+    value = self._brief(value)
+    return value if isinstance(value, str) else self._node('constant', (value,), value, {})
+
+  def _brief(self, value: Any) -> Any:
+    """A value that an operation takes: as it is, or the name of one that is computed."""
+    if self._recipes is None or isinstance(value, str):
       return value
-    return self._node('constant', (value,), value, {})
+    return self._recipes.written(value, self._add)
 
   def _node(self, op: str, inputs: Sequence[Any], aval: Any, params: Mapping[str, Any], place: str = '') -> str:
+    return self._add(op, [self._brief(x) for x in inputs], aval, params, place)
+
+  def _add(self, op: str, inputs: Sequence[Any], aval: Any, params: Mapping[str, Any], place: str = '') -> str:
     name = f'{op}_{len(self.nodes)}'
     while name in self._taken:
       name += '_'
-    shape = tuple(_size(size) for size in aval.shape)
+    shape = tuple(size_of(size) for size in aval.shape)
     dtype = jnp.dtype(aval.dtype).name
     self.nodes.append(
       Node(op=op, inputs=tuple(inputs), output=name, shape=shape, dtype=dtype, params=params, place=place)
@@ -186,14 +208,17 @@ class _Reader:
       branch = branches[int(np.clip(values[0], 0, len(branches) - 1))]
       return self.read(branch.jaxpr, branch.consts, values[1:], place)
     if op == 'dim_as_value':
-      size = _size(params['dim'])
+      size = size_of(params['dim'])
       return [self._node(op, (), equation.outvars[0].aval, {'shape': (size,)}, place) if size < 0 else np.int32(size)]
-    of_batch = any(_size(size) < 0 for v in equation.outvars for size in v.aval.shape)
+    of_batch = any(size_of(size) < 0 for v in equation.outvars for size in v.aval.shape)
     known = not any(isinstance(value, str) for value in values)
     if known and not of_batch and not _has_quantizers(equation):
       if self._of_shapes and all(jnp.issubdtype(out.aval.dtype, jnp.floating) for out in equation.outvars):
         return [np.broadcast_to(np.ones((), out.aval.dtype), out.aval.shape) for out in equation.outvars]
-      return [_array(x) for x in interpreter.bind(equation, [jnp.asarray(value) for value in values])]
+      results = [_array(x) for x in interpreter.bind(equation, [jnp.asarray(value) for value in values])]
+      if self._recipes is not None:
+        self._recipes.note(equation, values, results)
+      return results
     simpler = lowering.simpler(equation, values, MOST_PASSES)
     if simpler is not None:
       shapes = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars]
@@ -203,13 +228,13 @@ class _Reader:
       return [window]
     name = op.replace('-', '_')
     if name in ops.SEVERAL:
-      plain = dict(_plain_params(params))
+      plain = dict(plain_params(params))
       return [
         self._node(name, values, out.aval, {**plain, 'index': i}, place) for i, out in enumerate(equation.outvars)
       ]
     if name not in ops.OPS or len(equation.outvars) > 1:
       raise ValueError(_refusal(equation, place))
-    return [self._node(name, values, equation.outvars[0].aval, dict(_plain_params(params)), place)]
+    return [self._node(name, values, equation.outvars[0].aval, dict(plain_params(params)), place)]
 
   def _window(self, equation: Any, values: list[Any]) -> str | None:
     """A gather of one window at a known place, such as `x[:, 0]`, as the slice that it is; `None` for others."""
@@ -220,10 +245,10 @@ class _Reader:
       return None
     at = dict(zip(numbers.start_index_map, np.asarray(indices).tolist(), strict=True))
     for axis, start in at.items():
-      if _size(operand.shape[axis]) < 0 or not 0 <= start <= operand.shape[axis] - sizes[axis]:
+      if size_of(operand.shape[axis]) < 0 or not 0 <= start <= operand.shape[axis] - sizes[axis]:
         return None
     starts = tuple(at.get(axis, 0) for axis in range(len(sizes)))
-    limits = tuple(_size(start + size) for start, size in zip(starts, sizes, strict=True))
+    limits = tuple(size_of(start + size) for start, size in zip(starts, sizes, strict=True))
     params = {'start_indices': starts, 'limit_indices': limits, 'strides': None}
     window = self._node('slice', (x,), jax.ShapeDtypeStruct(sizes, operand.dtype), params)
     dimensions = {'dimensions': tuple(numbers.collapsed_slice_dims)}
@@ -283,43 +308,3 @@ def _array(x: Any) -> Any:
 
 def _digest(array: np.ndarray) -> tuple:
   return array.shape, array.dtype.str, hashlib.sha1(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def _size(size: Any) -> int:
-  """A dimension as an integer; k times the number of examples as -k."""
-  if isinstance(size, int | np.integer):
-    return int(size)
-  once, twice = (int(size._evaluate({'n': count})) for count in (1, 2))
-  if twice != 2 * once:
-    raise ValueError(f'an array has a side of {size} for n examples: only multiples of n can be exported')
-  return -once
-
-
-def _plain_params(params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-  for key, value in params.items():
-    if key in _OF_JAX:
-      continue
-    try:
-      plain = _plain(value)
-    except TypeError:
-      continue  # shardings, precisions and the like: nothing that an exported graph depends on
-    if plain is not None:
-      yield key, plain
-
-
-def _plain(value: Any) -> Any:
-  if value is None or isinstance(value, bool | float | str):
-    return value
-  if isinstance(value, jax.lax.GatherScatterMode):
-    return value.name.lower()
-  if isinstance(value, tuple) and hasattr(value, '_asdict'):
-    return {key: _plain(entry) for key, entry in value._asdict().items()}
-  if isinstance(value, tuple | list):
-    return tuple(_plain(entry) for entry in value)
-  if isinstance(value, np.dtype | type) or (hasattr(value, 'dtype') and not hasattr(value, 'shape')):
-    return jnp.dtype(value).name
-  if isinstance(value, int | np.integer) or type(value).__module__.endswith('shape_poly'):
-    return _size(value)
-  if dataclasses.is_dataclass(value):
-    return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-  raise TypeError(value)

@@ -25,9 +25,9 @@ def rotated(x: jax.Array) -> jax.Array:
     x: queries or keys `[N, T, heads, F]`, F even; the feature i of the first half goes with that of the second half.
   """
   half = x.shape[-1] // 2
-  rates = _ROTARY_BASE ** -(np.arange(half) / half)
-  angles = np.arange(x.shape[1])[:, None] * rates
-  cos, sin = (jnp.asarray(f(angles), x.dtype)[None, :, None] for f in (np.cos, np.sin))
+  rates = jnp.asarray(_ROTARY_BASE ** -(np.arange(half) / half), jnp.float32)
+  angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * rates[None]
+  cos, sin = (f(angles).astype(x.dtype)[None, :, None] for f in (jnp.cos, jnp.sin))
   first, second = x[..., :half], x[..., half:]
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
@@ -46,7 +46,7 @@ def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.
   n, t, heads, features = query.shape
   grouped = query.reshape(n, t, key.shape[2], heads // key.shape[2], features)
   scores = jnp.einsum('nqkgf,npkf->nkgqp', grouped, key).astype(jnp.float32) / math.sqrt(features)
-  seen = np.tril(np.ones((t, t), bool))[None, None, None]
+  seen = jnp.tril(jnp.ones((t, t), bool))[None, None, None]
   weights = jax.nn.softmax(jnp.where(seen, scores, -1e9), axis=-1).astype(value.dtype)
   return jnp.einsum('nkgqp,npkf->nqkgf', weights, value).reshape(query.shape)
 

@@ -51,7 +51,7 @@ def test_whatever_is_written_is_read_with_equal_answers(tmp_path):
 def test_a_network_that_would_not_be_read_back_is_not_written(tmp_path):
   model = packed_nets.Words(words=3)
   source = packed_nets.source(model, np.zeros((1, 2), np.int32), 0)
-  (kernel,) = [node.params['kernel'] for node in source.graph.nodes if node.op == 'kernel']
+  (kernel,) = [node.params['kernel'] for node in source.brief_graph.nodes if node.op == 'kernel']
   object.__setattr__(kernel, 'exact', np.full_like(kernel.exact, np.nan))
   with pytest.raises(ValueError, match='the kernel of QuantDense_0 cannot be packed: its values are not finite'):
     packed.write(source, tmp_path / 'net')
