@@ -194,7 +194,8 @@ def float_config(dataset: str, network: str, seed: int) -> ConfigDict:
   config.data.image_size = setting.image_size
   config.data.batch_size = setting.batch_size
   config.eval_epochs = setting.eval_epochs
-  config.pretrain = base.phase(setting.pretrain_epochs, setting.pretrain_rate, warmup_epochs=setting.warmup_epochs)
+  epochs = setting.pretrain_epochs_of.get(network, setting.pretrain_epochs)
+  config.pretrain = base.phase(epochs, setting.pretrain_rate, warmup_epochs=setting.warmup_epochs)
   config.update_from_flattened_dict(dict(setting.changes))
   return config
 

@@ -18,6 +18,7 @@ class Setting:
     image_size: height and width, or `None` for the data set's own.
     batch_size: examples of a batch.
     pretrain_epochs: of the float network.
+    pretrain_epochs_of: of those networks that have others.
     pretrain_rate: its peak learning rate.
     search_epochs: of methods that search.
     finetune_epochs: after the search.
@@ -50,6 +51,7 @@ class Setting:
   kappa: float | None = 1.0
   reestimate_batches: int = 16
   eval_epochs: float = 5.0
+  pretrain_epochs_of: Mapping[str, float] = dataclasses.field(default_factory=dict)
   folder: bool = False
   one_core: bool = True
   changes: Changes = dataclasses.field(default_factory=dict)
@@ -89,6 +91,7 @@ SETTINGS = {
     image_size=32,  # folders have 224 otherwise
     batch_size=64,
     pretrain_epochs=10,
+    pretrain_epochs_of={'resnet20': 4},  # an epoch takes four times that of ResNet-8
     pretrain_rate=0.1,
     search_epochs=0.5,
     finetune_epochs=0.5,

@@ -149,6 +149,7 @@ class _Reader:
 
   def __init__(self, inputs: Sequence[str], of_shapes: bool, brief: bool):
     self.nodes: list[Node] = []
+    self._count = 0  # of those that are not known
     self._of_shapes = of_shapes
     self._recipes = Recipes() if brief else None
     self._taken = set(inputs)
@@ -163,13 +164,19 @@ class _Reader:
     """A value that an operation takes: as it is, or the name of one that is computed."""
     if self._recipes is None or isinstance(value, str):
       return value
-    return self._recipes.written(value, self._add)
+    return self._recipes.written(value, self._computed)
 
   def _node(self, op: str, inputs: Sequence[Any], aval: Any, params: Mapping[str, Any], place: str = '') -> str:
-    return self._add(op, [self._brief(x) for x in inputs], aval, params, place)
+    self._count += 1
+    return self._add(f'{op}_{self._count - 1}', op, [self._brief(x) for x in inputs], aval, params, place)
 
-  def _add(self, op: str, inputs: Sequence[Any], aval: Any, params: Mapping[str, Any], place: str = '') -> str:
-    name = f'{op}_{len(self.nodes)}'
+  def _computed(self, op: str, inputs: Sequence[Any], array: Any, params: Mapping[str, Any]) -> str:
+    """A node of a known array, whose name moves no other's: those of both ways to capture are the same."""
+    return self._add(f'{op}_known_{len(self.nodes) - self._count}', op, inputs, array, params)
+
+  def _add(
+    self, name: str, op: str, inputs: Sequence[Any], aval: Any, params: Mapping[str, Any], place: str = ''
+  ) -> str:
     while name in self._taken:
       name += '_'
     shape = tuple(size_of(size) for size in aval.shape)

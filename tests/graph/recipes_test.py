@@ -46,6 +46,7 @@ def test_what_follows_from_counting_is_computed(network):
   whole, brief = (capture.capture(lambda variables, x: network(x), {}, X, brief=brief) for brief in (False, True))
   assert max(x.nbytes for x in constants(whole)) >= 24 * 16
   assert sum(x.nbytes for x in constants(brief)) < 256
+  assert [node.output for node in whole.nodes] == [n.output for n in brief.nodes if '_known_' not in n.output]
   for found in (whole, brief):
     np.testing.assert_allclose(graph.evaluate(found, X)[0], network(X), rtol=1e-5, atol=1e-5)
 
