@@ -168,9 +168,9 @@ def split_of(seed: int, plain: Any, variables: Any, images: np.ndarray, labels: 
   return Half(calibration=images[calibrates], test=images[tests], labels=labels[tests], answers=said)
 
 
-def finished() -> dict[tuple, dict[str, Any]]:
+def finished(path: pathlib.Path) -> dict[tuple, dict[str, Any]]:
   """The results so far, by method, budget and split."""
-  lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+  lines = path.read_text().splitlines() if path.exists() else []
   rows = map(json.loads, lines)
   return {(row['method'], row['budget'], row['split']): row for row in rows}
 
@@ -194,8 +194,9 @@ def main() -> None:
   parser.add_argument('--splits', type=int, nargs='+', default=[0, 1, 2])
   parser.add_argument('--budgets', nargs='+', choices=BUDGETS, default=BUDGETS)
   parser.add_argument('--methods', nargs='+', choices=METHODS, default=METHODS)
+  parser.add_argument('--results', type=pathlib.Path, default=RESULTS, help='another file repeats cells')
   args = parser.parse_args()
-  rows = finished()
+  rows = finished(args.results)
   wanted = cells_of(args.splits, args.budgets, args.methods, rows)
   if wanted and not (args.weights and args.images):
     parser.error(f'{len(wanted)} cells are not there yet: give --weights and --images')
@@ -220,8 +221,8 @@ def run(args: argparse.Namespace, wanted: list[tuple[int, str, str]], rows: dict
         studies[metric] = Study(variables, arguments, half, weight_only=metric == 'size')
       row = {'method': method, 'budget': budget, 'split': split, **studies[metric].cell(method, metric, bits)}
       rows[method, budget, split] = row
-      RESULTS.parent.mkdir(exist_ok=True)
-      with RESULTS.open('a') as file:
+      args.results.parent.mkdir(exist_ok=True)
+      with args.results.open('a') as file:
         file.write(json.dumps(row) + '\n')
       print(f'{budget}, {method}, split {split}: {100 * row["accuracy"]:.1f}, {row["minutes"]:.1f} min', flush=True)
 
