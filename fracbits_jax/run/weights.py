@@ -142,7 +142,7 @@ def _load_file(source: Source, network: str, wanted: dict[str, _Shape]) -> Weigh
   prefix = torchvision.prefix(shapes, needed)
   _check(source, network, _without(prefix, shapes), needed)
   found = torchvision.read(source.path, {ours: prefix + theirs for ours, theirs in names.items()}, network)
-  variables = traverse_util.unflatten_dict(found, sep='/')
+  variables = _grouped(found)
   origin = f'{source.given}, whose names begin with {torchvision.cut(prefix)!r}' if prefix else source.given
   return Weights(variables=variables, clips={}, is_float=True, origin=origin)
 
@@ -178,12 +178,17 @@ def _load_checkpoint(source: Source, network: str, wanted: dict[str, _Shape]) ->
   _check(source, network, shapes, {name: (name, shape) for name, shape in wanted.items()})
   kept = phase == _KEPT
   return Weights(
-    variables=traverse_util.unflatten_dict(found, sep='/'),
+    variables=_grouped(found),
     clips={name.removeprefix('params/'): value for name, value in clips.items()},
     is_float=meta['is_float'] if kept else phase == 'pretrain',
     origin=meta['origin'] if kept else f'{source.given}, {phase} after {step} steps',
     trained_on=_trained_on(meta) if kept else contents.read(source.path),
   )
+
+
+def _grouped(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Variables by their paths as a tree; without batch norm there are no statistics, and still their collection."""
+  return {'params': {}, 'batch_stats': {}, **traverse_util.unflatten_dict(found, sep='/')}
 
 
 def _trained_on(meta: Mapping[str, Any]) -> contents.Contents | None:

@@ -1,6 +1,7 @@
 """A whole run of a decoder whose blocks are one loop, on a text in a file: from rows to exports."""
 
 import contextlib
+import copy
 import json
 import pathlib
 import types
@@ -16,7 +17,7 @@ from fracbits_jax.data.datasets import phrases
 from fracbits_jax.export import integer, packed
 from fracbits_jax.layers import wrap
 from fracbits_jax.report import summary
-from fracbits_jax.run import events, experiment, finished, monitor, records, runner
+from fracbits_jax.run import begin, events, experiment, finished, monitor, records, runner, weights
 from fracbits_jax.run.checkpoint import Checkpoints
 from fracbits_jax.tasks import LANGUAGE
 
@@ -136,6 +137,21 @@ def test_page_and_summary_speak_of_bits(run):
   assert 'ccuracy' not in page.partition('All settings')[0]
   assert {path.stem for path in (run.folder / 'plots').iterdir()} >= {'bits_per_character_over_time', 'bits_by_layer'}
   assert f'test bits per character {bits:>7}' in summary.summary(run.folder, run.result)
+
+
+def test_another_run_starts_from_its_weights_and_then_from_those_that_it_keeps(run, tmp_path):
+  config = copy.deepcopy(run.config)
+  config.phases, config.init_from = ('search',), str(run.folder)
+  with contextlib.closing(Checkpoints(run.folder, 'pretrain', create=False)) as checkpoints:
+    _, state, _ = checkpoints.restore()
+  for _ in range(2):
+    prepared = experiment.prepare(config, tmp_path)
+    found = begin.quantized_variables(prepared, begin.float_variables(prepared), begin.initial_bits(prepared))
+    np.testing.assert_array_equal(found['params']['final_norm']['scale'], state['params']['final_norm']['scale'])
+    np.testing.assert_array_equal(found['params']['embed']['kernel'], state['params']['embed']['kernel'])
+    begin.state(found, begin.optimizer(prepared, 'search', lambda step: 0.1))
+    weights.keep(tmp_path, prepared.initial)
+    (tmp_path / 'config.json').write_text(config.to_json())
 
 
 def test_its_packed_network_tells_as_well(run):
