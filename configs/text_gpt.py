@@ -5,10 +5,11 @@ python main.py --config=configs/text_gpt.py:2.5    # 2.5 bits a weight, 0.1247 M
 
 Half a bit of each weight is its share of the range of 16 bits that 32 weights have: uniform bits are 3 and 2.
 
-Not from the paper, and nothing is measured here. The text is made by a small grammar, `datasets/phrases.py` among the
-data, and what counts is bits per character on its last twentieth. `--config.data.dataset=text` takes any text in UTF-8
-instead, the file `--config.data.data_dir`, and `--config.data.tokens=bytes` any file; `--config.model.name=gpt_small`
-and larger ones are for an accelerator, where `--config.model.decoder.scan=True` compiles one block instead of all.
+Not from the paper, and no test text is measured here. The text is made by a small grammar, `datasets/phrases.py` among
+the data, and what counts is bits per character on its last twentieth. `--config.data.dataset=text` takes any text in
+UTF-8 instead, the file `--config.data.data_dir`, and `--config.data.tokens=bytes` any file;
+`--config.model.name=gpt_small` and larger ones are for an accelerator, where `--config.model.decoder.scan=True`
+compiles one block instead of all.
 """
 
 from configs import base
@@ -41,7 +42,10 @@ def get_config(bits_per_weight='3.5'):
 
   config.optimizer.name = 'adamw'
   config.optimizer.weight_decay = 0.01
-  config.optimizer.bits_rate = 100.0
+  # On tinyshakespeare at 2.5 bits a weight, seed 0, validation: 2.289 bits per character at 100 and 300, 2.277 at 1000,
+  # 2.272 at 3000, 2.276 at 10000; uniform bits 2.301, float 2.263.
+  config.optimizer.bits_rate = 3000.0
+  config.budget.damping, config.budget.gain = 10.0, 2.0
 
   config.pretrain = base.phase(3, 3e-3, warmup_epochs=0.1)
   config.search = base.phase(1, 1e-3, cosine=(0.0, 0.8))

@@ -4,11 +4,11 @@
     python benchmarks/accuracy/language.py --text=FILE --cell=ours,3.5,0 --results=again.jsonl  # one cell
     python benchmarks/accuracy/language.py --report
 
-The network and its quantization are those of the recipe `text_gpt`, wider: 1.5 million weights in groups of 32, inputs
-as they are. Half a bit of each weight is the range of its group, so that 4.5, 3.5 and 2.5 bits a weight are uniform
-bits of 4, 3 and 2. The first nine tenths of the text train; choices are made on the twentieth behind them, and the last
-twentieth tests. All quantized networks of a seed start from the same float network and are trained for as many steps. A
-finished cell is a line of `results/language.jsonl` and is not run again.
+The network, its quantization and its search are those of the recipe `text_gpt`, wider and with balanced levels: 1.5
+million weights in groups of 32, inputs as they are. Half a bit of each weight is the range of its group, so that 4.5,
+3.5 and 2.5 bits a weight are uniform bits of 4, 3 and 2. The first nine tenths of the text train; choices are made on
+the twentieth behind them, and the last twentieth tests. All quantized networks of a seed start from the same float
+network and are trained for as many steps. A finished cell is a line of `results/language.jsonl` and is not run again.
 """
 
 import argparse
@@ -35,12 +35,6 @@ METRIC = 'bits_per_character'
 METHODS = {'uniform': 'uniform bits', 'hessian': 'Hessian trace and integer program', 'ours': 'ours'}
 BITS = (4.5, 3.5, 2.5)  # a weight, ranges of groups included
 FLOAT_EPOCHS, EPOCHS, SEARCHED = 4.0, 1.0, 0.25
-# The setting of the study of images: what the neighbouring bit-widths do apart is mixed, and the bits go down gently.
-OURS = {
-  'quant.mixture': 'elements',
-  'budget.damping': 10.0,
-  'budget.gain': 2.0,
-}
 
 
 def float_config(text: str, seed: int) -> ConfigDict:
@@ -62,8 +56,6 @@ def config_of(method: str, bits: float, seed: int, text: str) -> ConfigDict:
   config.phases = ('search', 'finetune') if searches else ('finetune',)
   config.search = base.phase(SEARCHED * EPOCHS, 1e-3, warmup_epochs=0.02, cosine=(0.0, 0.8))
   config.finetune = base.phase(EPOCHS * (1 - SEARCHED if searches else 1), 1e-3, warmup_epochs=0.05)
-  if searches:
-    config.update_from_flattened_dict(OURS)
   return config
 
 
