@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import transformers
@@ -53,8 +54,8 @@ class Decoder:
 
   def call(self, params: Any, tokens: jax.Array) -> jax.Array:
     """Logits `[N, T, vocabulary]` of tokens `[N, T]`."""
-    there = jax.numpy.ones_like(tokens)
-    places = jax.numpy.broadcast_to(jax.numpy.arange(CONTEXT)[None], tokens.shape)
+    there = jnp.ones_like(tokens)
+    places = jnp.broadcast_to(jnp.arange(CONTEXT)[None], tokens.shape)
     return self.module.apply({'params': params}, tokens, there, places, return_dict=False)[0]
 
 
@@ -85,7 +86,7 @@ def trained(net: Any, variables: Any, batches: Iterator[Any], seconds: float, se
     return optim.apply_updates(variables, updates, bits_range), state, following
 
   variables = {'bits': {}, **variables}
-  state, multiplier, steps, began = optimizer.init(variables), jax.numpy.float32(0), 0, None
+  state, multiplier, steps, began = optimizer.init(variables), jnp.float32(0), 0, None
   while began is None or time.monotonic() - began < seconds:
     variables, state, multiplier = jax.block_until_ready(step(variables, state, multiplier, steps, next(batches)))
     began, steps = began or time.monotonic(), steps + 1
@@ -142,7 +143,7 @@ def main() -> None:
   found = policy.discretize(searched['bits'], table, budget)
   found.save(args.out / 'policy.json')
   fixed = wrap.with_fixed_bits(net)
-  final = {**searched, 'bits': jax.tree.map(jax.numpy.float32, found.bits())}
+  final = {**searched, 'bits': jax.tree.map(jnp.float32, found.bits())}
   print('integer bits')
   shown(fixed, final)
   final = trained(fixed, final, batches, seconds)

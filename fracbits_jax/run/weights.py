@@ -188,7 +188,7 @@ def _load_checkpoint(source: Source, network: str, wanted: dict[str, _Shape]) ->
 
 def _grouped(found: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Variables by their paths as a tree; without batch norm there are no statistics, and still their collection."""
-  return {'params': {}, 'batch_stats': {}, **traverse_util.unflatten_dict(found, sep='/')}
+  return {'batch_stats': {}, **traverse_util.unflatten_dict(found, sep='/')}
 
 
 def _trained_on(meta: Mapping[str, Any]) -> contents.Contents | None:
