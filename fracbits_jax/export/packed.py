@@ -67,7 +67,7 @@ def write(source: Source, path: str | os.PathLike) -> str:
   counted = 'kernels, ranges of groups and biases' if grouped else 'kernels and biases'
   return (
     f'{path}: {len(content):,} bytes = {reported:,} of {counted}, as reported, + {rescale:,} of rescaling '
-    f'({share(rescale)}; a scale and an offset for each channel, in place of its batch norm) + '
+    f'({share(rescale)}; a scale and an offset for each channel, in place of norms) + '
     + (f'{ranges:,} of ranges of channels ({share(ranges)}) + ' if ranges else '')
     + f'{rest:,} of graph and bit-widths ({share(rest)})'
     + (f'\n{path} {graph.note}' if graph.note else '')

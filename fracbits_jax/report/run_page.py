@@ -158,7 +158,7 @@ def _courses(
       f'{metric.name}_over_time',
       f'{metric.heading} in training, validation and test over the epochs; in the end '
       f'{metric.text(result[f"test_{metric.name}"])} in test.',
-      f'Training {metric.title} is that of augmented batches while the weights move.',
+      f'Training {metric.title} is measured on the batches as training sees them, while the weights move.',
     ),
   }
   return [page.section(heading, figure) for heading, figure in drawn.items() if figure]
