@@ -159,15 +159,19 @@ def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax
   """The configured optimizer of a phase at the learning rate `rate`; only a search changes the bits."""
   common = experiment.config.optimizer
   weights_rate = experiment.config[phase].weights_rate
+  searches, scale = phase == 'search', None
+  if searches and common.bits_balance:
+    scale = optim.bits_scale(experiment.budget, experiment.layers, initial_bits(experiment), common.bits_balance)
   found = optim.optimizer(
     common.name,
     rate,
     momentum=common.momentum,
     weight_decay=common.weight_decay,
     mask=optim.decay_mask(shapes(experiment, phase)['params'], experiment.layers),
-    bits_rate=common.bits_rate if phase == 'search' else None,
+    bits_rate=common.bits_rate if searches else None,
     bits_name=common.bits_name,
     bits_clip=common.bits_clip,
+    bits_scale=scale,
   )
   return found if weights_rate == 1 else optim.with_weights_rate(found, weights_rate, experiment.layers)
 

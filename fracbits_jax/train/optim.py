@@ -6,12 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import traverse_util
 
-from fracbits_jax.cost import Layer, range_names
+from fracbits_jax import cost
+from fracbits_jax.cost import Budget, Layer, range_names
 from fracbits_jax.fast.stored import stored_on_cpu
 from fracbits_jax.program.trace import leaves_by_path, path_of
+
+MOST_SCALE = 1e4  # of the gradient of a bit-width, before the power
 
 
 def cosine_part(
@@ -72,6 +76,7 @@ def optimizer(
   bits_rate: float | None,
   bits_name: str = 'sgd',
   bits_clip: float | None = None,
+  bits_scale: Any = None,
 ) -> optax.GradientTransformation:
   """The optimizer for the tree `{'params': ..., 'bits': ...}`.
 
@@ -85,10 +90,11 @@ def optimizer(
     bits_rate: the bits' learning rate as a multiple of the schedule; `None` keeps the bits as they are.
     bits_name: what moves the bits, of `BITS_OPTIMIZERS`.
     bits_clip: the largest gradient of a bit-width, either way, that is followed; `None` follows any.
+    bits_scale: a tree like the bits, by which their gradients are multiplied before all else, such as `bits_scale`'s.
   """
   rate = _computed_once(schedule)
   weights = OPTIMIZERS[name](rate, momentum, weight_decay, {'params': mask, 'bits': False})
-  return with_bits(weights, _of_bits(rate, momentum, bits_rate, bits_name, bits_clip))
+  return with_bits(weights, _of_bits(rate, momentum, bits_rate, bits_name, bits_clip, bits_scale))
 
 
 def _computed_once(schedule: optax.Schedule) -> optax.Schedule:
@@ -97,12 +103,48 @@ def _computed_once(schedule: optax.Schedule) -> optax.Schedule:
 
 
 def _of_bits(
-  schedule: optax.Schedule, momentum: float, bits_rate: float | None, name: str, clip: float | None
+  schedule: optax.Schedule, momentum: float, bits_rate: float | None, name: str, clip: float | None, scale: Any
 ) -> optax.GradientTransformation | None:
   if bits_rate is None:
     return None
-  found = BITS_OPTIMIZERS[name](lambda step: bits_rate * schedule(step), momentum)
-  return found if clip is None else optax.chain(optax.clip(clip), found)
+  found = [BITS_OPTIMIZERS[name](lambda step: bits_rate * schedule(step), momentum)]
+  if clip is not None:
+    found.insert(0, optax.clip(clip))
+  if scale is not None:
+    found.insert(
+      0, optax.stateless(lambda updates, _: {**updates, 'bits': jax.tree.map(jnp.multiply, updates['bits'], scale)})
+    )
+  return optax.chain(*found) if len(found) > 1 else found[0]
+
+
+def bits_scale(budget: Budget, layers: Sequence[Layer], bits: Any, power: float) -> Any:
+  """What gradients of bit-widths are multiplied by, so that those which cost little do not lag behind.
+
+  Where the budget is met with the least loss, a bit-width's gradient of the loss is in proportion to that of the cost:
+  a layer with a hundredth of the weights has a hundredth of the gradient, and plain descent moves its bits a hundred
+  times slower. With s the share of a bit-width, the cost's derivative by it, and S that of the layer that has most,
+
+      g <- g (S / s)^power
+
+  and with a power of 1 what counts is the gradient for each unit of the budget. Where the search ends, if it is long
+  enough, stays the same. A layer with bits for each channel is one of the shares in S, and each of its bit-widths has
+  its own s.
+
+  Args:
+    budget: what has to hold.
+    layers: the layer table.
+    bits: the collection at which shares are taken, such as that of the first step.
+    power: 0 leaves gradients as they are.
+
+  Returns:
+    A tree like `bits`, float32, at least 1 and at most `MOST_SCALE`; 1 where a bit-width costs nothing.
+  """
+  ratio = lambda bits: jnp.asarray(budget.ratio(bits, layers), jnp.float32)
+  shares = jax.tree.map(np.asarray, jax.grad(ratio)(jax.tree.map(jnp.asarray, bits)))
+  flat = traverse_util.flatten_dict(shares, sep='/')
+  largest = max(flat[f'{layer.path}/{which}'][layer.index].sum() for layer in layers for which in cost.learned(layer))
+  scale = lambda s: np.where(s > 0, np.clip(largest / np.where(s > 0, s, 1), 1, MOST_SCALE), 1) ** power
+  return jax.tree.map(lambda share: np.asarray(scale(share), np.float32), shares)
 
 
 def with_weights_rate(

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,3 +91,67 @@ def test_momentum_is_nesterov():
     found = [o.update(gradients, s, learned) for o, s in zip((ours, theirs), states, strict=True)]
     states = [s for _, s in found]
     jax.tree.map(np.testing.assert_allclose, found[0][0], found[1][0])
+
+
+def table(*weights, **fields):
+  """Layers of so many weights, with bits of their own for kernels alone."""
+  rows = enumerate(weights)
+  return [Layer(name=f'l{i}', macs=n, weights=n, channels=4, input_bits=8, **fields) for i, n in rows]
+
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('per_channel', [False, True])
+def test_the_scale_of_a_bit_width_is_what_the_largest_layer_costs_for_what_it_costs(seed, per_channel):
+  weights = np.random.default_rng(seed).integers(1, 2000, 6) * 4
+  layers = table(*weights.tolist(), per_channel=per_channel)
+  bits = {f'l{i}': {'kernel': np.full(4 if per_channel else (), 3.5, np.float32)} for i in range(6)}
+  for metric in ('size', 'bitops'):
+    budget = cost.budget(metric, layers, equivalent_bits=3)
+    for power in (0.0, 0.5, 1.0):
+      found = optim.bits_scale(budget, layers, bits, power)
+      for i, n in enumerate(weights):
+        expected = (weights.max() / (n / 4 if per_channel else n)) ** power
+        np.testing.assert_allclose(found[f'l{i}']['kernel'], np.full_like(bits[f'l{i}']['kernel'], expected), rtol=1e-5)
+
+
+def test_layers_of_a_stack_are_scaled_one_by_one_and_what_costs_nothing_is_left_alone():
+  stacked = dict(weights=100, path='loop', stack=(2,), input_bits=None, input_path='')
+  rows = [dataclasses.replace(table(100)[0], name=f'loop/{i}', index=(i,), **stacked) for i in range(2)]
+  layers = [*rows, *table(400)]
+  bits = {'loop': {'kernel': np.full(2, 3.5), 'input': np.full(2, 3.5)}, 'l0': {'kernel': np.float64(3.5)}}
+  found = optim.bits_scale(cost.budget('size', layers, equivalent_bits=3), layers, bits, 1.0)
+  np.testing.assert_allclose(found['loop']['kernel'], [4, 4], rtol=1e-5)
+  np.testing.assert_array_equal(found['loop']['input'], [1, 1])
+  np.testing.assert_allclose(found['l0']['kernel'], 1, rtol=1e-5)
+
+
+def test_in_a_short_search_small_layers_get_their_bits_with_the_scale_and_not_without():
+  """A loss of which the best bits under the budget are known: sum of n c 4^-b, marginal gains equal for each weight."""
+  weights, gains = np.array([400, 4000, 40000]), np.array([64.0, 1.0, 4.0])
+  layers = table(*weights.tolist())
+  budget = cost.budget('size', layers, equivalent_bits=3)
+  best = np.log(gains) / np.log(4)
+  best += 3 - (best * weights).sum() / weights.sum()  # 5.1, 2.1, 3.1
+
+  def searched(power):
+    bits = {f'l{i}': {'kernel': jnp.float32(3.5)} for i in range(3)}
+    scale = optim.bits_scale(budget, layers, bits, power)
+    settings = dict(momentum=0.9, weight_decay=0.0, mask=True, bits_rate=0.3, bits_scale=scale)
+    optimizer = optim.optimizer('sgd', lambda step: 1.0, **settings)
+    learned = {'params': {}, 'bits': bits}
+
+    def loss(learned):
+      found = jnp.stack([learned['bits'][f'l{i}']['kernel'] for i in range(3)])
+      ratio = budget.ratio(learned['bits'], layers)
+      return jnp.sum(weights * gains * 4**-found) / weights.sum() + 10 * (ratio - 1) ** 2
+
+    def step(state, _):
+      learned, state = state
+      change, state = optimizer.update(jax.grad(loss)(learned), state, learned)
+      return (optax.apply_updates(learned, change), state), None
+
+    (learned, _), _ = jax.lax.scan(step, (learned, optimizer.init(learned)), length=100)
+    return np.array([float(learned['bits'][f'l{i}']['kernel']) for i in range(3)])
+
+  assert np.abs(searched(1.0) - best).max() < 0.1
+  assert np.abs(searched(0.0) - best).max() > 0.5
