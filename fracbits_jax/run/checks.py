@@ -49,6 +49,11 @@ def check_values(config: ConfigDict) -> None:
   if config.optimizer.bits_name not in optim.BITS_OPTIMIZERS:
     known = ', '.join(optim.BITS_OPTIMIZERS)
     raise ValueError(f'optimizer.bits_name={config.optimizer.bits_name!r} is unknown: give one of {known}')
+  if config.optimizer.bits_balance and config.optimizer.bits_name == 'adam':
+    raise ValueError(
+      f'optimizer.bits_balance={config.optimizer.bits_balance:g} scales the gradients of bit-widths, and '
+      'optimizer.bits_name=adam takes every scale away: set optimizer.bits_name=sgd, or optimizer.bits_balance=0'
+    )
   if config.optimizer.dampening and config.quant.scheme != 'lsq':
     raise ValueError(
       f'optimizer.dampening={config.optimizer.dampening:g} draws weights to the levels of learned ranges, and '

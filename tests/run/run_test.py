@@ -169,6 +169,7 @@ def test_without_search_and_policy_the_bits_are_uniform(finished):
     ({'budget.metric': 'lookup', 'budget.table': 'nowhere.csv'}, 'lookup table nowhere.csv: there is no such file'),
     ({'budget.also.size': 1e-6}, 'the size budget beside it, 1e-06 MB, cannot be met'),
     ({'optimizer.bits_name': 'lion'}, "optimizer.bits_name='lion' is unknown: give one of sgd, adam"),
+    ({'optimizer.bits_name': 'adam', 'optimizer.bits_balance': 1.0}, 'optimizer.bits_name=adam takes every scale away'),
     ({'optimizer.dampening': 0.1}, 'optimizer.dampening=0.1 draws weights to the levels of learned ranges'),
     ({'quant.recalibrate': True, 'quant.calibration_batches': 0}, 'quant.recalibrate=True calibrates'),
     ({'quant.mixture': 'halves'}, "mixture='halves' is unknown: choose one of 'values', 'elements'"),
