@@ -16,6 +16,7 @@ def get_config(equivalent_bits='4'):
   config.quant.group_size, config.quant.kernel_ranges = None, 'channel'  # sums of integers have one scale a channel
   config.quant.choices = tuple(range(2, 9))
   config.budget.metric, config.budget.bits_per_weight = 'bitops', None
-  config.optimizer.bits_rate, config.budget.damping, config.budget.gain = 100.0, 40.0, 4.0  # not tried out
+  config.optimizer.bits_rate, config.optimizer.bits_balance = 100.0, 0.0  # not tried out
+  config.budget.damping, config.budget.gain = 40.0, 4.0
   config.budget.equivalent_bits = base.bits_argument(equivalent_bits)
   return config

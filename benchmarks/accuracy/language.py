@@ -34,7 +34,7 @@ RESULTS = pathlib.Path(__file__).parent / 'results' / 'language.jsonl'
 METRIC = 'bits_per_character'
 METHODS = {'uniform': 'uniform bits', 'hessian': 'Hessian trace and integer program', 'ours': 'ours'}
 BITS = (4.5, 3.5, 2.5)  # a weight, ranges of groups included
-FLOAT_EPOCHS, EPOCHS, SEARCHED = 4.0, 1.0, 0.25
+FLOAT_EPOCHS, EPOCHS, SEARCHED = 4.0, 1.0, 0.1
 
 
 def float_config(text: str, seed: int) -> ConfigDict:
@@ -54,8 +54,10 @@ def config_of(method: str, bits: float, seed: int, text: str) -> ConfigDict:
   config.quant.kernel_levels = 'balanced'
   searches = method == 'ours'
   config.phases = ('search', 'finetune') if searches else ('finetune',)
-  config.search = base.phase(SEARCHED * EPOCHS, 1e-3, warmup_epochs=0.02, cosine=(0.0, 0.8))
-  config.finetune = base.phase(EPOCHS * (1 - SEARCHED if searches else 1), 1e-3, warmup_epochs=0.05)
+  config.search = base.phase(SEARCHED * EPOCHS, 1e-3, warmup_epochs=0.02, cosine=(0.0, SEARCHED))
+  whole = base.phase(EPOCHS, 1e-3, warmup_epochs=0.05)
+  rest = base.phase((1 - SEARCHED) * EPOCHS, 1e-3, warmup_epochs=0.05, cosine=(SEARCHED, 1.0))
+  config.finetune = rest if searches else whole
   return config
 
 

@@ -17,7 +17,7 @@ from fracbits_jax.layers import wrap
 from fracbits_jax.report import summary
 from fracbits_jax.run import begin, checkpoint, events, experiment, monitor, progress, runner, workdir
 from fracbits_jax.run import finished as finished_run
-from fracbits_jax.train import placement
+from fracbits_jax.train import optim, placement
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -45,6 +45,25 @@ def test_a_run_leaves_a_policy_within_budget_and_a_result(finished):
   np.testing.assert_allclose(cost.bitops(found.bits(), table), result['bitops_g'], rtol=1e-9)
   assert (workdir / 'config.json').exists()
   assert list((workdir / 'tensorboard').iterdir())
+
+
+@pytest.mark.parametrize('phase', ['search', 'finetune'])
+def test_balanced_bits_move_by_their_gradient_for_each_unit_of_the_budget(phase):
+  def moved(**changes):
+    prepared = experiment.prepare(tiny(**changes))
+    optimizer = begin.optimizer(prepared, phase, lambda step: 0.1)
+    learned = {name: begin.shapes(prepared, phase)[name] for name in ('params', 'bits')}
+    learned = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), learned)
+    return prepared, optimizer.update(learned, optimizer.init(learned), learned)[0]
+
+  prepared, found = moved(**{'optimizer.bits_balance': 1.0})
+  _, plain = moved()
+  jax.tree.map(np.testing.assert_array_equal, found['params'], plain['params'])
+  scale = optim.bits_scale(prepared.budget, prepared.layers, begin.initial_bits(prepared), 1.0)
+  assert len({float(factor) for factor in jax.tree.leaves(scale)}) > 1
+  expected = jax.tree.map(lambda update, factor: update * factor, plain['bits'], scale)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found['bits'], expected)
+  assert any(np.any(x) for x in jax.tree.leaves(found['bits'])) == (phase == 'search')
 
 
 def test_the_rows_tell_every_epoch_of_every_phase(finished):
