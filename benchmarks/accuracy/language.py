@@ -1,14 +1,18 @@
 """A decoder on a text: bits per character of float, uniform, scored and learned bits, at equal bits per weight.
 
     python benchmarks/accuracy/language.py --text=FILE --jobs=2
+    python benchmarks/accuracy/language.py --text=FILE --jobs=2 --order=file                    # not mixed, see below
     python benchmarks/accuracy/language.py --text=FILE --cell=ours,3.5,0 --results=again.jsonl  # one cell
     python benchmarks/accuracy/language.py --report
 
 The network, its quantization and its search are those of the recipe `text_gpt`, wider and with balanced levels: 1.5
 million weights in groups of 32, inputs as they are. Half a bit of each weight is the range of its group, so that 4.5,
 3.5 and 2.5 bits a weight are uniform bits of 4, 3 and 2. The first nine tenths of the text train; choices are made on
-the twentieth behind them, and the last twentieth tests. All quantized networks of a seed start from the same float
-network and are trained for as many steps. A finished cell is a line of `results/language.jsonl` and is not run again.
+the twentieth behind them, and the last twentieth tests. So that these are not of one play each, the text is cut at
+blank lines into pieces of about a thousand characters, which are mixed; `--order=file` leaves it as it is.
+
+All quantized networks of a seed start from the same float network and are trained for as many steps, of which a tenth
+is the search. A finished cell is a line of `results/language.jsonl` and is not run again.
 """
 
 import argparse
@@ -29,12 +33,30 @@ from ml_collections import ConfigDict  # noqa: E402
 from benchmarks.accuracy import study  # noqa: E402
 from configs import base, text_gpt  # noqa: E402
 from fracbits_jax.report import plots  # noqa: E402
+from fracbits_jax.system.files import write_whole  # noqa: E402
 
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'language.jsonl'
 METRIC = 'bits_per_character'
 METHODS = {'uniform': 'uniform bits', 'hessian': 'Hessian trace and integer program', 'ours': 'ours'}
 BITS = (4.5, 3.5, 2.5)  # a weight, ranges of groups included
+ORDERS = ('mixed', 'file')
+PIECE = 1000  # characters, at least
 FLOAT_EPOCHS, EPOCHS, SEARCHED = 4.0, 1.0, 0.1
+
+
+def mixed(text: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  """A file with the pieces of a text in random order, each of `PIECE` characters at least and ended by a blank line."""
+  pieces = ['']
+  for part in text.read_text(encoding='utf-8').split('\n\n'):
+    if len(pieces[-1]) >= PIECE:
+      pieces.append('')
+    pieces[-1] += part + '\n\n'
+  np.random.default_rng(0).shuffle(pieces)
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / 'mixed.txt'
+  if not path.exists():
+    write_whole(path, ''.join(pieces).encode())
+  return path
 
 
 def float_config(text: str, seed: int) -> ConfigDict:
@@ -70,8 +92,8 @@ def float_network(text: str, seed: int, workdir: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def run(name: str, text: str, workdir: pathlib.Path) -> dict[str, Any]:
-  """Runs the cell `METHOD,BITS,SEED`; its line for the results."""
+def run(name: str, text: str, order: str, workdir: pathlib.Path) -> dict[str, Any]:
+  """Runs the cell `METHOD,BITS,SEED` on a text in an order; its line for the results."""
   from benchmarks.accuracy import study_cell
   from benchmarks.shared import cells
   from fracbits_jax import policy
@@ -92,6 +114,7 @@ def run(name: str, text: str, workdir: pathlib.Path) -> dict[str, Any]:
   floats = json.loads((workdir / f'float-{seed}' / 'result.json').read_text())
   found = policy.load(folder / 'policy.json')
   return {
+    'order': order,
     'method': method,
     'bits': float(bits),
     'seed': int(seed),
@@ -108,10 +131,10 @@ def run(name: str, text: str, workdir: pathlib.Path) -> dict[str, Any]:
   }
 
 
-def read_results(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Finished cells by name."""
-  lines = path.read_text().splitlines() if path.exists() else []
-  return {f'{row["method"]},{row["bits"]:g},{row["seed"]}': row for row in map(json.loads, lines)}
+def read_results(path: pathlib.Path, order: str) -> dict[str, dict[str, Any]]:
+  """Finished cells of an order by name."""
+  rows = map(json.loads, path.read_text().splitlines() if path.exists() else [])
+  return {f'{row["method"]},{row["bits"]:g},{row["seed"]}': row for row in rows if row['order'] == order}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -160,6 +183,7 @@ def plot(rows: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--text', help='a file of UTF-8')
+  parser.add_argument('--order', choices=ORDERS, default=ORDERS[0], help='of the pieces of the text')
   parser.add_argument('--methods', nargs='+', choices=tuple(METHODS), default=tuple(METHODS))
   parser.add_argument('--bits', nargs='+', type=float, choices=BITS, default=BITS)
   parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
@@ -173,30 +197,33 @@ def main() -> None:
   args = parser.parse_args()
   if not (args.text or args.report):
     parser.error('--text is missing: give a file of UTF-8')
+  workdir = args.workdir / args.order
   if args.cell or args.float is not None:
     if args.cores:
       os.sched_setaffinity(0, map(int, args.cores.split(',')))  # before JAX counts them
+    text = str(args.text if args.order == 'file' else mixed(pathlib.Path(args.text), workdir))
     if args.cell:
-      study.append(args.results, run(args.cell, args.text, args.workdir))
+      study.append(args.results, run(args.cell, text, args.order, workdir))
     else:
-      float_network(args.text, args.float, args.workdir)
+      float_network(text, args.float, workdir)
     return
-  rows, failed = read_results(args.results), []
+  rows, failed = read_results(args.results, args.order), []
   if not args.report:
     wanted = [f'{m},{b:g},{s}' for s, b, m in itertools.product(args.seeds, args.bits, args.methods)]
     todo = [name for name in wanted if name not in rows]
-    script = [sys.executable, __file__, f'--text={args.text}', f'--workdir={args.workdir}', f'--results={args.results}']
+    options = ('text', 'order', 'workdir', 'results')
+    script = [sys.executable, __file__, *(f'--{name}={getattr(args, name)}' for name in options)]
     shares = study.shares_of(sorted(os.sched_getaffinity(0)), args.jobs, one_core=True)
     floats = sorted({name.split(',')[2] for name in todo})
-    failed = study.run_all(floats, lambda seed: [*script, f'--float={seed}'], args.workdir / 'logs', shares)
+    failed = study.run_all(floats, lambda seed: [*script, f'--float={seed}'], workdir / 'logs', shares)
     names = [name for name in todo if name.split(',')[2] not in failed]
-    failed += study.run_all(names, lambda name: [*script, f'--cell={name}'], args.workdir / 'logs', shares)
-    rows = read_results(args.results)
+    failed += study.run_all(names, lambda name: [*script, f'--cell={name}'], workdir / 'logs', shares)
+    rows = read_results(args.results, args.order)
   if rows:
     print(table(rows))
     if any(name.startswith('ours') for name in rows):
-      args.workdir.mkdir(parents=True, exist_ok=True)
-      plot(rows, args.workdir / 'language_policy.png')
+      workdir.mkdir(parents=True, exist_ok=True)
+      plot(rows, workdir / 'language_policy.png')
   if failed:
     sys.exit(f'error: {", ".join(failed)} failed; the same command tries again')
 
