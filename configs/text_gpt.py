@@ -49,7 +49,7 @@ def get_config(bits_per_weight='3.5'):
   config.budget.damping, config.budget.gain = 10.0, 2.0
 
   config.pretrain = base.phase(3, 3e-3, warmup_epochs=0.1)
-  config.search = base.phase(1, 1e-3, cosine=(0.0, 0.8))
-  config.finetune = base.phase(1, 1e-3, warmup_epochs=0.05)
+  config.search = base.phase(0.2, 1e-3, warmup_epochs=0.02, cosine=(0.0, 0.1))
+  config.finetune = base.phase(1.8, 1e-3, warmup_epochs=0.05, cosine=(0.1, 1.0))
   config.report_steps = 100
   return config

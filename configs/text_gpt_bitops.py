@@ -18,5 +18,7 @@ def get_config(equivalent_bits='4'):
   config.budget.metric, config.budget.bits_per_weight = 'bitops', None
   config.optimizer.bits_rate, config.optimizer.bits_balance = 100.0, 0.0  # not tried out
   config.budget.damping, config.budget.gain = 40.0, 4.0
+  config.search = base.phase(1, 1e-3, cosine=(0.0, 0.8))
+  config.finetune = base.phase(1, 1e-3, warmup_epochs=0.05)
   config.budget.equivalent_bits = base.bits_argument(equivalent_bits)
   return config

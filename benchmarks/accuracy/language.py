@@ -138,23 +138,31 @@ def read_results(path: pathlib.Path, order: str) -> dict[str, dict[str, Any]]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-  """Means and standard deviations over the seeds, and paired differences from uniform bits."""
-  lines = ['| bits a weight | method | bits per character | above uniform bits, by seed | bits a weight used |']
-  lines.append('|---|---|---|---|---|')
+  """Means and standard deviations over the seeds, and differences seed by seed with their standard errors."""
+  lines = ['| bits a weight | method | bits per character | less uniform bits | less Hessian | bits a weight used |']
+  lines.append('|---|---|---|---|---|---|')
   seeds = sorted({row['seed'] for row in rows.values()})
   floats = [next(row['float'] for row in rows.values() if row['seed'] == seed) for seed in seeds]
-  lines.append(f'| 32 | float | {_spread(floats)} | | |')
+  lines.append(f'| 32 | float | {_spread(floats)} | | | |')
   for bits, (method, label) in itertools.product(BITS, METHODS.items()):
     found = [row for row in rows.values() if (row['method'], row['bits']) == (method, bits)]
     if not found:
       continue
-    pairs = [(row, rows.get(f'uniform,{bits:g},{row["seed"]}')) for row in found]
-    gaps = (
-      ', '.join(f'{row["test"] - other["test"]:+.4f}' for row, other in pairs if other) if method != 'uniform' else ''
-    )
-    used = ', '.join(f'{row["bits_per_weight"]:.3f}' for row in found)
-    lines.append(f'| {bits:g} | {label} | {_spread([row["test"] for row in found])} | {gaps} | {used} |')
+    gaps = ' | '.join(_gap(found, rows, other) for other in ('uniform', 'hessian'))
+    used = [row['bits_per_weight'] for row in found]
+    span = ' to '.join(sorted({f'{min(used):.3f}', f'{max(used):.3f}'}))
+    lines.append(f'| {bits:g} | {label} | {_spread([row["test"] for row in found])} | {gaps} | {span} |')
   return '\n'.join(lines)
+
+
+def _gap(found: list[dict[str, Any]], rows: dict[str, dict[str, Any]], method: str) -> str:
+  """How far some cells are above those of a method with the same bits and seed: the mean, and its standard error."""
+  others = [rows.get(f'{method},{row["bits"]:g},{row["seed"]}') for row in found]
+  gaps = [row['test'] - other['test'] for row, other in zip(found, others, strict=True) if other]
+  if found[0]['method'] == method or not gaps:
+    return ''
+  error = np.std(gaps, ddof=1) / len(gaps) ** 0.5 if len(gaps) > 1 else np.nan
+  return f'{np.mean(gaps):+.4f} ({error:.4f})'
 
 
 def _spread(values: list[float]) -> str:

@@ -47,6 +47,6 @@ def test_the_table_pairs_each_method_with_uniform_bits_of_its_seed_and_order(tmp
   path.write_text('\n'.join([*lines, row('ours', 0, 9.0, 'file')]) + '\n')
   found = language.table(language.read_results(path, 'mixed'))
   assert '| 32 | float | 2.5000 ± 0.7071 |' in found
-  assert '| 2.5 | ours | 2.2750 ± 0.0354 | -0.0500, -0.1000 |' in found
+  assert '| 2.5 | ours | 2.2750 ± 0.0354 | -0.0750 (0.0250) |  | 2.500 |' in found
   assert '9.0' not in found
   assert '9.0' in language.table(language.read_results(path, 'file'))
