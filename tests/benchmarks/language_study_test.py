@@ -34,6 +34,9 @@ def test_all_methods_have_as_many_steps_and_ours_one_cosine_over_both_phases(bit
   assert (start, middle, end) == (0, again, 1)
   assert middle == pytest.approx(ours.search.epochs / uniform.finetune.epochs)
   assert tuple(uniform.finetune.cosine) == (0, 1)
+  on_top = language.config_of('ours_on_top', bits, 0, 'text.txt')
+  assert on_top.finetune.epochs == pytest.approx(uniform.finetune.epochs)
+  assert on_top.search.epochs == ours.search.epochs
   assert ours.budget.bits_per_weight == uniform.budget.bits_per_weight == bits
 
 
