@@ -183,12 +183,17 @@ def plot(rows: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
   names = list(next(iter(learned.values()))[0])
   with plots.style():
     figure, axis = plots.new_figure(0.21 * len(names) + 1.2)
-    for (bits, policies), color in zip(learned.items(), (plots.INPUT, plots.KERNEL, plots.COST), strict=False):
+    places, colors = np.linspace(-0.24, 0.24, len(learned)), (plots.INPUT, plots.KERNEL, plots.COST)
+    for place, (bits, policies), color in zip(places, learned.items(), colors, strict=False):
       means = [np.mean([policy[name] for policy in policies]) for name in names]
-      axis.plot(means, range(len(names)), 'o', color=color, label=f'{bits:g} bits a weight')
+      axis.plot(means, place + np.arange(len(names)), 'o', ms=4, color=color, label=f'{bits:g} bits a weight')
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xlabel('bits of the kernel, mean over the seeds')
+    axis.set_yticks(np.arange(len(names) - 1) + 0.5, minor=True)
+    axis.tick_params(axis='y', which='minor', length=0)
+    axis.grid(axis='y', which='major', visible=False)
+    axis.grid(axis='y', which='minor', alpha=0.5)
     axis.grid(axis='x', alpha=0.3)
     axis.legend(loc='lower right')
     plots.save(figure, path.parent, path.stem)
