@@ -60,8 +60,7 @@ def mixed(text: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   np.random.default_rng(0).shuffle(pieces)
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / 'mixed.txt'
-  if not path.exists():
-    write_whole(path, ''.join(pieces).encode())
+  write_whole(path, ''.join(pieces).encode())
   return path
 
 
