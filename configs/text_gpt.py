@@ -51,5 +51,5 @@ def get_config(bits_per_weight='3.5'):
   config.pretrain = base.phase(3, 3e-3, warmup_epochs=0.1)
   config.search = base.phase(0.2, 1e-3, warmup_epochs=0.02, cosine=(0.0, 0.1))
   config.finetune = base.phase(1.8, 1e-3, warmup_epochs=0.05, cosine=(0.1, 1.0))
-  config.report_steps = 100
+  config.report_steps = 25  # the search has 88
   return config
