@@ -59,6 +59,7 @@ class _Augment:
   spec: Spec
   shape: tuple[int, int, int]
   target_shape: tuple[int, ...] | None
+  noise: float
   shared: bool  # whether the images lie in memory that the receiving process maps instead of copying
 
   def __call__(self, drawn: Sequence[tuple[int, Mapping[str, Any]]]) -> Batch:
@@ -70,8 +71,7 @@ class _Augment:
     for i, (index, state) in enumerate(drawn):
       example, rng.bit_generator.state = self.source[index], state
       self._augment(example['image'], rng, out=batch['image'][i])
-      for name in batch.keys() - {'image'}:
-        batch[name][i] = example[name]
+      _complete(batch, i, example, self.noise, rng)
     return batch
 
   def _augment(self, image: np.ndarray | images.Encoded, rng: np.random.Generator, out: np.ndarray) -> None:
@@ -159,7 +159,8 @@ def train_batches(
   if isinstance(dataset.train, Windows):
     augment = windows.Cut(dataset.train)
   else:
-    augment = _Augment(dataset.train, dataset.spec, dataset.image_shape, dataset.target_shape, shared=workers > 0)
+    shapes = (dataset.image_shape, dataset.target_shape)
+    augment = _Augment(dataset.train, dataset.spec, *shapes, dataset.noise, shared=workers > 0)
   batches = (
     grain.MapDataset.range(len(dataset.train))
     .seed(seed)
@@ -172,14 +173,24 @@ def train_batches(
   return TrainBatches(batches, workers, wait)
 
 
+def _complete(batch: Batch, i: int, example: Mapping[str, Any], noise: float, rng: np.random.Generator) -> None:
+  """Fills in what a batch has of an example beside its image; with noise, which the image gets, the image before."""
+  if noise:
+    batch['target'][i] = np.float32(batch['image'][i]) / 255
+    images.add_noise(batch['image'][i], noise, rng)
+  for name in batch.keys() - {'image', 'mask'} - ({'target'} if noise else set()):
+    batch[name][i] = example[name]
+
+
 @dataclasses.dataclass(frozen=True)
 class _EvalBatches:
-  """The batches of a source in evaluation, by their index."""
+  """The batches of a source in evaluation, by their index; the noise of an example is always the same."""
 
   source: Examples
   spec: Spec
   shape: tuple[int, int, int]
   target_shape: tuple[int, ...] | None
+  noise: float
   batch_size: int
   shard: tuple[int, int]
 
@@ -197,11 +208,11 @@ class _EvalBatches:
     }
     if self.target_shape is not None:
       batch['target'] = np.zeros((n, *self.target_shape), np.float32)
-    for i, example in enumerate(map(self.source.__getitem__, examples)):
+    for i, index in enumerate(examples):
+      example = self.source[index]
       batch['image'][i] = self._prepare(example['image'])
       batch['mask'][i] = 1
-      for name in batch.keys() - {'image', 'mask'}:
-        batch[name][i] = example[name]
+      _complete(batch, i, example, self.noise, np.random.Generator(np.random.Philox(key=index)))
     return batch
 
   def _prepare(self, image: np.ndarray | images.Encoded) -> np.ndarray:
@@ -222,7 +233,7 @@ def eval_batches(
   if isinstance(source, Windows):
     batches = windows.EvalBatches(source, batch_size, shard)
   else:
-    batches = _EvalBatches(source, dataset.spec, *shapes, batch_size, shard)
+    batches = _EvalBatches(source, dataset.spec, *shapes, dataset.noise, batch_size, shard)
   workers = 0 if dataset.in_memory else min(workers, len(batches))
   if not workers:
     yield from map(batches.__getitem__, range(len(batches)))

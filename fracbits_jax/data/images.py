@@ -89,6 +89,12 @@ def random_shift(image: np.ndarray, largest: int, rng: np.random.Generator) -> n
   return padded[top : top + height, left : left + width]
 
 
+def add_noise(image: np.ndarray, deviation: float, rng: np.random.Generator) -> None:
+  """Adds Gaussian noise to an image in place, rounded and clipped to 0..255; `deviation` is a part of 255."""
+  noisy = image + 255 * deviation * rng.standard_normal(image.shape, np.float32)
+  image[...] = np.clip(np.rint(noisy), 0, 255)
+
+
 def flip(image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
   """The image mirrored left to right; `out`, where it is written if given, may be the image itself."""
   return cv2.flip(image, 1, out).reshape(image.shape)

@@ -40,6 +40,7 @@ def load(
   reading: Reading = AS_STORED,
   tokens: str = 'characters',
   context: int = 128,
+  noise: float = 0.0,
 ) -> Dataset:
   """Opens a prepared data set or a folder; an embedded one is prepared on first use.
 
@@ -57,6 +58,7 @@ def load(
     reading: how image files are read.
     tokens: of a text, `characters` or `bytes`.
     context: tokens of a text that the network sees at once.
+    noise: standard deviation of noise on the images, as a part of 255; without it they are the targets then.
 
   Raises:
     ValueError: unknown name, data that have not been prepared, a folder that is not as `folder_source.read_folder`
@@ -64,7 +66,9 @@ def load(
   """
   if name == ARRAYS or name in TEXTS:
     _check_as_it_is(name, image_size, random_crops)
-    return _of_arrays(data_dir) if name == ARRAYS else texts.load(name, data_dir, tokens=tokens, context=context)
+    if name == ARRAYS:
+      return _with_noise(_of_arrays(data_dir), noise)
+    return _with_noise(texts.load(name, data_dir, tokens=tokens, context=context), noise)
   spec = check_name(name, data_dir)
   train: sources.Examples
   validation: sources.Examples
@@ -79,7 +83,7 @@ def load(
     train, validation, test = (_decoded(split, spec) for split in splits)
     which = {'version': version}
   size = spec.image_size if image_size is None else image_size
-  return Dataset(
+  dataset = Dataset(
     name=name,
     spec=spec if random_crops is None else _with_crops(spec, random_crops, size),
     image_size=size,
@@ -90,6 +94,19 @@ def load(
     contents=Contents(class_names=class_names, sizes=(len(train), len(validation), len(test)), **which),
     notes=notes,
   )
+  return _with_noise(dataset, noise)
+
+
+def _with_noise(dataset: Dataset, noise: float) -> Dataset:
+  """A data set whose images are noisy, and without it the targets; raises `ValueError` where that cannot be."""
+  if not noise:
+    return dataset
+  given = f'data.noise={noise:g} is for images that a network gives back without it, and data.dataset={dataset.name}'
+  if dataset.tokens is not None:
+    raise ValueError(f'{given} is text: leave it at 0')
+  if dataset.target_shape is not None:
+    raise ValueError(f'{given} has targets of its own: leave it at 0, or take the targets out of the file')
+  return dataclasses.replace(dataset, noise=noise, target_shape=dataset.image_shape)
 
 
 def _with_crops(spec: Spec, random_crops: bool, size: int) -> Spec:

@@ -1,8 +1,8 @@
 """Layers with fractional bit-widths, in the explicit form that the networks which come along are written in.
 
-Public: `QuantConfig`, how a layer is quantized; `QuantConv`, `QuantDense`, `QuantEmbed`, `QuantIdentity`, linen layers;
-`calibrate`, where ranges start; `wrap`, a network of such layers as a float one and with fixed bits; `stacks`, layers
-within a scan. Networks that others wrote are for `program`.
+Public: `QuantConfig`, how a layer is quantized; `QuantConv`, `QuantConvTranspose`, `QuantDense`, `QuantEmbed`,
+`QuantIdentity`, linen layers; `calibrate`, where ranges start; `wrap`, a network of such layers as a float one and with
+fixed bits; `stacks`, layers within a scan. Networks that others wrote are for `program`.
 """
 
 import importlib
@@ -12,6 +12,7 @@ from fracbits_jax.layers.linen import (
   OUTPUTS,
   GatedBatchNorm,
   QuantConv,
+  QuantConvTranspose,
   QuantDense,
   QuantEmbed,
   QuantIdentity,
@@ -24,9 +25,9 @@ from fracbits_jax.layers.operands import apply_quantizer, quantize_input, quanti
 from fracbits_jax.layers.quant_config import FLOAT_BITS, GRANULARITIES, SCHEMES, QuantConfig
 
 __all__ = [
-  'FLOAT_BITS', 'GRANULARITIES', 'OUTPUTS', 'SCHEMES', 'GatedBatchNorm', 'QuantConfig', 'QuantConv', 'QuantDense',
-  'QuantEmbed', 'QuantIdentity', 'Quantized', 'apply_quantizer', 'gate', 'quantize_input', 'quantize_kernel',
-  'quantized_class', 'replace_quantizers', 'watch_layers',
+  'FLOAT_BITS', 'GRANULARITIES', 'OUTPUTS', 'SCHEMES', 'GatedBatchNorm', 'QuantConfig', 'QuantConv',
+  'QuantConvTranspose', 'QuantDense', 'QuantEmbed', 'QuantIdentity', 'Quantized', 'apply_quantizer', 'gate',
+  'quantize_input', 'quantize_kernel', 'quantized_class', 'replace_quantizers', 'watch_layers',
 ]  # fmt: skip
 
 _OF_PROGRAM = ('from_float', 'nnx_adapter', 'quantize_model')  # for networks that others wrote; loaded when first used

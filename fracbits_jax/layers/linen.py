@@ -161,6 +161,10 @@ class QuantConv(Quantized, nn.Conv):
   conv_general_dilated: Any = conv.conv_general_dilated
 
 
+class QuantConvTranspose(Quantized, nn.ConvTranspose):
+  """`nn.ConvTranspose` with a quantized kernel and quantized inputs; `quant=None` is `nn.ConvTranspose` itself."""
+
+
 class QuantDense(Quantized, nn.Dense):
   """`nn.Dense` with a quantized kernel and quantized inputs; `quant=None` is `nn.Dense` itself."""
 

@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from fracbits_jax.layers import QuantConfig
 from fracbits_jax.models.autoencoder import Autoencoder
+from fracbits_jax.models.denoiser import Denoiser
 from fracbits_jax.models.ds_cnn import DSCNN
 from fracbits_jax.models.efficientnet_lite import EfficientNetLite
 from fracbits_jax.models.gpt import GPT
@@ -47,6 +48,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
   'tiny_mobilenet': _tiny_mobilenet,
   'ds_cnn': DSCNN,
   'autoencoder': Autoencoder,
+  'denoiser': Denoiser,
 }
 
 
@@ -58,8 +60,9 @@ def names() -> tuple[str, ...]:
 def create(name: str, num_classes: int = 1000, quant: QuantConfig | None = None, **kwargs) -> nn.Module:
   """Returns a network that maps images `[N, H, W, C]`, 0..255 in float, to logits `[N, num_classes]`.
 
-  The images of `ds_cnn` are features over time; `autoencoder` maps vectors to `num_classes` outputs. The decoders
-  `gpt_*` map tokens `[N, T]`, integers, to logits `[N, T, num_classes]` of the ones that follow.
+  The images of `ds_cnn` are features over time; `autoencoder` maps vectors to `num_classes` outputs, and `denoiser`
+  images to images, 0..1. The decoders `gpt_*` map tokens `[N, T]`, integers, to logits `[N, T, num_classes]` of the
+  ones that follow.
 
   Args:
     name: one of `names()`.

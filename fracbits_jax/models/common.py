@@ -11,7 +11,15 @@ from flax import linen as nn
 from flax.core import FrozenDict
 
 from fracbits_jax.fast import pool
-from fracbits_jax.layers import GatedBatchNorm, QuantConfig, QuantConv, QuantDense, QuantEmbed, QuantIdentity
+from fracbits_jax.layers import (
+  GatedBatchNorm,
+  QuantConfig,
+  QuantConv,
+  QuantConvTranspose,
+  QuantDense,
+  QuantEmbed,
+  QuantIdentity,
+)
 
 EDGE_BITS = 8  # of the images, of the first kernel and of the classifier's kernel
 NORM_MOMENTUM = 0.9  # of batch norm's running statistics
@@ -136,6 +144,19 @@ class Parts:
       name: of the layer.
     """
     return self._conv(self._inner(signed, bare, prunable), features, size, stride, groups, name, source, input_from)
+
+  def conv_transpose(
+    self, features: int, size: int, stride: int, *, signed: bool = False, last: bool = False, name: str
+  ) -> QuantConvTranspose:
+    """A transposed convolution, `stride` times as high and wide: without bias, or the last layer with its 8 bits."""
+    quant = (
+      self._with(kernel_bits=EDGE_BITS, signed_input=signed)
+      if last
+      else self._inner(signed, bare=False, prunable=False)
+    )
+    return QuantConvTranspose(
+      features, (size, size), strides=(stride, stride), use_bias=last, dtype=self.dtype, quant=quant, name=name
+    )
 
   def identity(self, *, signed: bool = False, name: str) -> QuantIdentity:
     """What comes into a residual block, quantized where `quant.quantize_residuals` says so; arguments as for `conv`."""

@@ -89,6 +89,25 @@ def check_batch(config: ConfigDict, dataset: Dataset) -> None:
     )
 
 
+def check_targets(
+  config: ConfigDict, task: tasks.Task, model: nn.Module, inputs: jax.ShapeDtypeStruct, outputs: int
+) -> None:
+  """Raises `ValueError` for noise that no network is to take out, and for one with other outputs than targets."""
+  if config.data.noise and not task.meets_targets:
+    raise ValueError(
+      f'data.noise={config.data.noise:g} is for networks that give images back without it, and the task of '
+      f'model.name={config.model.name} is {task.name}: leave it at 0, or take denoiser'
+    )
+  if not task.meets_targets:
+    return
+  found = jax.eval_shape(model.init_with_output, jax.random.key(0), inputs)[0].size
+  if found != outputs:
+    raise ValueError(
+      f'model.name={config.model.name} has {found:,} outputs an example, and the data have {outputs:,} values that '
+      'they are to meet: take autoencoder, which has as many outputs as there are values'
+    )
+
+
 def check_teacher(config: ConfigDict, initial: weights.Weights | None, task: tasks.Task) -> None:
   """Raises `ValueError` unless there is a float network to distil from as configured, where that is asked for."""
   phases = tuple(config.distill.phases)

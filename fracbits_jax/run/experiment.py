@@ -104,6 +104,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
     reading=reading,
     tokens=config.data.tokens,
     context=config.data.context,
+    noise=config.data.noise,
   )
   task = task.of_tokens(dataset.tokens)
   inputs = _inputs(task, dataset)
@@ -111,6 +112,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   outputs = task.width(dataset.image_shape, dataset.num_classes, dataset.target_shape)
   create = functools.partial(create, num_classes=outputs, image_size=dataset.image_size)
   float_model, initial = create(None), None
+  checks.check_targets(config, task, float_model, inputs, outputs)
   if source is not None:
     initial = weights.load(source, config.model.name, float_model, inputs)
   checks.check_teacher(config, initial, task)

@@ -124,6 +124,7 @@ FIELDS: Mapping[str, Field] = {
   'data.image_size': _integer(8, 4096, optional=True),
   'data.random_crops': _flag(optional=True),
   'data.exif_orientation': _flag(),
+  'data.noise': _number(0, 10),
   'data.tokens': _text(),
   'data.context': _integer(1, 2**20),
   'data.background': _list(optional=True),
@@ -183,6 +184,7 @@ FIELDS: Mapping[str, Field] = {
 # What fields that are younger than a run's folder stand for in its configuration.
 _YOUNGER: Mapping[str, Any] = {
   'data.random_crops': None,
+  'data.noise': 0.0,
   'data.tokens': 'characters',
   'data.context': 128,
   'model.decoder': dict.fromkeys(_DECODER),

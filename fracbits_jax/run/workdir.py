@@ -25,7 +25,7 @@ _ODD = re.compile(r'[^A-Za-z0-9.]')  # in an argument, for the name of a folder
 _OF_THE_STATE = re.compile(
   r'seed|phases|policy|init_from|quant\..*'
   r'|model\.(name|width|small_images|image_mean|relu6|decoder\..*)'
-  r'|data\.(dataset|image_size|random_crops|exif_orientation|background|batch_size|tokens|context)'
+  r'|data\.(dataset|image_size|random_crops|exif_orientation|background|noise|batch_size|tokens|context)'
 )
 
 

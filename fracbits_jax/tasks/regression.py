@@ -48,6 +48,7 @@ class Regression(Task):
   examples = 'examples'
   note = 'MSE: mean squared error of outputs, with targets in 0..1. PSNR: 10 log10(1 / MSE).'
   keeps_scale = True
+  meets_targets = True
   has_temperature = False
 
   def width(self, image_shape: Sequence[int], num_classes: int, target_shape: Sequence[int] | None) -> int:

@@ -100,6 +100,7 @@ class Task(abc.ABC):
     examples: what a batch holds, in words.
     note: what a reader of a table of metrics has to know; empty for nothing.
     keeps_scale: whether the scale of the outputs matters, and with it that of the last kernel.
+    meets_targets: whether outputs are to be those of a batch's `target`, where it has one.
     has_temperature: whether `distance` depends on its temperature.
   """
 
@@ -108,6 +109,7 @@ class Task(abc.ABC):
   examples: ClassVar[str]
   note: ClassVar[str] = ''
   keeps_scale: ClassVar[bool]
+  meets_targets: ClassVar[bool] = False
   has_temperature: ClassVar[bool]
 
   @property

@@ -33,6 +33,7 @@ DATA = {
   'cifar10': (10, (32, 32, 3)),
   'cifar100': (100, (32, 32, 3)),
   'digits': (10, (32, 32, 1)),
+  'digits_denoise': (256, (16, 16, 1)),
   'glyphs': (62, (32, 32, 3)),
   # Of MLPerf Tiny: visual wake words, keyword spotting, anomaly detection.
   'tiny_mobilenet': (2, (96, 96, 3)),

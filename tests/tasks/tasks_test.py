@@ -9,9 +9,9 @@ from fracbits_jax.tasks import CLASSIFICATION, LANGUAGE, REGRESSION
 ACCURACY, (MSE, PSNR) = CLASSIFICATION.metric, REGRESSION.metrics
 
 
-def test_every_network_names_a_task_and_only_the_autoencoder_regresses():
+def test_every_network_names_a_task_and_only_autoencoders_regress():
   of = {name: tasks.of(models.create(name).task) for name in models.names()}
-  assert [name for name, task in of.items() if task is REGRESSION] == ['autoencoder']
+  assert [name for name, task in of.items() if task is REGRESSION] == ['autoencoder', 'denoiser']
   assert {name for name, task in of.items() if task is LANGUAGE} == {n for n in of if n.startswith('gpt_')}
   assert set(of.values()) == {CLASSIFICATION, REGRESSION, LANGUAGE}
   known = 'classification, regression, language, language_of_bytes'
