@@ -12,8 +12,8 @@ the twentieth behind them, and the last twentieth tests. So that these are not o
 blank lines into pieces of about a thousand characters, which are mixed; `--order=file` leaves it as it is.
 
 All quantized networks of a seed start from the same float network and are trained for as many steps, of which a tenth
-is the search; `ours_on_top` has as many after it, and takes less time than the scores do. A finished cell is a line of
-`results/language.jsonl` and is not run again.
+is the search; `ours_on_top` has as many after it, and methods that end in `_longer` have as many as that in all. A
+finished cell is a line of `results/language.jsonl` and is not run again.
 """
 
 import argparse
@@ -42,6 +42,8 @@ METHODS = {
   'uniform': 'uniform bits',
   'hessian': 'Hessian trace and integer program',
   'ours': 'ours',
+  'uniform_longer': 'uniform bits, a tenth more steps',
+  'hessian_longer': 'Hessian, a tenth more steps',
   'ours_on_top': 'ours, the search on top',
 }
 BITS = (4.5, 3.5, 2.5)  # a weight, ranges of groups included
@@ -81,7 +83,7 @@ def config_of(method: str, bits: float, seed: int, text: str) -> ConfigDict:
   config.quant.kernel_levels = 'balanced'
   searches = method.startswith('ours')
   config.phases = ('search', 'finetune') if searches else ('finetune',)
-  epochs = EPOCHS + SEARCHED if method == 'ours_on_top' else EPOCHS
+  epochs = EPOCHS + SEARCHED if method.endswith(('_longer', '_on_top')) else EPOCHS
   middle = SEARCHED / epochs if searches else 0.0
   config.search = base.phase(SEARCHED, 1e-3, warmup_epochs=0.02, cosine=(0.0, middle))
   config.finetune = base.phase((1 - middle) * epochs, 1e-3, warmup_epochs=0.05, cosine=(middle, 1.0))
@@ -110,10 +112,11 @@ def run(name: str, text: str, order: str, workdir: pathlib.Path) -> dict[str, An
   config = config_of(method, float(bits), int(seed), text)
   config.init_from = str(float_network(text, int(seed), workdir))
   folder = workdir / name.replace(',', '-')
-  if method in study_cell.POLICIES:
+  how = method.removesuffix('_longer')
+  if how in study_cell.POLICIES:
     path = workdir / f'{folder.name}.json'
     if not path.exists():
-      study_cell.POLICIES[method](experiment.prepare(config), int(seed)).save(path)
+      study_cell.POLICIES[how](experiment.prepare(config), int(seed)).save(path)
     config.policy = str(path)
   result = runner.run(config, folder)
   floats = json.loads((workdir / f'float-{seed}' / 'result.json').read_text())

@@ -46,7 +46,10 @@ def sizes(granularity: str, name: str, folder: pathlib.Path) -> str:
     cost.fill_bits(table, lambda layer, which, shape, choices: rng.uniform(2, 5, shape)), table, budget
   )
   variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros(shape))
-  variables = {**variables, 'bits': jax.tree.map(jnp.float32, found.bits())}
+  # Norms as training leaves them: those of a new network are all alike, and stored once.
+  drawn = lambda x: jnp.asarray(x + rng.uniform(0.1, 1, x.shape), x.dtype) if x.ndim == 1 else x
+  trained = {name: jax.tree.map(drawn, variables[name]) for name in ('params', 'batch_stats')}
+  variables = {**trained, 'bits': jax.tree.map(jnp.float32, found.bits())}
   source = source_of(model, variables, shape, name=name, input_range=(0, 255))
   path = folder / 'network.fracbits'
   packed.write(source, path)

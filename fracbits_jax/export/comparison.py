@@ -45,15 +45,22 @@ def compare(
   Args:
     graph: the network.
     inputs: examples `[N, ...]`, several arrays or arrays by name as for `evaluate`.
-    reference: what is computed in floating point, such as the graph from which `graph` was packed; `None` for `graph`.
+    reference: what is computed in floating point, such as the graph from which `graph` was packed, with the same
+      quantizers in the same order; `None` for `graph`.
     integer_inputs: as for `inference`.
     batch: examples that are computed at once.
+
+  Raises:
+    ValueError: one sentence, if `reference` is another network.
   """
   reference = graph if reference is None else reference
-  quantizers = {node.output: node for node in reference.nodes if node.op == 'quantize'}
+  quantizers = {node.output: node for node in _quantizers(reference)}
+  own = dict(zip((node.output for node in _quantizers(graph)), quantizers, strict=False))  # names may be others
+  if [node.params['layer'] for node in _quantizers(graph)] != [node.params['layer'] for node in quantizers.values()]:
+    raise ValueError('the reference has other quantized inputs than the graph: give the graph that it was made from')
   before = {name: node.inputs[0] for name, node in quantizers.items()}
   in_float = jax.jit(lambda x: evaluate(reference, x, keep=tuple({*quantizers, *before.values()})))
-  in_integers = inference(graph, integer_inputs=integer_inputs, keep=tuple(quantizers))
+  in_integers = inference(graph, integer_inputs=integer_inputs, keep=tuple(own))
   arrays = graph.given(inputs)
   part = lambda x, start: np.asarray(arrays[x.name])[start : start + batch] if x.is_batched else arrays[x.name]
   total: dict[str, Any] = {'codes': 0, 'different': 0, 'predictions': 0}
@@ -62,7 +69,8 @@ def compare(
     x = {i.name: np.asarray(part(i, start), _read_dtype(i.dtype)) for i in graph.inputs}
     expected, values = jax.tree.map(np.asarray, in_float(x))
     codes = {name: np.asarray(node.params['grid'].codes(values[name])) for name, node in quantizers.items()}
-    _, found = in_integers(x, codes)
+    _, found = in_integers(x, {name: codes[other] for name, other in own.items()})
+    found = {other: found[name] for name, other in own.items()}
     for name, node in quantizers.items():
       other = found[name] != codes[name]
       total['codes'], total['different'] = total['codes'] + other.size, total['different'] + int(other.sum())
@@ -74,6 +82,10 @@ def compare(
     largest['largest_difference'] = max(largest['largest_difference'], float(np.abs(output - expected).max()))
     largest['largest_output'] = max(largest['largest_output'], float(np.abs(expected).max()))
   return Comparison(**total, **largest)
+
+
+def _quantizers(graph: Graph) -> list[Node]:
+  return [node for node in graph.nodes if node.op == 'quantize']
 
 
 def _read_dtype(dtype: str) -> str:

@@ -3,7 +3,7 @@
 | bytes | content |
 | --- | --- |
 | 8 | `FRACBITS` |
-| 4 | version, 1 |
+| 4 | version, 2; 1 is read as well |
 | 4 | length of the header |
 | 8 | length of the body |
 | 32 | SHA-256 of all other bytes |
@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fracbits_jax.export import packed_arrays, packed_header, packed_reader
+from fracbits_jax.export import packed_arrays, packed_header, packed_reader, packed_rows
 from fracbits_jax.export.packed_header import MAGIC, VERSION
 from fracbits_jax.export.packed_reader import Packed
 from fracbits_jax.export.source import Source, policy_of
@@ -42,14 +42,14 @@ def write(source: Source, path: str | os.PathLike) -> str:
   Raises:
     ValueError: one sentence: something of the network that a file cannot hold, or that `read` would not give back.
   """
-  graph = fold_affine(source.brief_graph)
+  graph = packed_rows.named(fold_affine(source.brief_graph))
   policy = policy_of(source)
   arrays = packed_arrays.Writer()
   nodes = [_row(node, arrays) for node in graph.nodes]
   header = {
     'name': source.name,
     **_ends(graph, source.input_range),
-    'nodes': nodes,
+    'nodes': packed_rows.shortened(nodes),
     'arrays': arrays.specs,
     'layers': [[e.name, e.input, e.macs, e.weights] for e in policy.layers],
     'bitops_g': policy.bitops_g,
@@ -87,8 +87,8 @@ def read(path: str | os.PathLike) -> Packed:
 
 
 def _parse(content: bytes) -> Packed:
-  header, body = packed_header.unseal(content)
-  return packed_reader.parse(header, body, len(content))
+  header, body, version = packed_header.unseal(content)
+  return packed_reader.parse(header, body, len(content), version)
 
 
 def _ends(graph: Graph, input_range: tuple[int, int] | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from fracbits_jax.export import bitpack, shape_values
 from fracbits_jax.export import packed_fields as fields
 from fracbits_jax.graph.grid import Kernel
-from fracbits_jax.layers.quant_config import KERNEL_SCHEMES
+from fracbits_jax.layers.quant_config import KERNEL_SCHEMES, WITH_RANGES
 from fracbits_jax.quantize import groups
 
 # How many elements are read, by the bytes of the body, and beside them: those of 0 bits take none.
@@ -138,7 +138,7 @@ def _spec(spec: Any) -> tuple[Any, ...]:
   if of_groups:
     if type(group_size) is not int or not 1 <= group_size <= shape_values.MAX_SIDE:
       raise ValueError('a kernel has groups of a size that is no positive integer')
-    if scheme != 'lsq' or not isinstance(alpha, list):
+    if scheme not in WITH_RANGES or not isinstance(alpha, list):
       raise ValueError('a kernel has groups, and no ranges for them')
   return scheme, shape, np.asarray(bits, np.int32), alpha, group_size
 

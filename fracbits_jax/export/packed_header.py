@@ -3,7 +3,7 @@
 | bytes | content |
 | --- | --- |
 | 8 | `FRACBITS` |
-| 4 | version, 1 |
+| 4 | version, 1 or 2 |
 | 4 | length of the header |
 | 8 | length of the body |
 | 32 | SHA-256 of all other bytes |
@@ -27,7 +27,8 @@ import numpy as np
 
 from fracbits_jax.system import strict_json
 
-MAGIC, VERSION = b'FRACBITS', 1
+MAGIC, VERSION = b'FRACBITS', 2
+VERSIONS = (1, 2)  # that are read; `packed_rows` has how they differ
 
 # Enough for 5,000 operations and 300,000 channels with bits of their own, and in memory at most 50 MB.
 MAX_TEXT = 4 * 2**20
@@ -44,7 +45,7 @@ _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 def seal(header: Any, body: bytes) -> bytes:
   """The bytes of a file."""
   packed = zlib.compress(json.dumps(header, separators=(',', ':')).encode(), 9)
-  digest = _digest(packed, body, len(packed))
+  digest = _digest(VERSION, packed, body, len(packed))
   return _HEAD.pack(MAGIC, VERSION, len(packed), len(body), digest) + packed + body
 
 
@@ -62,35 +63,35 @@ def load(path: str | os.PathLike) -> bytes:
     raise ValueError(f'it cannot be read ({error.strerror or error})') from None
 
 
-def unseal(data: bytes) -> tuple[Any, memoryview]:
-  """The header and the body of a file whose bytes are those that were written.
+def unseal(data: bytes) -> tuple[Any, memoryview, int]:
+  """The header, the body and the version of a file whose bytes are those that were written.
 
   Raises:
     ValueError: what is wrong with it, without the file's name.
   """
-  length, digest = _lengths(data[: _HEAD.size], len(data))
+  version, length, digest = _lengths(data[: _HEAD.size], len(data))
   rest = memoryview(data)[_HEAD.size :]
   packed, body = rest[:length], rest[length:]
-  if _digest(packed, body, length) != digest:
+  if _digest(version, packed, body, length) != digest:
     raise ValueError('its bytes have changed since it was written, by their SHA-256')
-  return strict_json.loads(_text(packed).decode('ascii')), body
+  return strict_json.loads(_text(packed).decode('ascii')), body, version
 
 
-def _lengths(head: bytes, size: int) -> tuple[int, bytes]:
-  """The length of the header and the digest, of a file of `size` bytes."""
+def _lengths(head: bytes, size: int) -> tuple[int, int, bytes]:
+  """The version, the length of the header and the digest, of a file of `size` bytes."""
   if len(head) < _HEAD.size or head[:8] != MAGIC:
     raise ValueError(f'it does not begin with {MAGIC.decode()}')
   _, version, header_length, body_length, digest = _HEAD.unpack(head)
-  if version != VERSION:
-    raise ValueError(f'it has version {version}, and this program reads version {VERSION}')
+  if version not in VERSIONS:
+    raise ValueError(f'it has version {version}, and this program reads versions {" and ".join(map(str, VERSIONS))}')
   expected = _HEAD.size + header_length + body_length
   if size != expected:
     raise ValueError(f'it has {size:,} bytes instead of {expected:,}')
-  return header_length, digest
+  return version, header_length, digest
 
 
-def _digest(packed: Any, body: Any, length: int) -> bytes:
-  digest = hashlib.sha256(_HEAD.pack(MAGIC, VERSION, length, len(body), bytes(32)))
+def _digest(version: int, packed: Any, body: Any, length: int) -> bytes:
+  digest = hashlib.sha256(_HEAD.pack(MAGIC, version, length, len(body), bytes(32)))
   digest.update(packed)
   digest.update(body)
   return digest.digest()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fracbits_jax.export import graph_check, packed_arrays, shape_values, shapes
+from fracbits_jax.export import graph_check, packed_arrays, packed_rows, shape_values, shapes
 from fracbits_jax.export import packed_fields as fields
 from fracbits_jax.graph.graph import Graph, Input, Node
 from fracbits_jax.graph.grid import Grid
@@ -49,8 +49,8 @@ class Packed:
   size_mb: float
 
 
-def parse(header: Any, body: memoryview, size: int) -> Packed:
-  """The network of a file of `size` bytes.
+def parse(header: Any, body: memoryview, size: int, version: int) -> Packed:
+  """The network of a file of `size` bytes and of a version.
 
   Raises:
     ValueError: what is wrong with it, without the file's name.
@@ -60,12 +60,13 @@ def parse(header: Any, body: memoryview, size: int) -> Packed:
     raise ValueError(f'its header is not an object of {", ".join(_KEYS)}')
   if len(fields.list_of(header['nodes'], 'the operations')) > MAX_NODES:
     raise ValueError(f'it has {len(header["nodes"]):,} operations, and at most {MAX_NODES:,} are read')
+  rows = header['nodes'] if version == 1 else packed_rows.expanded(header['nodes'])
   inputs, outputs, names, input_range = _ends(header)
   if len(fields.list_of(header['arrays'], 'the arrays')) > MAX_ARRAYS:
     raise ValueError(f'it has {len(header["arrays"]):,} arrays, and at most {MAX_ARRAYS:,} are read')
   arrays = packed_arrays.Reader(header['arrays'], body)
   graph = Graph(
-    nodes=tuple(_node(row, arrays) for row in header['nodes']),
+    nodes=tuple(_node(row, arrays) for row in rows),
     inputs=inputs,
     outputs=outputs,
     output_names=names,

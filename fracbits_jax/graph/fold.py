@@ -70,12 +70,21 @@ def _continues(node: Node, graph: Graph, consumers: dict[str, list[Node]]) -> bo
 
 
 def _merged(chain: Sequence[_Affine], last: Node) -> Node:
-  scale: np.ndarray | np.float64 = np.float64(1)
-  offset: np.ndarray | np.float64 = np.float64(0)
+  scale, offset = np.asarray(1.0), np.asarray(0.0)
   for _, c, d in chain:
-    scale, offset = scale * c, offset * c + d
-  constants = (_smallest(array, last) for array in np.broadcast_arrays(scale, offset))
+    scale, offset = np.asarray(scale * c), np.asarray(offset * c + d)
+  shape = np.broadcast_shapes(scale.shape, offset.shape)
+  if scale.shape == shape:
+    offset = _alone(offset)
+  elif offset.shape == shape:
+    scale = _alone(scale)
+  constants = (_smallest(array, last) for array in (scale, offset))
   return dataclasses.replace(last, op='affine', inputs=(chain[0][0], *constants), params={})
+
+
+def _alone(array: np.ndarray) -> np.ndarray:
+  """One number for an array of nothing else, such as the offsets of a norm without any."""
+  return array.ravel()[0] if array.size and np.all(array == array.ravel()[0]) else array
 
 
 def _smallest(array: np.ndarray, node: Node) -> np.ndarray | np.float32:

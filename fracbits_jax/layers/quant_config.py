@@ -13,6 +13,7 @@ KERNEL_RANGES = ('layer', 'channel')
 KERNEL_LEVELS = ('twos_complement', 'balanced')
 SCHEMES = (*quantize.SCHEMES, 'lsq')
 KERNEL_SCHEMES = (*SCHEMES, 'balanced')  # where the levels of a kernel lie
+WITH_RANGES = ('lsq', 'balanced')  # those whose ranges are learned, so that channels or groups can have their own
 MIXTURES = ('values', 'elements')
 FLOAT_BITS = 32
 CALIBRATIONS = ('squares', 'absolute', 'trimmed')

@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 
 from fracbits_jax.export import packed, packed_arrays
 from fracbits_jax.graph.grid import Kernel
+from fracbits_jax.layers.quant_config import WITH_RANGES
 from fracbits_jax.quantize import groups
 
 
-def _kernel(shape, size, range_bits, bits, seed=0):
+def _kernel(shape, size, range_bits, bits, seed=0, scheme='lsq'):
   rng = np.random.default_rng(seed)
   number = groups.count(math.prod(shape[:-1]), size)
   alpha = rng.uniform(1e-3, 9, (number, shape[-1])).astype(np.float16 if range_bits == 16 else np.float32)
   codes = rng.integers(0, np.broadcast_to(2**bits, shape)).astype(np.int32)
   how = dict(group_size=size, range_bits=range_bits)
-  return Kernel(codes=codes, bits=bits, scheme='lsq', alpha=alpha.astype(np.float32), **how)
+  return Kernel(codes=codes, bits=bits, scheme=scheme, alpha=alpha.astype(np.float32), **how)
 
 
 @given(data=st.data())
@@ -29,7 +30,8 @@ def test_a_kernel_is_read_as_it_was_written(data):
   size, range_bits = data.draw(st.integers(1, 50)), data.draw(st.sampled_from([16, 32]))
   several = data.draw(st.booleans())
   bits = np.asarray(data.draw(st.lists(st.integers(0, 8), min_size=shape[-1], max_size=shape[-1])) if several else 3)
-  kernel = _kernel(shape, size, range_bits, bits.astype(np.int32), data.draw(st.integers(0, 99)))
+  scheme = data.draw(st.sampled_from(WITH_RANGES))
+  kernel = _kernel(shape, size, range_bits, bits.astype(np.int32), data.draw(st.integers(0, 99)), scheme)
   writer = packed_arrays.Writer()
   at = writer.add_kernel(kernel)
   reader = packed_arrays.Reader(json.loads(json.dumps(writer.specs)), memoryview(b''.join(writer.chunks)))

@@ -126,7 +126,7 @@ def test_headers_that_lie_are_refused(written, tmp_path):
 
   def with_header(header):
     compressed = zlib.compress(json.dumps(header).encode())
-    head = struct.pack('<8sIIQ32s', b'FRACBITS', 1, len(compressed), len(body), bytes(32))
+    head = struct.pack('<8sIIQ32s', b'FRACBITS', packed.VERSION, len(compressed), len(body), bytes(32))
     digest = hashlib.sha256(head + compressed + body).digest()
     broken = tmp_path / 'broken.fracbits'
     broken.write_bytes(head[:24] + digest + compressed + body)
