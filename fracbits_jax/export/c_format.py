@@ -16,6 +16,7 @@ import numpy as np
 
 from fracbits_jax.export import grouped, integer
 from fracbits_jax.export.c_program import Product, Program, Run, integer_graph, program_of
+from fracbits_jax.export.c_tables import INSTEAD
 from fracbits_jax.export.c_vectors import Op, Scaling
 from fracbits_jax.export.source import Source
 from fracbits_jax.export.values import sized
@@ -44,7 +45,9 @@ def write(source: Source, path: str | os.PathLike, *, examples: np.ndarray | Non
   grouped.refuse(source.graph, 'C code with integers')
   graph = integer_graph(source.graph)
   if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-    raise ValueError(f'{source.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs: C takes one each')
+    raise ValueError(
+      f'{source.name} has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs: C takes one each; {INSTEAD}'
+    )
   program = program_of(graph)
   shape = sized(graph.input_shape, 1)[1:]
   if examples is None and source.examples is not None:

@@ -10,6 +10,7 @@ from fracbits_jax.export.arithmetic import Recorded
 from fracbits_jax.export.bitpack import pack
 from fracbits_jax.graph.graph import Node
 
+INSTEAD = 'export with --format packed or stablehlo'  # what C has not
 _MOST_BITS = 16
 
 
@@ -75,7 +76,9 @@ def dense(node: Node, root: Recorded, layer: str) -> tuple[np.ndarray, dict[str,
   x, kernel = root.operands[0], root.params['kernel']
   trailing = tuple(range(x.ndim - len(of_x), x.ndim))
   if isinstance(node.inputs[0], np.ndarray) or tuple(of_x) != trailing or tuple(map(len, batch)) != (0, 0):
-    raise ValueError(f'{layer} sums over other axes than the last ones of its inputs: C has dense layers over the last')
+    raise ValueError(
+      f'{layer} sums over other axes than the last ones of its inputs: C has dense layers over the last; {INSTEAD}'
+    )
   rows = np.moveaxis(kernel, of_kernel, range(-len(of_kernel), 0))
   length, positions = math.prod(kernel.shape[axis] for axis in of_kernel), math.prod(x.shape[: trailing[0]])
   rows = rows.reshape(-1, length)
@@ -96,9 +99,11 @@ def convolution(node: Node, root: Recorded, layer: str) -> tuple[np.ndarray, dic
   numbers, rank = p['dimension_numbers'], x.ndim
   last = (0, rank - 1, *range(1, rank - 1))
   if rank not in (3, 4) or tuple(numbers['lhs_spec']) != last or tuple(numbers['out_spec']) != last:
-    raise ValueError(f'{layer} is no convolution of [N, W, C] or [N, H, W, C]: C has those, with the channels last')
+    raise ValueError(
+      f'{layer} is no convolution of [N, W, C] or [N, H, W, C]: C has those, with the channels last; {INSTEAD}'
+    )
   if any(d != 1 for d in p['lhs_dilation']) or p['batch_group_count'] != 1:
-    raise ValueError(f'{layer} is a transposed convolution: C has none')
+    raise ValueError(f'{layer} is a transposed convolution: C has none; {INSTEAD}')
   out_axis, in_axis, *spatial = numbers['rhs_spec']
   rows = np.transpose(kernel, (out_axis, *spatial, in_axis))
   two = lambda values, other: tuple(values) if rank == 4 else (other, *values)
@@ -118,13 +123,13 @@ def window(node: Node, shape: Sequence[int]) -> dict[str, Any]:
   rank, p = len(shape), node.params
   where = f'{node.output} ({node.op})'
   if rank not in (3, 4):
-    raise ValueError(f'{where} is no pool of [N, W, C] or [N, H, W, C]: C has those, with the channels last')
+    raise ValueError(f'{where} is no pool of [N, W, C] or [N, H, W, C]: C has those, with the channels last; {INSTEAD}')
   two = lambda values, other: tuple(values) if rank == 4 else (other, *values)
   if node.op.startswith('reduce_window'):
     keys = ('window_dimensions', 'window_strides', 'window_dilation', 'base_dilation')
     sizes, strides, dilation, base = (tuple(p[key]) for key in keys)
     if any(x[0] != 1 or x[-1] != 1 for x in (sizes, strides)) or any(d != 1 for d in base):
-      raise ValueError(f'{where} takes windows of examples or channels: C has windows of height and width')
+      raise ValueError(f'{where} takes windows of examples or channels: C has windows of height and width; {INSTEAD}')
     padding = [before for before, _ in p['padding'][1:-1]]
     ends = zip(shape[1:-1], p['padding'][1:-1], sizes[1:-1], strides[1:-1], dilation[1:-1], strict=True)
     out = [(n + sum(pad) - (size - 1) * d - 1) // stride + 1 for n, pad, size, stride, d in ends]
@@ -137,7 +142,7 @@ def window(node: Node, shape: Sequence[int]) -> dict[str, Any]:
       'out': two(out, 1),
     }
   if sorted(p['axes']) != list(range(1, rank - 1)):
-    raise ValueError(f'{where} takes other axes than height and width together: C has those')
+    raise ValueError(f'{where} takes other axes than height and width together: C has those; {INSTEAD}')
   whole = two(shape[1:-1], 1)
   ones = {'strides': (1, 1), 'dilation': (1, 1), 'padding': (0, 0), 'out': (1, 1)}
   return {'size': (*whole, shape[-1]), 'window': whole, **ones}

@@ -79,7 +79,7 @@ class Walker:
       return self._new(x, Op(op='ADD', a=first, b=second))
     if x.op == 'constant':
       return self._new(x, Op(op='SET', number=x.params['number']))
-    raise ValueError(f'the step of {self.name} cannot compute what is {x.op}')
+    raise ValueError(f'the step of {self.name} cannot compute what is {x.op}; {c_tables.INSTEAD}')
 
   def program(self, result: int | None = None) -> tuple[Op, ...]:
     """The operations, with registers that are used again; `result` comes to be in register 0."""
@@ -96,7 +96,9 @@ class Walker:
       if op.op not in ('STORE', 'SUM'):
         places[op.to] = next(place for place in range(self.count + 1) if place not in places.values())
         if places[op.to] >= REGISTERS:
-          raise ValueError(f'{self.name} is followed by sums of so many tensors that C has too few vectors for them')
+          raise ValueError(
+            f'{self.name} is followed by sums of more tensors than C has vectors for; {c_tables.INSTEAD}'
+          )
       found.append(dataclasses.replace(op, to=places.get(op.to, 0), a=a, b=b))
     if result is not None and places[result]:
       raise ValueError(f'{self.name} pools a sum of several tensors: put a quantizer before it')

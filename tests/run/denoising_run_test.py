@@ -62,6 +62,13 @@ def test_its_packed_network_gives_the_same_images_in_integers(run):
   assert np.mean(differences < 1e-4) > 0.9  # but for a value within a rounding of two codes
 
 
+def test_what_c_has_not_is_said_with_what_to_do_instead(run, capsys):
+  folder, _ = run
+  assert export_command.main(['--workdir', str(folder), '--format', 'c', '--out', str(folder.parent / 'c')]) == 2
+  said = capsys.readouterr().err
+  assert 'up is a transposed convolution: C has none; export with --format packed or stablehlo' in said
+
+
 def test_what_cannot_be_denoised_is_refused(tmp_path):
   workdir = tmp_path / 'run'
   message = refused(shortened(**{'data.image_size': 10}), workdir)
