@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
   config.data.random_crops = config_dict.placeholder(bool)  # False: whole images, shifted; None: as the set has it
   config.data.exif_orientation = False  # True: turn images as their EXIF data say; TIFF files always are
   config.data.background = config_dict.placeholder(tuple)  # (R, G, B) behind transparency; None: what the file has
-  config.data.noise = 0.0  # of images to be denoised: its standard deviation, as a part of 255
+  config.data.noise = 0.0  # standard deviation of the noise to be taken out of images, as a part of 255; 0: none
   config.data.tokens = 'characters'  # of a text; or bytes
   config.data.context = 128  # tokens of a text that the network sees at once
   config.data.batch_size = 256  # over all devices

@@ -2,12 +2,24 @@
 
 import json
 import random
+from typing import Any
+
+from fracbits_jax.export import packed_rows
 
 HUGE = [2**k + d for k in (7, 15, 16, 20, 24, 28, 31, 32, 40, 63, 64, 70) for d in (-1, 0)]
 
 
-def header(rng: random.Random) -> bytes:
-  """A header that asks for much in few bytes."""
+def as_version(header: dict[str, Any], version: int) -> dict[str, Any]:
+  """A header of version 1 as one of another version, if its operations are rows at all."""
+  rows = header.get('nodes')
+  if version == 1 or not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 6 for row in rows):
+    return header
+  outputs = {row[2]: f'{row[0]}:{i}' for i, row in enumerate(rows)}
+  return {**header, 'nodes': packed_rows.shortened(rows), 'output': outputs.get(header['output'], header['output'])}
+
+
+def header(rng: random.Random, version: int) -> bytes:
+  """A header of a version that asks for much in few bytes."""
   many = rng.choice((10, 100, 1000, 10_000, 100_000, 400_000))
   some = rng.choice((100, 1000, 5000, 10_000))
   kernel = lambda shape, bits: {
@@ -46,7 +58,8 @@ def header(rng: random.Random) -> bytes:
     lambda: {'input': ['x', huge, 'float32', None]},
   ))()  # fmt: skip
   rest = {'name': 'n', 'input': ['x', [-1, 4], 'float32', None], 'output': 'y', 'nodes': [], 'arrays': [], 'layers': []}
-  text = json.dumps({**rest, 'bitops_g': 0.0, 'size_mb': 0.0, **made}).encode()
+  made = as_version({**rest, 'bitops_g': 0.0, 'size_mb': 0.0, **made}, version)
+  text = json.dumps(made).encode()
   deep = rng.choice((b'[', b'{"a":')) * many
   return rng.choice(
     (text, text, text, text, text, deep, b'"' * many, b'"' + b'\\"' * many, b'9' * many, b' ' * 10 * many)

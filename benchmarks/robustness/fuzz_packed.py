@@ -32,7 +32,7 @@ _STRANGERS = [
   *(json.dumps(op) for op in shapes.RULES), '[[]]', '[{}]', '[0]', '[0, 0]', '[-1]', '[-1, 1]', '[-2, 4]', '["input"]',
   '["float32", 0.5]', '["float32", NaN]', '["int32", 1]', '["bool", true]', '["int8", 300]', '["float16", 1e300]',
   '"input"', '"float32"', '"float16"', '"int32"', '"int64"', '"bool"', '"float64"', '"object"', '"V8"', '"original"',
-  '"modified"', '"lsq"', '"layer"', '"shape"', '"clip"',
+  '"modified"', '"lsq"', '"balanced"', '"layer"', '"shape"', '"clip"',
 ]  # fmt: skip
 
 
@@ -57,7 +57,9 @@ class _Words(nn.Module):
   def __call__(self, x):
     x = nn.Embed(11, 4)(x)
     x = x + nn.softmax(x @ jnp.swapaxes(x, 1, 2)) @ x
-    x = QuantDense(4, quant=QuantConfig(scheme='lsq', signed_input=True, **_QUANT))(nn.LayerNorm()(x))
+    grouped = QuantConfig(scheme='lsq', kernel_levels='balanced', group_size=2, weight_only=True, **_QUANT)
+    x = QuantDense(4, quant=grouped)(nn.LayerNorm()(x))
+    x = QuantDense(4, quant=QuantConfig(scheme='lsq', signed_input=True, **_QUANT))(x)
     return QuantDense(3, quant=QuantConfig(**_QUANT))(nn.relu(x[:, 0])).argmax(-1)
 
 
@@ -101,7 +103,8 @@ def damaged_file(rng: random.Random) -> bytes:
 def sealed_file(rng: random.Random) -> bytes:
   """A file that is not what was written, and whose checksum is right."""
   if rng.randrange(25) == 0:
-    return _sealed(zlib.compress(fuzz_hostile.header(rng), 1), bytes(rng.randrange(2)))
+    version = rng.choice(packed_header.VERSIONS)
+    return _sealed(zlib.compress(fuzz_hostile.header(rng, version), 1), bytes(rng.randrange(2)), version)
   how, which = rng.randrange(9), rng.randrange(len(files()))
   header, body = json.loads(_headers().files[which]), _bodies()[which]
   if how == 0:  # the compressed header itself
@@ -118,8 +121,8 @@ def sealed_file(rng: random.Random) -> bytes:
   return _sealed(zlib.compress(text.encode('utf-8', 'surrogatepass'), 1), body)
 
 
-def _sealed(compressed: bytes, body: bytes) -> bytes:
-  head = lambda digest: _HEAD.pack(packed.MAGIC, packed.VERSION, len(compressed), len(body), digest)
+def _sealed(compressed: bytes, body: bytes, version: int = packed.VERSION) -> bytes:
+  head = lambda digest: _HEAD.pack(packed.MAGIC, version, len(compressed), len(body), digest)
   return head(hashlib.sha256(head(bytes(32)) + compressed + body).digest()) + compressed + body
 
 

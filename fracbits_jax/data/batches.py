@@ -39,6 +39,7 @@ Wait = Callable[[], contextlib.AbstractContextManager]
 
 _IN_A_THREAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 _IN_PLACE = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # a worker has nothing else to do
+_SPLITS = ('train', 'validation', 'test')
 _WORKER_BATCHES = 2  # that each worker has ready
 _WORKER = 'grain-process-prefetch'  # what the names of worker processes begin with
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14, which the module mmap does not name
@@ -184,9 +185,10 @@ def _complete(batch: Batch, i: int, example: Mapping[str, Any], noise: float, rn
 
 @dataclasses.dataclass(frozen=True)
 class _EvalBatches:
-  """The batches of a source in evaluation, by their index; the noise of an example is always the same."""
+  """The batches of a source in evaluation, by their index; the noise of an example of a split is always the same."""
 
   source: Examples
+  split: int
   spec: Spec
   shape: tuple[int, int, int]
   target_shape: tuple[int, ...] | None
@@ -212,7 +214,7 @@ class _EvalBatches:
       example = self.source[index]
       batch['image'][i] = self._prepare(example['image'])
       batch['mask'][i] = 1
-      _complete(batch, i, example, self.noise, np.random.Generator(np.random.Philox(key=index)))
+      _complete(batch, i, example, self.noise, np.random.Generator(np.random.Philox(key=[self.split, index])))
     return batch
 
   def _prepare(self, image: np.ndarray | images.Encoded) -> np.ndarray:
@@ -233,7 +235,7 @@ def eval_batches(
   if isinstance(source, Windows):
     batches = windows.EvalBatches(source, batch_size, shard)
   else:
-    batches = _EvalBatches(source, dataset.spec, *shapes, dataset.noise, batch_size, shard)
+    batches = _EvalBatches(source, _SPLITS.index(split), dataset.spec, *shapes, dataset.noise, batch_size, shard)
   workers = 0 if dataset.in_memory else min(workers, len(batches))
   if not workers:
     yield from map(batches.__getitem__, range(len(batches)))

@@ -69,7 +69,7 @@ class Dataset:
   target_shape: tuple[int, ...] | None = None  # of what a regression is to meet; `None` for the image itself
   tokens: str | None = None  # what a text is made of, `characters` or `bytes`; `None` of images
   context: int = 0  # tokens of a window of a text
-  noise: float = 0.0  # on the images, whose targets they are without it; its standard deviation, as a part of 255
+  noise: float = 0.0  # its standard deviation on images, as a part of 255; the targets are the images before it
 
   @property
   def num_classes(self) -> int:

@@ -58,7 +58,7 @@ def load(
     reading: how image files are read.
     tokens: of a text, `characters` or `bytes`.
     context: tokens of a text that the network sees at once.
-    noise: standard deviation of noise on the images, as a part of 255; without it they are the targets then.
+    noise: standard deviation of the noise on images, as a part of 255; the targets are the images before it.
 
   Raises:
     ValueError: unknown name, data that have not been prepared, a folder that is not as `folder_source.read_folder`
@@ -98,7 +98,7 @@ def load(
 
 
 def _with_noise(dataset: Dataset, noise: float) -> Dataset:
-  """A data set whose images are noisy, and without it the targets; raises `ValueError` where that cannot be."""
+  """The data set with noise on its images, which before it are the targets; `ValueError` where that cannot be."""
   if not noise:
     return dataset
   given = f'data.noise={noise:g} is for images that a network gives back without it, and data.dataset={dataset.name}'

@@ -23,8 +23,8 @@ class Comparison:
     different: how many of them are other integers, each layer having been given the same inputs.
     farthest_from_tie: for these, the largest distance of the floating-point value from the middle between two codes, in
       units of a code.
-    predictions: examples whose largest output, of the first where there are several, is another one, all layers having
-      gone on from their own integers.
+    predictions: how often the largest entry along the last axis of the outputs, of the first where there are several,
+      is another one, all layers having gone on from their own integers; 0 where that axis has one entry.
     largest_difference: of the outputs, then.
     largest_output: the largest |output| in floating point.
   """

@@ -12,7 +12,13 @@ WIDTHS = (0, 2, 4, 8)  # of kernels; channels with 0 bits are 0
 
 
 def check(graph: Graph) -> None:
-  """Raises `ValueError` for bit-widths and zeros of layers that int8 does not have."""
+  """Raises `ValueError` for layers that are not written, and for bit-widths and zeros that int8 does not have."""
+  for node in graph.nodes:  # first, so that nobody searches for other bits in vain
+    if node.op == 'conv_general_dilated' and any(d > 1 for d in node.params['lhs_dilation']):
+      raise ValueError(
+        f'{node.place or "a convolution"} is a transposed convolution, which LiteRT files are not written for: export '
+        'with --format packed or onnx'
+      )
   for node in graph.nodes:
     if node.op == 'quantize':
       _check_inputs(node.params['layer'], node.params['grid'])

@@ -13,9 +13,9 @@ _FEATURES = (128, 128, 128, 128, 8, 128, 128, 128, 128)  # of the layers between
 class Autoencoder(Network, kw_only=True):
   """Dense layers to a bottleneck and back, each with batch norm and ReLU; arguments as in `models.create`.
 
-  It maps `[N, 640]` to as many outputs, `num_classes`, which training compares with the inputs divided by 255: the
-  error is an input's anomaly. Whatever other shape an example has is made a vector. As images, inputs are integers of 8
-  bits; with a mean for each of them in `image_mean` they are centred.
+  It maps `[N, 640]` to as many outputs, `num_classes`, which training compares with the inputs divided by 255 unless
+  the data have other targets: the error is an input's anomaly. Whatever other shape an example has is made a vector.
+  As images, inputs are integers of 8 bits; with a mean for each of them in `image_mean` they are centred.
   """
 
   task: ClassVar[str] = 'regression'

@@ -25,7 +25,7 @@ class Denoiser(Network, kw_only=True):
     if height % _REDUCTION or width % _REDUCTION:
       raise ValueError(
         f'the denoiser is for images whose height and width are multiples of {_REDUCTION}, and these have {height} x '
-        f'{width}: give another data.image_size'
+        f'{width}: resize or pad them'
       )
     parts = self.parts(train)
     narrow, wide = scaled(16, self.width), scaled(32, self.width)

@@ -83,7 +83,7 @@ def read(folders: Sequence[pathlib.Path]) -> list[Run]:
   runs = [_read(folder, name) for folder, name in zip(folders, _names(resolved), strict=True)]
   for what, of in (
     ('metrics', lambda run: f'{run.result["metric"]} in {run.result["unit"]}'),
-    ('data', lambda run: str(run.settings['data.dataset'])),
+    ('data', _data),
     ('tasks', lambda run: tasks.of_result(run.result).name),
   ):
     for run in runs:
@@ -93,6 +93,11 @@ def read(folders: Sequence[pathlib.Path]) -> list[Run]:
           'share them'
         )
   return runs
+
+
+def _data(run: Run) -> str:
+  noise = run.settings['data.noise']
+  return f'{run.settings["data.dataset"]} with noise of {noise:g}' if noise else str(run.settings['data.dataset'])
 
 
 def _read(folder: pathlib.Path, name: str) -> Run:

@@ -53,7 +53,9 @@ def _about(config: Mapping[str, Any]) -> str:
   model, quant = config['model'], config['quant']
   width = '' if model['width'] == 1 else f' \u00d7 {model["width"]:g}'
   per = 'output channel' if quant['granularity'] == 'kernel' else 'layer'
-  return f'{model["name"]}{width} on {config["data"]["dataset"]}, a bit-width for each {per}, seed {config["seed"]}'
+  noise = config['data'].get('noise')  # which earlier runs know nothing of
+  data = config['data']['dataset'] + (f' with noise of {noise:g}' if noise else '')
+  return f'{model["name"]}{width} on {data}, a bit-width for each {per}, seed {config["seed"]}'
 
 
 def _against(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:

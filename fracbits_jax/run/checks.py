@@ -92,7 +92,7 @@ def check_batch(config: ConfigDict, dataset: Dataset) -> None:
 def check_targets(
   config: ConfigDict, task: tasks.Task, model: nn.Module, inputs: jax.ShapeDtypeStruct, outputs: int
 ) -> None:
-  """Raises `ValueError` for noise that no network is to take out, and for one with other outputs than targets."""
+  """Raises `ValueError` for noise that nothing takes out, or a network with another number of outputs than targets."""
   if config.data.noise and not task.meets_targets:
     raise ValueError(
       f'data.noise={config.data.noise:g} is for networks that give images back without it, and the task of '
@@ -225,6 +225,7 @@ def notes(
   dataset: Dataset,
   initial: weights.Weights | None,
   task: tasks.Task,
+  layers: Sequence[cost.Layer],
 ) -> tuple[str, ...]:
   """What is allowed and seldom meant."""
   said, steps = [], settings.phase_steps(config, len(dataset.train))
@@ -250,5 +251,10 @@ def notes(
     said.append(
       f'quant.scheme={config.quant.scheme} gives the last kernel a scale of its own, and the task {task.name} has to '
       'learn around it: lsq keeps that of the float network'
+    )
+  if 0 in config.quant.choices and not any(layer.prunes for layer in layers):
+    said.append(
+      f'quant.choices={tuple(config.quant.choices)} allows 0 bits, and model.name={config.model.name} has no channels '
+      'that can be pruned: they have at least 1'
     )
   return tuple(said)

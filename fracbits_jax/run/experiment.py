@@ -146,7 +146,7 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
     init_bits=float(init_bits),
     policy=given,
     initial=initial,
-    notes=checks.notes(config, float_model, dataset, initial, task),
+    notes=checks.notes(config, float_model, dataset, initial, task, layers),
   )
 
 

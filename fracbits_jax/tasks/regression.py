@@ -12,7 +12,7 @@ _LEAST_ERROR = 1e-10  # that PSNR tells from none, 100 dB
 
 
 class Regression(Task):
-  """Outputs `[N, D]` that are to be as near as can be to targets, on a scale on which 1 is the whole range.
+  """Outputs `[N, ...]` that are to be as near as can be to targets, on a scale on which 1 is the whole range.
 
   The targets of a batch are `target`, as many values an example as there are outputs. A batch without it has its images
   reconstructed: the targets are their values divided by 255, so that 0..255 becomes 0..1, in the order of the array.

@@ -73,6 +73,9 @@ def test_evaluation_has_the_same_noise_always_whatever_the_batches_are(file):
     for name, values in evaluated(batch_size=2, shard=(i, 2)).items():
       np.testing.assert_array_equal(values, expected[name][i::2])
   noise = np.float32(expected['image']) - IMAGES[:7]
+  batch = next(batches.eval_batches(load(file, 0.2), 'validation', batch_size=4))
+  others = np.float32(batch['image']) - 255 * batch['target']
+  assert not any(np.allclose(a, b, atol=1) for a, b in itertools.product(noise, others))
   assert not any(np.array_equal(a, b) for a, b in itertools.combinations(noise, 2))
 
 

@@ -136,6 +136,7 @@ def test_points_of_one_cost_are_drawn_apart_and_others_where_they_are():
     ({'metric': 'size'}, 'have different metrics: a bitops in GBitOPs, b size in MB'),
     ({'phases': ('search',)}, 'ended with search, so its cost is not final'),
     ({'data__dataset': 'cifar10'}, 'have different data: a digits, b cifar10'),
+    ({'data__noise': 0.3}, 'have different data: a digits, b digits with noise of 0.3'),
     (None, 'holds no finished run'),
   ],
 )

@@ -10,7 +10,7 @@ from fracbits_jax.data.batches import eval_batches
 from fracbits_jax.export import integer, packed
 from fracbits_jax.layers import wrap
 from fracbits_jax.report import summary
-from fracbits_jax.run import finished, runner
+from fracbits_jax.run import experiment, finished, runner
 from fracbits_jax.tasks import REGRESSION
 
 SHORT = {
@@ -67,6 +67,22 @@ def test_what_c_has_not_is_said_with_what_to_do_instead(run, capsys):
   assert export_command.main(['--workdir', str(folder), '--format', 'c', '--out', str(folder.parent / 'c')]) == 2
   said = capsys.readouterr().err
   assert 'up is a transposed convolution: C has none; export with --format packed or stablehlo' in said
+
+
+def test_what_litert_has_not_is_said_before_other_bits_are(run, capsys):
+  folder, _ = run
+  assert export_command.main(['--workdir', str(folder), '--format', 'litert', '--out', str(folder.parent / 'x')]) == 2
+  assert (
+    'up is a transposed convolution, which LiteRT files are not written for: export with --' in capsys.readouterr().err
+  )
+
+
+def test_bits_of_0_where_nothing_can_be_pruned_are_remarked_upon():
+  prune = {'quant.granularity': 'kernel', 'quant.choices': tuple(range(9))}
+  said = experiment.prepare(shortened(**prune)).notes
+  assert [note for note in said if 'allows 0 bits, and model.name=denoiser has no channels that can be pruned' in note]
+  others = experiment.prepare(shortened(**prune, **{'model.name': 'resnet8', 'data.noise': 0.0})).notes
+  assert not [note for note in others if '0 bits' in note]
 
 
 def test_what_cannot_be_denoised_is_refused(tmp_path):

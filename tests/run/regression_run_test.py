@@ -126,6 +126,6 @@ def test_what_does_not_go_with_the_task_is_said(run):
   ):
     experiment.prepare(config)
   config.quant.scheme = 'original'
-  said = checks.notes(config, found.float_model, found.dataset, None, found.task)
+  said = checks.notes(config, found.float_model, found.dataset, None, found.task, found.layers)
   assert [note for note in said if 'quant.scheme=original gives the last kernel a scale of its own' in note]
   assert not any('quant.scheme' in note for note in found.notes)
