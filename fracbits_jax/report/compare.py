@@ -32,9 +32,8 @@ def write(folders: Sequence[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
     'standard deviation over seeds, dashes the float networks. Points of almost the same cost stand side by side.',
   )
   title = f'{len(groups)} networks, {len(folders)} runs' if len(groups) < len(folders) else f'{len(folders)} runs'
-  data = groups[0].runs[0].settings['data.dataset']
   parts = [
-    page.header(title, f'on {data}, cost in {unit}', _verdict(groups, front, unit)),
+    page.header(title, f'on {groups[0].runs[0].data}, cost in {unit}', _verdict(groups, front, unit)),
     page.section(f'{metric.heading} over cost', plot),
     page.section(
       'Runs',

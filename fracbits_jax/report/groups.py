@@ -10,6 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from fracbits_jax import tasks
+from fracbits_jax.report import verdict
 from fracbits_jax.run.records import check_config, check_result, read_finished
 from fracbits_jax.run.settings import completed
 from fracbits_jax.system.files import readable
@@ -33,6 +34,11 @@ class Run:
   seed: int
   settings: Mapping[str, Any]
   result: Mapping[str, Any]
+
+  @property
+  def data(self) -> str:
+    """The data, in words."""
+    return verdict.of_data({name: self.settings[f'data.{name}'] for name in ('dataset', 'noise')})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +89,7 @@ def read(folders: Sequence[pathlib.Path]) -> list[Run]:
   runs = [_read(folder, name) for folder, name in zip(folders, _names(resolved), strict=True)]
   for what, of in (
     ('metrics', lambda run: f'{run.result["metric"]} in {run.result["unit"]}'),
-    ('data', _data),
+    ('data', lambda run: run.data),
     ('tasks', lambda run: tasks.of_result(run.result).name),
   ):
     for run in runs:
@@ -93,11 +99,6 @@ def read(folders: Sequence[pathlib.Path]) -> list[Run]:
           'share them'
         )
   return runs
-
-
-def _data(run: Run) -> str:
-  noise = run.settings['data.noise']
-  return f'{run.settings["data.dataset"]} with noise of {noise:g}' if noise else str(run.settings['data.dataset'])
 
 
 def _read(folder: pathlib.Path, name: str) -> Run:

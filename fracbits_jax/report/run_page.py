@@ -53,8 +53,7 @@ def _about(config: Mapping[str, Any]) -> str:
   model, quant = config['model'], config['quant']
   width = '' if model['width'] == 1 else f' \u00d7 {model["width"]:g}'
   per = 'output channel' if quant['granularity'] == 'kernel' else 'layer'
-  noise = config['data'].get('noise')  # which earlier runs know nothing of
-  data = config['data']['dataset'] + (f' with noise of {noise:g}' if noise else '')
+  data = verdict.of_data(config['data'])
   return f'{model["name"]}{width} on {data}, a bit-width for each {per}, seed {config["seed"]}'
 
 
@@ -217,6 +216,6 @@ def _repeat(folder: pathlib.Path, config: Mapping[str, Any], result: Mapping[str
     'versions': versions,
     'devices': made['devices'],
     'length': f'{result["epochs"]:g} epochs, {result["steps"]:,} steps, {duration(result["seconds"])}',
-    'data': f'{config["data"]["dataset"]}, batches of {config["data"]["batch_size"]}, seed {config["seed"]}',
+    'data': f'{verdict.of_data(config["data"])}, batches of {config["data"]["batch_size"]}, seed {config["seed"]}',
   }
   return page.section('Repeating it', *parts, page.pairs(values, 'What it was made with'))

@@ -10,6 +10,12 @@ Result = Mapping[str, Any]
 _ROUNDING = 1e-5  # the uniform bit-width is kept with six decimals
 
 
+def of_data(settings: Mapping[str, Any]) -> str:
+  """What the data of a run were, of its settings in `data`; earlier runs know nothing of noise."""
+  noise = settings.get('noise')
+  return f'{settings["dataset"]} with noise of {noise:g}' if noise else str(settings['dataset'])
+
+
 def bits_text(value: int | tuple[int, ...]) -> str:
   """A bit-width as text, or the mean and the range of one for each channel."""
   if isinstance(value, int):
