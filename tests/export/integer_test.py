@@ -36,6 +36,15 @@ def test_the_integers_are_those_of_the_network(scheme, granularity, mean):
     assert found.largest_difference < 1e-4 * found.largest_output
 
 
+def test_a_reference_that_is_another_network_is_refused():
+  captured = export_nets.source().graph
+  fewer = dataclasses.replace(captured, nodes=tuple(node for node in captured.nodes if node.op != 'quantize'))
+  with pytest.raises(
+    ValueError, match=r'^the reference has other quantized inputs than the graph: give the graph that'
+  ):
+    comparison.compare(captured, IMAGES, reference=fewer)
+
+
 def test_a_wrong_weight_is_noticed():
   """The comparison can fail: one code of one kernel is another one."""
   source = export_nets.source()

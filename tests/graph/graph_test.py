@@ -54,6 +54,34 @@ def test_a_batch_norm_becomes_one_scale_and_one_offset():
   assert np.abs(y - expected).mean() < 0.05 * np.abs(expected).mean()
 
 
+@pytest.mark.parametrize(
+  ('function', 'shapes'),
+  [
+    (lambda x, c: (x * c) * c, [(1, 1, 4), ()]),  # a norm without an offset
+    (lambda x, c: x * c + 2.0, [(1, 1, 4), ()]),
+    (lambda x, c: (x + c) + c, [(), (1, 1, 4)]),
+    (lambda x, c: 3.0 * x + c, [(), (1, 1, 4)]),
+    (lambda x, c: x * c + c, [(1, 1, 4), (1, 1, 4)]),
+    (lambda x, c: x[..., :1] * c + 1.0, [(1, 1, 4), ()]),  # the scale gives the shape
+    (lambda x, c: x * 2.0 + 1.0, [(), ()]),
+    (lambda x, c: x * jnp.full((1, 1, 4), 2.0) + jnp.full((1, 1, 4), 1.0), [(1, 1, 4), ()]),
+  ],
+)
+def test_scales_and_offsets_that_are_one_number_are_stored_as_one(function, shapes):
+  x, c = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32), jnp.arange(1.0, 5.0)[None, None]
+
+  class Chain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return function(x, self.param('c', lambda key: c))
+
+  source = source_of(Chain(), {'params': {'c': c}}, x)
+  folded = fold_affine(source.graph)
+  (node,) = (node for node in folded.nodes if node.op == 'affine')
+  assert [np.shape(constant) for constant in node.inputs[1:]] == shapes
+  np.testing.assert_allclose(graph.evaluate(folded, x)[0], function(x, c), rtol=1e-6)
+
+
 def test_a_transformer_is_captured():
   source, x = export_nets.transformer()
   expected = source.model.apply(source.variables, x)
