@@ -12,7 +12,7 @@ from fracbits_jax.system import extras
 with extras.needed():
   from matplotlib.figure import Figure
   from matplotlib.lines import Line2D
-  from matplotlib.ticker import MaxNLocator
+  from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from fracbits_jax import tasks
 from fracbits_jax.policy import Policy
@@ -23,6 +23,7 @@ Row = Mapping[str, Any]
 _COLORS = (plots.COST, plots.KERNEL, plots.INPUT)  # of budgets
 _MOST_LINES = 128  # of layers, in one panel
 _MOST_POINTS = 1000  # of a line
+_FLAT = 8  # an error that falls to so small a part of what it was is a flat line but on a logarithmic axis
 
 
 def _depth(name: str) -> tuple:
@@ -187,6 +188,12 @@ def metric_over_time(rows: Sequence[Row], result: Mapping[str, Any], *, narrow: 
     if tested:
       diamonds = dict(color=plots.INPUT, marker='D', markersize=6, linestyle='none')
       axis.plot(*zip(*tested, strict=True), **diamonds, clip_on=False, zorder=4, label='test, after a phase')
+    shown = [*trained, *(value for _, value in (*checked, *tested))]
+    if not metric.higher_is_better and 0 < min(shown) < max(shown) / _FLAT:
+      axis.set_yscale('log')
+      axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+      axis.yaxis.set_major_formatter(lambda value, place: f'{value:g}')
+      axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_ylabel(metric.label)
     # Outside, for the curves may run anywhere.
     figure.legend(loc='outside upper left', ncols=3, fontsize=9, handlelength=1.2, columnspacing=0.9)

@@ -298,3 +298,11 @@ def test_a_cost_that_stays_at_its_target_is_drawn_as_such():
   (axis,) = course_plots.cost_over_time(rows).axes
   low, high = axis.get_ylim()
   assert low <= 0.98 < 1.02 <= high
+
+
+@pytest.mark.parametrize(('first', 'scale'), [(0.3, 'log'), (0.02, 'linear')])
+def test_an_error_that_falls_far_is_drawn_on_a_logarithmic_axis(first, scale):
+  rows = [{'phase': 'pretrain', 'epoch': float(i), 'step': i, 'mse': mse} for i, mse in enumerate((first, 0.01), 1)]
+  result = {'task': 'regression', 'phase': 'pretrain', 'float_mse': 0.01, 'test_mse': None, 'searched_mse': None}
+  (axis,) = course_plots.metric_over_time(rows, result).axes
+  assert axis.get_yscale() == scale
