@@ -129,6 +129,7 @@ def get_config() -> ConfigDict:
   config.optimizer.bits_name = 'sgd'  # what moves the bits; or adam
   config.optimizer.bits_clip = config_dict.placeholder(float)  # None: any; the largest gradient of a bit-width
   config.optimizer.bits_rate = 1.0  # the bits' learning rate as a multiple of the weights'
+  config.optimizer.channel_bits_rate = 1.0  # of bit-widths of channels, as a multiple of bits_rate
   config.optimizer.bits_balance = 0.0  # 1: bits of layers that cost little move as fast as others; or between
   config.optimizer.hardening = 0.0  # part of the search, its last, in which the bits are drawn to integers
   config.optimizer.dampening = 0.0  # draws weights to their levels in the finetuning, with quant.scheme=lsq

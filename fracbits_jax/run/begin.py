@@ -159,9 +159,11 @@ def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax
   """The configured optimizer of a phase at the learning rate `rate`; only a search changes the bits."""
   common = experiment.config.optimizer
   weights_rate = experiment.config[phase].weights_rate
-  searches, scale = phase == 'search', None
+  searches, scale, rates = phase == 'search', None, None
   if searches and common.bits_balance:
     scale = optim.bits_scale(experiment.budget, experiment.layers, initial_bits(experiment), common.bits_balance)
+  if searches and common.channel_bits_rate != 1:
+    rates = optim.channel_rates(experiment.layers, initial_bits(experiment), common.channel_bits_rate)
   found = optim.optimizer(
     common.name,
     rate,
@@ -172,6 +174,7 @@ def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax
     bits_name=common.bits_name,
     bits_clip=common.bits_clip,
     bits_scale=scale,
+    bits_rates=rates,
   )
   return found if weights_rate == 1 else optim.with_weights_rate(found, weights_rate, experiment.layers)
 

@@ -77,6 +77,7 @@ def optimizer(
   bits_name: str = 'sgd',
   bits_clip: float | None = None,
   bits_scale: Any = None,
+  bits_rates: Any = None,
 ) -> optax.GradientTransformation:
   """The optimizer for the tree `{'params': ..., 'bits': ...}`.
 
@@ -91,10 +92,11 @@ def optimizer(
     bits_name: what moves the bits, of `BITS_OPTIMIZERS`.
     bits_clip: the largest gradient of a bit-width, either way, that is followed; `None` follows any.
     bits_scale: a tree like the bits, by which their gradients are multiplied before all else, such as `bits_scale`'s.
+    bits_rates: a tree like the bits, of multiples of `bits_rate`, such as `channel_rates`'s.
   """
   rate = _computed_once(schedule)
   weights = OPTIMIZERS[name](rate, momentum, weight_decay, {'params': mask, 'bits': False})
-  return with_bits(weights, _of_bits(rate, momentum, bits_rate, bits_name, bits_clip, bits_scale))
+  return with_bits(weights, _of_bits(rate, momentum, bits_rate, bits_name, bits_clip, bits_scale, bits_rates))
 
 
 def _computed_once(schedule: optax.Schedule) -> optax.Schedule:
@@ -103,7 +105,13 @@ def _computed_once(schedule: optax.Schedule) -> optax.Schedule:
 
 
 def _of_bits(
-  schedule: optax.Schedule, momentum: float, bits_rate: float | None, name: str, clip: float | None, scale: Any
+  schedule: optax.Schedule,
+  momentum: float,
+  bits_rate: float | None,
+  name: str,
+  clip: float | None,
+  scale: Any,
+  rates: Any,
 ) -> optax.GradientTransformation | None:
   if bits_rate is None:
     return None
@@ -111,10 +119,34 @@ def _of_bits(
   if clip is not None:
     found.insert(0, optax.clip(clip))
   if scale is not None:
-    found.insert(
-      0, optax.stateless(lambda updates, _: {**updates, 'bits': jax.tree.map(jnp.multiply, updates['bits'], scale)})
-    )
+    found.insert(0, _times(scale))
+  if rates is not None:
+    found.append(_times(rates))
   return optax.chain(*found) if len(found) > 1 else found[0]
+
+
+def _times(factors: Any) -> optax.GradientTransformation:
+  """Multiplies the updates of bits by a tree like them."""
+  return optax.stateless(lambda updates, _: {**updates, 'bits': jax.tree.map(jnp.multiply, updates['bits'], factors)})
+
+
+def channel_rates(layers: Sequence[Layer], bits: Any, rate: float) -> Any:
+  """Multiples of the bits' rate: `rate` for the bit-widths of channels, and 1 for those of whole layers.
+
+  The bit-width of a channel sees its share of the gradient that the layer's one would see, and moves by as much less at
+  the same rate. Where all have a rate that suits channels, the inputs' bits, one for a layer, jump from end to end.
+
+  Args:
+    layers: the layer table.
+    bits: the collection, of which the structure counts.
+    rate: of the channels.
+
+  Returns:
+    A tree like `bits` of floats.
+  """
+  by_channel = {f'{layer.path}/kernel' for layer in layers if layer.per_channel}
+  flat = traverse_util.flatten_dict(bits, sep='/')
+  return traverse_util.unflatten_dict({name: rate if name in by_channel else 1.0 for name in flat}, sep='/')
 
 
 def bits_scale(budget: Budget, layers: Sequence[Layer], bits: Any, power: float) -> Any:

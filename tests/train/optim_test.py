@@ -93,6 +93,30 @@ def test_momentum_is_nesterov():
     jax.tree.map(np.testing.assert_allclose, found[0][0], found[1][0])
 
 
+@pytest.mark.parametrize('name', ['sgd', 'adam'])
+def test_bits_of_channels_have_a_rate_of_their_own_beside_those_of_layers(name):
+  rows = [
+    Layer(name='a', macs=1, weights=8, channels=2, per_channel=True),
+    Layer(name='loop/0', path='loop', macs=1, weights=8, channels=2, per_channel=True, stack=(1,), index=(0,)),
+    Layer(name='b', macs=1, weights=8, channels=2),
+  ]
+  bits = {
+    'a': {'kernel': jnp.full(2, 3.0), 'input': jnp.float32(3)},
+    'loop': {'kernel': jnp.full((1, 2), 3.0), 'input': jnp.full(1, 3.0)},  # one for each layer of the stack
+    'b': {'kernel': jnp.float32(3), 'input': jnp.float32(3)},
+  }
+  learned = {'params': {'w': jnp.float32(2), 'b': jnp.float32(2)}, 'bits': bits}
+  gradients = jax.tree.map(lambda x: jnp.full_like(x, 0.3), learned)
+  settings = dict(weight_decay=0.0, bits_rate=10.0, bits_name=name)
+  plain = updates(gradients, learned, **settings)
+  found = updates(gradients, learned, **settings, bits_rates=optim.channel_rates(rows, bits, 7.0))
+  jax.tree.map(np.testing.assert_array_equal, found['params'], plain['params'])
+  for layer, widths in plain['bits'].items():
+    for which, update in widths.items():
+      times = 7 if which == 'kernel' and layer != 'b' else 1
+      np.testing.assert_allclose(found['bits'][layer][which], times * update, rtol=1e-6)
+
+
 def table(*weights, **fields):
   """Layers of so many weights, with bits of their own for kernels alone."""
   rows = enumerate(weights)
