@@ -216,7 +216,9 @@ def config_of(cell: Cell) -> ConfigDict:
   config.finetune = base.phase(epochs, setting.rate, **rest)
   config.quant.choices, config.quant.sat, config.quant.granularity = CHOICES, True, cell.granularity
   config.budget.kappa = setting.kappa
-  config.optimizer.bits_rate = setting.bits_rate[cell.granularity]
+  config.optimizer.bits_rate = setting.bits_rate
+  if cell.granularity == 'kernel':
+    config.optimizer.channel_bits_rate = setting.channel_bits_rate
   changes = {**BUDGETS[cell.budget], **method.changes}
   if 'finetune.reestimate_batches' in changes:
     changes['finetune.reestimate_batches'] = setting.reestimate_batches

@@ -25,7 +25,8 @@ class Setting:
     one_cosine: whether search and finetuning share one decay of the learning rate, or each has its own.
     rate: peak learning rate of the quantized phases.
     warmup_epochs: of each of them.
-    bits_rate: the bits' learning rate as a multiple of the weights', by granularity.
+    bits_rate: the bits' learning rate as a multiple of the weights'.
+    channel_bits_rate: of the bits of channels, as a multiple of that.
     kappa: of the fixed penalty; `None` for the paper's 1 per GBitOP or MB.
     reestimate_batches: of the methods that compute batch norm statistics anew.
     eval_epochs: between two evaluations on the validation split.
@@ -47,7 +48,8 @@ class Setting:
   one_cosine: bool = False
   rate: float
   warmup_epochs: float = 1.0
-  bits_rate: Mapping[str, float] = dataclasses.field(default_factory=lambda: {'layer': 10.0, 'kernel': 100.0})
+  bits_rate: float = 10.0
+  channel_bits_rate: float = 10.0
   kappa: float | None = 1.0
   reestimate_batches: int = 16
   eval_epochs: float = 5.0
@@ -113,7 +115,8 @@ SETTINGS = {
     one_cosine=True,
     rate=0.05,
     warmup_epochs=0.0,
-    bits_rate={'layer': 1.0, 'kernel': 1.0},
+    bits_rate=1.0,
+    channel_bits_rate=1.0,
     kappa=None,
     reestimate_batches=100,
     eval_epochs=1.0,

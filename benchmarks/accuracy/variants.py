@@ -33,6 +33,10 @@ VARIANTS = {
     digits,
     {'quant.granularity': 'kernel', 'optimizer.bits_rate': 100.0, 'budget.controlled': True},
   ),
+  'kernel-wise, channels faster, controlled penalty': (
+    digits,
+    {'quant.granularity': 'kernel', 'optimizer.channel_bits_rate': 10.0, 'budget.controlled': True},
+  ),
   'kernel-wise, LSQ': (digits, {'quant.granularity': 'kernel', 'quant.scheme': 'lsq'}),
   'lookup table, 2, 4 or 8 bits': (
     digits,
@@ -41,6 +45,10 @@ VARIANTS = {
   'signed inputs (MobileNetV2)': (digits, {'model.name': 'mobilenet_v2'}),
   'weight-only, size of 2 bits': (digits_size, {}),
   'channel pruning, BitOPs of 2 bits': (digits_prune, {}),
+  'channel pruning, BitOPs of 2 bits, inputs as fast as channels': (
+    digits_prune,
+    {'optimizer.bits_rate': 100.0, 'optimizer.channel_bits_rate': 1.0},
+  ),
 }
 SHORTER = {'data.image_size': 16, 'search.epochs': 20.0, 'finetune.epochs': 20.0}
 
