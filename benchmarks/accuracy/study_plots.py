@@ -57,14 +57,17 @@ def _least(methods: Mapping[str, Sequence[Row]]) -> float:
 
 
 def accuracy_over_bitops(groups: Groups) -> Figure | None:
-  """Accuracy over BitOPs, a panel a network: methods side by side at each budget, bars of one standard deviation."""
+  """Accuracy over BitOPs, a panel a network: methods side by side at each budget, bars of one standard deviation.
+
+  `None` where there are no whole methods, or no budget of BitOPs.
+  """
   panels: dict[tuple[str, str], list[tuple[str, dict[str, list[Row]]]]] = {}
   for (network, granularity, budget), methods in groups.items():
     if BUDGETS[budget]['budget.metric'] == 'bitops':
       panels.setdefault((network, granularity), []).append((budget, methods))
-  if not panels:
-    return None
   shown = [m for m in METHODS if not METHODS[m].part and any(m in at for found in panels.values() for _, at in found)]
+  if not shown:
+    return None
   with plots.style():
     figure, axes = plots.new_figure(4.6, columns=len(panels), squeeze=False)
     for axis, ((network, granularity), found) in zip(axes[0], panels.items(), strict=True):
