@@ -15,5 +15,5 @@ def refuse(graph: Graph, reader: str) -> None:
     if size is not None:
       raise ValueError(
         f'the kernel of {node.params["layer"]} has a range for each group of {size} weights, and {reader} has none for '
-        'groups: export with --format packed or stablehlo'
+        'groups: export with --format packed, stablehlo or qwix'
       )
