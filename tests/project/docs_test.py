@@ -35,6 +35,30 @@ def test_what_a_page_links_to_exists(page):
   assert [name for name in sorted(_files_named(page)) if not (page.parent / name).exists()] == []
 
 
+def _anchors(page: pathlib.Path) -> set[str]:
+  """Those of the headings of a page, and of a page that it includes."""
+  text = page.read_text()
+  pages = [text, *((page.parent / name).read_text() for name in re.findall(r'^```\{include\} (\S+)', text, re.M))]
+  prose = re.sub(r'^```.*?^```$', '', '\n'.join(pages), flags=re.M | re.S)
+  headings = re.findall(r'^#{1,4} (.+)$', prose, re.M)
+  return {re.sub(r'[^\w\- ]', '', heading.lower()).strip().replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_heading_that_a_page_links_to_exists(page):
+  links = re.findall(r'\]\(([^)\s#:]*)#([^)\s]+)\)', _prose(page))
+  assert [
+    f'{name}#{anchor}' for name, anchor in links if anchor not in _anchors(page.parent / name if name else page)
+  ] == []
+
+
+def test_an_anchor_is_made_of_its_heading(tmp_path):
+  (tmp_path / 'more.md').write_text('# More\n')
+  page = tmp_path / 'page.md'
+  page.write_text('# How `a_b.c` moves, in 2D\n\n```bash\n# no heading\n```\n\n```{include} more.md\n```\n')
+  assert _anchors(page) == {'how-a_bc-moves-in-2d', 'more'}
+
+
 def test_links_pictures_and_contents_are_found():
   assert _files_named(ROOT / 'docs' / 'index.md') >= {'method.md', 'bits_by_layer.png', 'reference/index.md'}
   assert _files_named(ROOT / 'docs' / 'studies.md') == {'../benchmarks/README.md'}
@@ -92,9 +116,12 @@ def test_the_plan_has_every_room_once():
   assert sorted(drawn) == rooms
 
 
-def test_settings_that_the_advice_names_exist():
+def test_settings_that_pages_name_exist():
   config = base.get_config()
-  text = (ROOT / 'docs' / 'advice.md').read_text() + (ROOT / 'docs' / 'method.md').read_text()
+  # A name with a link is of a function, and with an ending of a file.
+  text = re.sub(
+    r'\[[^\]]*\]\(|`\w+\.json`', '', ''.join(page.read_text() for page in PAGES if page.name != 'CHANGELOG.md')
+  )
   sections = '|'.join(name for name, value in config.items() if hasattr(value, 'keys'))
   named = set(re.findall(rf'`({sections})\.(\w+)', text))
   assert len(named) > 10
