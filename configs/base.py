@@ -126,6 +126,7 @@ def get_config() -> ConfigDict:
   config.optimizer.name = 'sgd'  # with Nesterov momentum, or adamw; of the weights
   config.optimizer.momentum = 0.9  # of adamw: beta 1
   config.optimizer.weight_decay = 4e-5  # of the kernels of dense layers and of convolutions that are not depthwise
+  config.optimizer.clip_norm = config_dict.placeholder(float)  # None: any; the largest norm of the weights' gradient
   config.optimizer.bits_name = 'sgd'  # what moves the bits; or adam
   config.optimizer.bits_clip = config_dict.placeholder(float)  # None: any; the largest gradient of a bit-width
   config.optimizer.bits_rate = 1.0  # the bits' learning rate as a multiple of the weights'

@@ -17,6 +17,7 @@ sys.path[:0] = [str(DOCS.parent), str(DOCS)]
 import docstrings  # noqa: E402
 
 import fracbits_jax  # noqa: E402
+from fracbits_jax.run import usage  # noqa: E402
 
 project = 'fracbits_jax'
 author = project_copyright = 'the authors of fracbits_jax'
@@ -79,7 +80,27 @@ def _on_signature(app, what, name, obj, options, signature, returns):
 
 def _skip_member(app, what, name, obj, skip, options) -> bool | None:
   borrowed = what == 'class' and inspect.isfunction(obj) and '.' not in obj.__qualname__
-  return True if borrowed else None
+  return True if borrowed or (what == 'class' and name == 'setup') else None
+
+
+def _on_include(app, path, parent, content) -> None:
+  content[0] = content[0].replace('](benchmarks/README.md', '](docs/studies.md')  # the page that it is here
+
+
+def _on_source(app, name, content) -> None:
+  content[0] = content[0].replace('<!-- fields -->', _fields())
+
+
+def _fields() -> str:
+  """A table for each section of the configuration, read from `configs/base.py` as `--help` has it; phases come last."""
+  rows: dict[str, list[str]] = {'The run': []}
+  for name, default, meaning in usage.fields(DOCS.parent / 'configs'):
+    section = f'`{name.split(".")[0]}`' if '.' in name else 'The run'
+    cells = (f'`{name}`', default and f'`{default}`', meaning.replace('|', r'\|'))
+    rows.setdefault(section, []).append(f'| {" | ".join(cells)} |')
+  rows['`PHASE`'] = rows.pop('`PHASE`')
+  head = ['| field | default | meaning |', '|---|---|---|']
+  return '\n\n'.join('\n'.join([f'## {section}', '', *head, *found]) for section, found in rows.items())
 
 
 def _visit_inline_math(translator, node) -> None:
@@ -99,6 +120,8 @@ def setup(app) -> None:
   app.connect('autodoc-process-docstring', _after_napoleon, priority=600)
   app.connect('autodoc-process-signature', _on_signature)
   app.connect('autodoc-skip-member', _skip_member)
+  app.connect('include-read', _on_include)
+  app.connect('source-read', _on_source)
   for field in PyObject.doc_field_types:
     if field.name == 'variable':
       field.label = 'Attributes'  # as the docstrings say

@@ -171,6 +171,7 @@ def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax
     weight_decay=common.weight_decay,
     mask=optim.decay_mask(shapes(experiment, phase)['params'], experiment.layers),
     bits_rate=common.bits_rate if searches else None,
+    clip_norm=common.clip_norm,
     bits_name=common.bits_name,
     bits_clip=common.bits_clip,
     bits_scale=scale,

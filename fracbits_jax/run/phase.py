@@ -214,5 +214,5 @@ class Phase:
       steps = range(step + 1, failed + 1)
       where = nonfinite.origin(model, train_step, state, batches, steps, self.experiment.task)
     saved = f'the last good checkpoint is that of step {step}' if step else f'{self.name} has no checkpoint yet'
-    rate = f'{self.name}.learning_rate'
-    return f'the first values that are not finite: {where}; {saved}; lower {rate} if the data are sound'
+    remedy = f'lower {self.name}.learning_rate or set optimizer.clip_norm if the data are sound'
+    return f'the first values that are not finite: {where}; {saved}; {remedy}'

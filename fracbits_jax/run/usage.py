@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 # `config.data.batch_size = 256  # over all devices`; in a phase, `epochs=float(epochs),  # its length`.
 _FIELD = re.compile(r'^  config\.([\w.]+) = (.*?)(?:  # (.*))?$')
 _OF_PHASE = re.compile(r'^      (\w+)=(.*?),(?:  # (.*))?$')
+_NUMBER = re.compile(r'\d[\d.]*')
 _WIDTH = 40  # of what stands to the left of a meaning
 
 
@@ -57,8 +58,9 @@ def fields(configs: pathlib.Path) -> Iterator[tuple[str, str, str]]:
     for pattern, prefix in ((_FIELD, ''), (_OF_PHASE, 'PHASE.')):
       found = pattern.match(line)
       if found and found[2] != 'ConfigDict()' and not found[2].startswith('phase('):
-        default = 'None' if 'placeholder' in found[2] else '' if prefix and not found[2].isdigit() else found[2]
-        yield prefix + found[1], default, found[3] or ''
+        default = 'None' if 'placeholder' in found[2] else found[2]
+        # What a phase is given is named there, and no default.
+        yield prefix + found[1], '' if prefix and not _NUMBER.fullmatch(default) else default, found[3] or ''
 
 
 def _row(left: str, right: str) -> str:

@@ -74,6 +74,7 @@ def optimizer(
   weight_decay: float,
   mask: Any,
   bits_rate: float | None,
+  clip_norm: float | None = None,
   bits_name: str = 'sgd',
   bits_clip: float | None = None,
   bits_scale: Any = None,
@@ -89,6 +90,8 @@ def optimizer(
     weight_decay: of the parameters where `mask` is true.
     mask: tree of booleans like `params`.
     bits_rate: the bits' learning rate as a multiple of the schedule; `None` keeps the bits as they are.
+    clip_norm: the largest norm of the gradient of all parameters together; a longer one is shortened to it, before all
+      else (Pascanu et al. 2013, arXiv 1211.5063). `None` follows any.
     bits_name: what moves the bits, of `BITS_OPTIMIZERS`.
     bits_clip: the largest gradient of a bit-width, either way, that is followed; `None` follows any.
     bits_scale: a tree like the bits, by which their gradients are multiplied before all else, such as `bits_scale`'s.
@@ -96,6 +99,8 @@ def optimizer(
   """
   rate = _computed_once(schedule)
   weights = OPTIMIZERS[name](rate, momentum, weight_decay, {'params': mask, 'bits': False})
+  if clip_norm is not None:
+    weights = optax.chain(optax.clip_by_global_norm(clip_norm), weights)
   return with_bits(weights, _of_bits(rate, momentum, bits_rate, bits_name, bits_clip, bits_scale, bits_rates))
 
 

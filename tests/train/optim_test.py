@@ -93,6 +93,20 @@ def test_momentum_is_nesterov():
     jax.tree.map(np.testing.assert_allclose, found[0][0], found[1][0])
 
 
+@pytest.mark.parametrize('length', [0.5, 5.0, 1e15])
+def test_a_gradient_that_is_too_long_is_shortened_and_that_of_the_bits_is_left_alone(length):
+  learned = {'params': {'w': jnp.float32(2), 'b': jnp.float32(2)}, 'bits': {'k': jnp.float32(3)}}
+  gradients = {
+    'params': {'w': jnp.float32(0.6 * length), 'b': jnp.float32(-0.8 * length)},
+    'bits': {'k': jnp.float32(100)},
+  }
+  settings = dict(weight_decay=0.0, bits_rate=1.0)
+  plain, found = updates(gradients, learned, **settings), updates(gradients, learned, clip_norm=1.0, **settings)
+  for name in ('w', 'b'):
+    np.testing.assert_allclose(found['params'][name], plain['params'][name] * min(1, 1 / length), rtol=1e-5)
+  np.testing.assert_array_equal(found['bits']['k'], plain['bits']['k'])
+
+
 @pytest.mark.parametrize('name', ['sgd', 'adam'])
 def test_bits_of_channels_have_a_rate_of_their_own_beside_those_of_layers(name):
   rows = [
