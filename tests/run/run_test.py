@@ -68,6 +68,17 @@ def test_balanced_bits_move_by_their_gradient_for_each_unit_of_the_budget(phase)
   assert any(np.any(x) for x in jax.tree.leaves(found['bits'])) == (phase == 'search')
 
 
+@pytest.mark.parametrize('phase', ['pretrain', 'search', 'finetune'])
+def test_the_norm_of_the_weights_gradient_is_limited_in_every_phase(phase):
+  common = {'optimizer.momentum': 0.0, 'optimizer.weight_decay': 0.0}
+  _, plain = moved(phase, **common)
+  _, found = moved(phase, **common, **{'optimizer.clip_norm': 2.0})
+  norm = lambda tree: np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(tree)))
+  assert norm(plain['params']) > 10 * 0.1 * 2
+  np.testing.assert_allclose(norm(found['params']), 0.1 * 2, rtol=1e-5)
+  jax.tree.map(np.testing.assert_array_equal, found['bits'], plain['bits'])
+
+
 @pytest.mark.parametrize('phase', ['search', 'finetune'])
 def test_bits_of_channels_move_at_a_rate_of_their_own(phase):
   prepared, found = moved(phase, **{'quant.granularity': 'kernel', 'optimizer.channel_bits_rate': 8.0})
