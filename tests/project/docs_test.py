@@ -116,6 +116,12 @@ def test_the_plan_has_every_room_once():
   assert sorted(drawn) == rooms
 
 
+def test_every_benchmark_is_listed():
+  text = (ROOT / 'CONTRIBUTING.md').read_text()
+  scripts = {str(path.relative_to(ROOT)) for path in ROOT.glob('benchmarks/*/*.py') if '__main__' in path.read_text()}
+  assert set(re.findall(r'^    python (benchmarks/\S+)', text, re.M)) == scripts
+
+
 def test_settings_that_pages_name_exist():
   config = base.get_config()
   # A name with a link is of a function, and with an ending of a file.
