@@ -166,15 +166,17 @@ def budget(
       raise ValueError(f'equivalent_bits={equivalent_bits} is no bit-width: give a number from 0 to {FLOAT_BITS}')
     given = f'equivalent_bits={equivalent_bits}'
     target = _cost(metric, uniform_bits(layers, equivalent_bits), layers, table)
+  beside = []
   for other in also:
     least = cost_range(other.metric, layers, other.table)[0]
-    if other.target < least:
+    if other.target < least * (1 - _ROUNDING):
       raise ValueError(
         f'the {other.metric} budget beside it, {other.target:.6g} {other.unit}, cannot be met by any allowed bits: '
         f'give at least {_rounded_up(least)} {other.unit}, or allow other bit-widths'
       )
-  _check_target(given, metric, target, layers, table)
-  return Budget(metric=metric, target=target, table=table, also=tuple(also))
+    beside.append(dataclasses.replace(other, target=max(other.target, least)))
+  target = _checked_target(given, metric, target, layers, table)
+  return Budget(metric=metric, target=target, table=table, also=tuple(beside))
 
 
 def _size_at(metric: str, layers: Sequence[Layer], per_weight: float) -> float:
@@ -211,15 +213,21 @@ def _size_at(metric: str, layers: Sequence[Layer], per_weight: float) -> float:
   return (float(model_size(largest, layers)) - saved) * (1 + _ROUNDING)
 
 
-def _check_target(given: str, metric: str, target: float, layers: Sequence[Layer], table: lookup.Table | None) -> None:
-  """Raises `ValueError` unless a target, `given` in these words, is within what the allowed bit-widths can reach."""
+def _checked_target(
+  given: str, metric: str, target: float, layers: Sequence[Layer], table: lookup.Table | None
+) -> float:
+  """A target, no smaller than the least cost where it is that but for rounding.
+
+  Raises:
+    ValueError: a target, `given` in these words, that is not within what the allowed bit-widths can reach.
+  """
   (low, high), unit = cost_range(metric, layers, table), Budget(metric=metric, target=1.0, table=table).unit
   if low == high:
     raise ValueError(
       f'budget {given} leaves nothing to choose: the allowed bit-widths have one assignment, which costs {low:.6g} '
       f'{unit}; allow at least two bit-widths'
     )
-  if not low <= target < high:
+  if not low * (1 - _ROUNDING) <= target < high:
     problem = 'is already met by the largest' if target >= high else 'cannot be met by any'
     bits = [equivalent_bits(Budget(metric=metric, target=x or 1e-30, table=table), layers) for x in (low, high)]
     raise ValueError(
@@ -227,6 +235,7 @@ def _check_target(given: str, metric: str, target: float, layers: Sequence[Layer
       f'{_rounded_up(low)} and below {high:.6g} {unit}, the cost of {bits[0]:.4g} to {bits[1]:.4g} bits everywhere, or '
       'allow other bit-widths'
     )
+  return max(target, low)
 
 
 def _rounded_up(value: float) -> str:

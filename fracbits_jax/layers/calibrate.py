@@ -129,8 +129,13 @@ def kernel_ranges(
 
 
 def _mean_of(widths: Any) -> Callable[[tuple[int, ...]], Any]:
-  """The mean bit-width of a kernel by its place in a stack, `()` of one by itself."""
-  return lambda index: np.mean(widths[index] if index else widths)
+  """The mean bit-width of a kernel by its place in a stack, `()` of one by itself; without its pruned channels."""
+
+  def mean(index: tuple[int, ...]) -> Any:
+    own = np.asarray(widths[index] if index else widths)
+    return np.mean(own, where=own > 0) if (own > 0).any() else np.float32(0)
+
+  return mean
 
 
 def _by_channel(

@@ -124,8 +124,9 @@ class Quantized(nn.Module):
       if alpha is not None and self.is_mutable_collection(DISTANCES) and not self.is_initializing():
         # Where a weight is clipped the distance moves nothing, and the ranges are not drawn by it.
         ranges = ranges_of_weights(quant, alpha, flat.shape)
-        limit, level = jax.lax.stop_gradient((jnp.abs(ranges), quantized))
-        distance = jnp.sum(jnp.square(jnp.where(jnp.abs(flat) <= limit, flat - level, 0)))
+        balanced = quant.kernel_levels == 'balanced'
+        lowest, largest, level = jax.lax.stop_gradient((*lsq.ends(ranges, bits, flat, balanced=balanced), quantized))
+        distance = jnp.sum(jnp.square(jnp.where((flat >= lowest) & (flat <= largest), flat - level, 0)))
         self.variable(DISTANCES, 'kernel', lambda: distance).value = distance
       return quantized
 

@@ -137,6 +137,21 @@ def _two_sided(x, bits, alpha, offset, noise, choices, balanced):
   return (jnp.abs(with_rank(alpha, x)) * q).astype(x.dtype)
 
 
+def ends(
+  alpha: jax.Array, bits: jax.Array | int, w: jax.Array, *, balanced: bool = False
+) -> tuple[jax.Array, jax.Array]:
+  """Between which values a kernel is rounded and not clipped.
+
+  Args:
+    alpha: the range of each weight, in a shape that broadcasts against `w`.
+    bits: `()` or `[C_out]`, integers.
+    w: the kernel, `[..., C_out]`.
+    balanced: the levels.
+  """
+  alpha, bits = jnp.abs(alpha), with_rank(jnp.asarray(bits, jnp.float32), w)
+  return -alpha, alpha * (1 if balanced else jnp.where(bits > 1, 1 - power_of_two(1 - bits), 1))
+
+
 def kernel(
   w: jax.Array,
   bits: jax.Array | float,

@@ -69,13 +69,19 @@ def bits_of(experiment: Experiment, policy: Policy) -> Any:
   )
 
 
-def quantized_variables(experiment: Experiment, variables: Variables, bits: Any) -> Variables:
-  """The quantized network with a float network's weights and statistics, given bits, and given or calibrated clips."""
+def quantized_variables(
+  experiment: Experiment, variables: Variables, bits: Any, *, calibrated: bool = False
+) -> Variables:
+  """The quantized network with a float network's weights and statistics, given bits, and given or calibrated clips.
+
+  Where `calibrated`, those that `init_from` gives are left aside: they are of other bits.
+  """
   config = experiment.config
   flat = traverse_util.flatten_dict(variables['params'], sep='/')
   names = traverse_util.flatten_dict(shapes(experiment, 'search')['params'], sep='/')
   clips = [name for name in names if name not in flat]  # they are all that is new
-  given = experiment.initial.clips if experiment.initial is not None and 'pretrain' not in config.phases else {}
+  initial = None if 'pretrain' in config.phases or calibrated else experiment.initial
+  given = {} if initial is None else initial.clips
   quant_configs = calibrate.quant_configs(experiment.quant_model, experiment.inputs)
   has_offset = {f'{name}/alpha' for name, quant in quant_configs.items() if quant.has_offset}
   start = lambda name: given.get(name, config.quant.alpha_init)
@@ -177,7 +183,7 @@ def optimizer(experiment: Experiment, phase: str, rate: optax.Schedule) -> optax
     bits_scale=scale,
     bits_rates=rates,
   )
-  return found if weights_rate == 1 else optim.with_weights_rate(found, weights_rate, experiment.layers)
+  return optim.with_weights_rate(found, weights_rate, experiment.layers)
 
 
 def state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:

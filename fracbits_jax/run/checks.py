@@ -127,30 +127,32 @@ def check_teacher(config: ConfigDict, initial: weights.Weights | None, task: tas
     )
 
 
-def check_ranges(config: ConfigDict, initial: weights.Weights | None) -> None:
-  """Raises `ValueError` for given ranges of channels where there is to be one a kernel; the reverse is no loss."""
-  if initial is None or 'pretrain' in config.phases or config.quant.scheme != 'lsq':
+def check_ranges(config: ConfigDict, initial: weights.Weights | None, layers: Sequence[cost.Layer]) -> None:
+  """Raises `ValueError` for given ranges that the network has no place for: finer ones than it is to have.
+
+  One range for what is to have several is no loss.
+  """
+  if initial is None or 'pretrain' in config.phases:
     return
-  has_offset = any(np.ndim(clip) for name, clip in initial.clips.items() if name.endswith('/alpha'))
-  if not config.quant.input_offset and has_offset:
+  stacks = {path: len(layer.stack) for layer in layers for path in (layer.path, layer.input_path)}
+  own = lambda name, clip: np.ndim(clip) - stacks.get(name.rpartition('/')[0], 0)  # axes behind those of a stack
+  has_offset = any(own(name, clip) for name, clip in initial.clips.items() if name.endswith('/alpha'))
+  if has_offset and not (config.quant.scheme == 'lsq' and config.quant.input_offset):
     raise ValueError(
-      f'init_from={config.init_from} has offsets of inputs, and quant.input_offset=False leaves none: set '
-      'quant.input_offset=True, or start from its float network'
+      f'init_from={config.init_from} has offsets of inputs, and quant.scheme={config.quant.scheme} with '
+      f'quant.input_offset={config.quant.input_offset} has none: set quant.scheme=lsq and quant.input_offset=True, or '
+      'start from its float network'
     )
-  of_channels = any(np.ndim(clip) == 1 for name, clip in initial.clips.items() if name.endswith('/kernel_alpha'))
+  if config.quant.scheme != 'lsq':
+    return
+  of_channels = any(own(name, clip) == 1 for name, clip in initial.clips.items() if name.endswith('/kernel_alpha'))
   if config.quant.group_size is None and config.quant.kernel_ranges == 'layer' and of_channels:
     raise ValueError(
       f'init_from={config.init_from} has a range for each output channel, and quant.kernel_ranges=layer leaves one a '
       'kernel: set quant.kernel_ranges=channel, or start from its float network'
     )
-
-
-def check_groups(config: ConfigDict, initial: weights.Weights | None, layers: Sequence[cost.Layer]) -> None:
-  """Raises `ValueError` for given ranges of groups where there are to be others; one for all of them is no loss."""
-  if initial is None or 'pretrain' in config.phases or config.quant.scheme != 'lsq':
-    return
   for layer in layers:
-    given = np.shape(initial.clips.get(f'{layer.name}/kernel_alpha', 1.0))
+    given = np.shape(initial.clips.get(f'{layer.path}/kernel_alpha', 1.0))[len(layer.stack) :]
     fits = layer.group_size is not None and given[:1] in ((1,), (layer.ranges // max(layer.channels, 1),))
     if len(given) == 2 and not fits:
       raise ValueError(

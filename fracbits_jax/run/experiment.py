@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -72,12 +73,19 @@ def _inputs(task: tasks.Task, dataset: Dataset) -> jax.ShapeDtypeStruct:
   return jax.eval_shape(task.inputs, {'image': jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)})
 
 
+def _policy_file(given: str, workdir: str | os.PathLike | None) -> str | pathlib.Path:
+  """The file of a given policy; where that is gone, the one that the run's folder keeps."""
+  kept = None if workdir is None else pathlib.Path(workdir) / 'policy.json'
+  return kept if kept is not None and kept.exists() and not pathlib.Path(given).exists() else given
+
+
 def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Experiment:
   """Checks a configuration and opens what it names.
 
   Args:
     config: see `configs/base.py`.
-    workdir: the run's folder; weights that it keeps go before `init_from`.
+    workdir: the run's folder; weights that it keeps go before `init_from`, and its policy takes the place of one that
+      is gone.
 
   Raises:
     ValueError: one sentence on the first thing that is wrong.
@@ -116,18 +124,17 @@ def prepare(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Exp
   if source is not None:
     initial = weights.load(source, config.model.name, float_model, inputs)
   checks.check_teacher(config, initial, task)
-  checks.check_ranges(config, initial)
   checks.check_frozen(config, initial)
   checks.check_length(config, settings.phase_steps(config, len(dataset.train)), initial)
   layers = cost.trace(create(quant), inputs)
-  checks.check_groups(config, initial, layers)
+  checks.check_ranges(config, initial, layers)
   budget = _budget(config.budget, layers)
   init_bits = config.quant.init_bits
   checks.check_start(init_bits, quant)
   if init_bits is None:
     # The paper's start for a search; a policy that is not searched is the uniform one.
     init_bits = round(cost.equivalent_bits(budget, layers), 6) + (0.5 if 'search' in config.phases else 0)
-  given = policy.load(config.policy, layers) if config.policy else None
+  given = policy.load(_policy_file(config.policy, workdir), layers) if config.policy else None
   if given is not None:
     checks.check_policy(
       given, budget, layers, name=repr(config.policy), remedy='raise the budget or give another policy'

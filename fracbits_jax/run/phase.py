@@ -61,7 +61,7 @@ class Phase:
     if 'search' in self.states and (self.config.search.weights_rate or not self.config.quant.calibration_batches):
       return begin.at_integer_bits(self.experiment, self.states['search'].variables, bits)
     # Behind a search that kept the weights, clips and ranges are those of the integers.
-    return begin.quantized_variables(self.experiment, self._float(), bits)
+    return begin.quantized_variables(self.experiment, self._float(), bits, calibrated='search' in self.states)
 
   def _float(self) -> begin.Variables:
     """The variables of the float network."""

@@ -23,7 +23,7 @@ _ODD = re.compile(r'[^A-Za-z0-9.]')  # in an argument, for the name of a folder
 
 # What a saved state stands and falls with: with another value it has no meaning, or its results would be of neither.
 _OF_THE_STATE = re.compile(
-  r'seed|phases|policy|init_from|quant\..*'
+  r'seed|phases|policy|init_from|quant\..*|optimizer\.(name|bits_name)'
   r'|model\.(name|width|small_images|image_mean|relu6|decoder\..*)'
   r'|data\.(dataset|image_size|random_crops|exif_orientation|background|noise|batch_size|tokens|context)'
 )

@@ -67,7 +67,10 @@ def run_phase(
 
   try:
     while True:
-      if finish is not None and start < step == steps:  # else it is in the state that was saved
+      if step == steps == 0:
+        saved_step = -1  # without a step, the start is what there is to be saved
+      # Else it is in the state that was saved.
+      if finish is not None and step == steps and (start < step or not steps):
         saved_step, earlier = step, saved_step  # without it, the last step is not to be saved
         state, saved_step = finish(state), earlier
       if unreported and (step % report_steps == 0 or step == steps):

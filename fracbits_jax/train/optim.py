@@ -99,8 +99,7 @@ def optimizer(
   """
   rate = _computed_once(schedule)
   weights = OPTIMIZERS[name](rate, momentum, weight_decay, {'params': mask, 'bits': False})
-  if clip_norm is not None:
-    weights = optax.chain(optax.clip_by_global_norm(clip_norm), weights)
+  weights = optax.chain(optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm), weights)
   return with_bits(weights, _of_bits(rate, momentum, bits_rate, bits_name, bits_clip, bits_scale, bits_rates))
 
 
@@ -120,18 +119,19 @@ def _of_bits(
 ) -> optax.GradientTransformation | None:
   if bits_rate is None:
     return None
-  found = [BITS_OPTIMIZERS[name](lambda step: bits_rate * schedule(step), momentum)]
-  if clip is not None:
-    found.insert(0, optax.clip(clip))
-  if scale is not None:
-    found.insert(0, _times(scale))
-  if rates is not None:
-    found.append(_times(rates))
-  return optax.chain(*found) if len(found) > 1 else found[0]
+  # All of them, asked for or not: the state has one form, so that a run can go on with others.
+  return optax.chain(
+    _times(scale),
+    optax.identity() if clip is None else optax.clip(clip),
+    BITS_OPTIMIZERS[name](lambda step: bits_rate * schedule(step), momentum),
+    _times(rates),
+  )
 
 
 def _times(factors: Any) -> optax.GradientTransformation:
-  """Multiplies the updates of bits by a tree like them."""
+  """Multiplies the updates of bits by a tree like them, or leaves them alone by `None`."""
+  if factors is None:
+    return optax.identity()
   return optax.stateless(lambda updates, _: {**updates, 'bits': jax.tree.map(jnp.multiply, updates['bits'], factors)})
 
 
@@ -168,7 +168,7 @@ def bits_scale(budget: Budget, layers: Sequence[Layer], bits: Any, power: float)
   its own s.
 
   Args:
-    budget: what has to hold.
+    budget: what has to hold; of several budgets the one in which a bit-width has its largest share counts for it.
     layers: the layer table.
     bits: the collection at which shares are taken, such as that of the first step.
     power: 0 leaves gradients as they are.
@@ -176,8 +176,11 @@ def bits_scale(budget: Budget, layers: Sequence[Layer], bits: Any, power: float)
   Returns:
     A tree like `bits`, float32, at least 1 and at most `MOST_SCALE`; 1 where a bit-width costs nothing.
   """
-  ratio = lambda bits: jnp.asarray(budget.ratio(bits, layers), jnp.float32)
-  shares = jax.tree.map(np.asarray, jax.grad(ratio)(jax.tree.map(jnp.asarray, bits)))
+  start, found = jax.tree.map(jnp.asarray, bits), []
+  for each in budget.all:
+    ratio = lambda bits, each=each: jnp.asarray(each.cost(bits, layers) / each.target, jnp.float32)
+    found.append(jax.tree.map(np.asarray, jax.grad(ratio)(start)))
+  shares = jax.tree.map(lambda *by_budget: np.maximum.reduce(by_budget), *found)
   flat = traverse_util.flatten_dict(shares, sep='/')
   largest = max(flat[f'{layer.path}/{which}'][layer.index].sum() for layer in layers for which in cost.learned(layer))
   scale = lambda s: np.where(s > 0, np.clip(largest / np.where(s > 0, s, 1), 1, MOST_SCALE), 1) ** power
@@ -198,7 +201,7 @@ def with_weights_rate(
     scale = lambda path, update: update if path_of(path) in ranges else rate * update
     return {**updates, 'params': jax.tree_util.tree_map_with_path(scale, updates['params'])}
 
-  return optax.chain(optimizer, optax.stateless(scaled))
+  return optax.chain(optimizer, optax.identity() if rate == 1 else optax.stateless(scaled))
 
 
 def with_bits(

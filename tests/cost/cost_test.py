@@ -187,3 +187,20 @@ def test_a_lookup_table_has_to_cover_what_is_allowed():
   table = cost.trace(models.create('resnet8', quant=layers.QuantConfig(choices=(2, 12))), (16, 16, 1))
   with pytest.raises(ValueError, match='bit_fusion has no cost for'):
     cost.budget('lookup', table, equivalent_bits=4, table=lookup.load('bit_fusion'))
+
+
+@pytest.mark.parametrize('seed', range(20))
+@pytest.mark.parametrize('metric', ['bitops', 'size'])
+def test_the_least_target_that_a_refusal_names_is_taken(metric, seed):
+  """Though it has six digits, and the least cost rounds in a sum of many layers."""
+  rng = np.random.default_rng(seed)
+  rows = rng.integers(1, 10**5, (int(rng.integers(1, 40)), 2)).tolist()
+  table = [cost.Layer(name=f'l{i}', macs=m, weights=n, channels=4) for i, (m, n) in enumerate(rows)]
+  least = cost.cost_range(metric, table)[0]
+  with pytest.raises(ValueError, match='cannot be met by any') as refusal:
+    cost.budget(metric, table, target=0.9 * least)
+  told = float(re.search(r'at least (\S+)', str(refusal.value))[1])
+  assert told == pytest.approx(least, rel=1e-4)
+  found = cost.budget(metric, table, target=told)
+  assert found.target >= least
+  assert cost.budget(metric, table, target=least * (1 - 1e-15), also=[found]).holds(cost.least_bits(table), table)

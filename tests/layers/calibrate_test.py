@@ -175,6 +175,17 @@ def test_the_range_of_a_kernel_is_the_best_for_its_bits():
   np.testing.assert_allclose(lsq.kernel(kernel, 2, found), kernel, atol=1e-6)
 
 
+@pytest.mark.parametrize('kept', [3, 16, 32])
+def test_pruned_channels_do_not_count_in_the_range_of_a_kernel(kept):
+  w = np.random.default_rng(0).normal(size=(3, 3, 8, 32)).astype(np.float32)
+  quant = QuantConfig(scheme='lsq', granularity='kernel', choices=tuple(range(9)))
+  found = []
+  for bits in (np.where(np.arange(32) < kept, 4, 0), np.full(32, 4)):
+    params, widths = {'l': {'kernel': w, 'kernel_alpha': 1.0}}, {'l': {'kernel': bits.astype(np.float32)}}
+    found.append(float(calibrate.kernel_ranges(params, widths, {'l': quant})['l']['kernel_alpha']))
+  assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
 @pytest.mark.parametrize('size', [1, 7, 3000, 4096])
 def test_a_sample_of_few_values_has_all_of_them(size):
   values = np.random.default_rng(1).normal(size=size).astype(np.float32)

@@ -195,3 +195,12 @@ def test_a_range_with_an_offset_has_0_as_a_level():
   at = lambda b: lsq.activation(jnp.linspace(-2, 2, 41)[:, None], b, jnp.array([1.0, 0.5]), signed=True)
   np.testing.assert_allclose(at(2.25), 0.75 * at(2) + 0.25 * at(3), atol=1e-6)
   np.testing.assert_array_equal(at(1), jnp.where(jnp.linspace(-2, 2, 41) < 0, -0.5, 0.5)[:, None])
+
+
+@pytest.mark.parametrize('balanced', [False, True])
+@pytest.mark.parametrize('bits', [1, 2, 3, 5])
+def test_the_ends_are_where_the_gradient_of_a_weight_stops(bits, balanced):
+  w = jnp.linspace(-2.0, 2.0, 401).reshape(1, -1) + 1e-3
+  lowest, largest = lsq.ends(jnp.float32(-1.3), bits, w, balanced=balanced)
+  passed = jax.grad(lambda w: lsq.kernel(w, bits, -1.3, learned=False, balanced=balanced).sum())(w)
+  np.testing.assert_array_equal((w >= lowest) & (w <= largest), passed)

@@ -63,13 +63,13 @@ def test_ranges_of_other_groups_are_refused(finished):
     config.phases, config.init_from = ('finetune',), str(folder)
   given = experiment.prepare(config).initial
   table = experiment.prepare(config).layers
-  checks.check_groups(config, given, table)
+  checks.check_ranges(config, given, table)
   for layers in (
     [dataclasses.replace(l, group_size=8) for l in table],
     [dataclasses.replace(l, group_size=None) for l in table],
   ):
     with pytest.raises(ValueError, match=r'has ranges of other groups than quant.group_size=16 gives'):
-      checks.check_groups(config, given, layers)
+      checks.check_ranges(config, given, layers)
 
 
 @pytest.mark.parametrize(

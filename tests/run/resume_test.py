@@ -98,6 +98,34 @@ def test_sigterm_leaves_a_checkpoint_of_the_step_at_which_it_came(undisturbed, m
   assert newest_step(undisturbed / 'stopped', 'pretrain') == 14
 
 
+def test_a_search_goes_on_with_other_settings_of_the_bits_optimizer(tmp_path, monkeypatch):
+  config = tiny(phases=('search',), **{'search.epochs': 1.0, 'quant.granularity': 'kernel', 'checkpoint_steps': 3})
+
+  def stops(self, *arguments):
+    raise preemption.Preempted
+
+  with monkeypatch.context() as patch:
+    patch.setattr(monitor.Monitor, '_validate', stops)
+    with pytest.raises(preemption.Preempted):
+      runner.run(config, tmp_path / 'run')
+  assert newest_step(tmp_path / 'run', 'search') > 0
+  changes = {
+    'optimizer.bits_clip': 0.1,
+    'optimizer.bits_balance': 0.5,
+    'optimizer.channel_bits_rate': 3.0,
+    'optimizer.clip_norm': 5.0,
+    'search.weights_rate': 0.5,
+  }
+  config.update_from_flattened_dict(changes)
+  runner.run(config, tmp_path / 'run')
+  assert newest_step(tmp_path / 'run', 'search') == 9
+  config.optimizer.bits_name = 'adam'
+  config.optimizer.bits_balance = 0.0
+  (tmp_path / 'run' / 'result.json').unlink()
+  with pytest.raises(ValueError, match=r"another configuration: .*optimizer\.bits_name is 'adam' and was 'sgd'"):
+    runner.run(config, tmp_path / 'run')
+
+
 def test_a_report_whose_evaluation_was_interrupted_is_made_again(undisturbed, monkeypatch):
   config = tiny(**{'phases': ('pretrain',), 'pretrain.epochs': 1.0})
 
@@ -150,8 +178,8 @@ def test_another_policy_in_the_folder_is_refused(undisturbed):
 def test_values_that_are_not_finite_are_found_in_their_layer(tmp_path, monkeypatch):
   original = begin.quantized_variables
 
-  def planted(*args):
-    variables = original(*args)
+  def planted(*args, **how):
+    variables = original(*args, **how)
     flat = traverse_util.flatten_dict(variables['params'], sep='/')
     flat['stage1_block1_conv1/kernel'] = jnp.asarray(flat['stage1_block1_conv1/kernel']).at[0, 0, 0, 0].set(np.nan)
     return {**variables, 'params': traverse_util.unflatten_dict(flat, sep='/')}

@@ -193,6 +193,21 @@ def test_a_given_policy_is_finetuned_without_a_search(finished):
   assert policy.load(folder / 'given' / 'policy.json') == policy.load(folder / 'run' / 'policy.json')
 
 
+def test_a_finetuning_of_no_steps_leaves_a_network_which_is_read_where_its_policy_file_is_gone(finished):
+  folder, _ = finished
+  given = folder / 'given.json'
+  given.write_text((folder / 'run' / 'policy.json').read_text())
+  changes = {'phases': ('finetune',), 'policy': str(given), 'init_from': str(folder / 'run'), 'finetune.epochs': 0.0}
+  for batches in (0, 2):
+    runner.run(tiny(**changes, **{'finetune.reestimate_batches': batches}), folder / f'of_given{batches}')
+  given.unlink()
+  plain, found = (finished_run.load(folder / f'of_given{batches}').variables for batches in (0, 2))
+  for same in ('params', 'bits'):
+    jax.tree.map(np.testing.assert_array_equal, found[same], plain[same])
+  moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max(), found['batch_stats'], plain['batch_stats'])
+  assert max(jax.tree.leaves(moved)) > 0
+
+
 def test_without_search_and_policy_the_bits_are_uniform(finished):
   folder, searched = finished
   result = runner.run(tiny(**{'phases': ('finetune',), 'finetune.epochs': 1 / 9}), folder / 'uniform')

@@ -88,9 +88,33 @@ def test_clips_of_inputs_become_ranges_with_an_offset_of_0_and_the_reverse_is_re
   np.testing.assert_array_equal(as_range(np.float32([3, 1]), (2, 2), own=1), [[3, 3], [1, 1]])  # layers of a stack
   np.testing.assert_array_equal(as_range(np.float32([3, 1]), (2, 2), own=2), [[3, 1], [3, 1]])  # channels in groups
   config = tiny(phases=('search',), init_from=str(searched), **{'quant.scheme': 'lsq'})
-  given = experiment.prepare(config).initial
-  with pytest.raises(ValueError, match=r'has offsets of inputs, and quant\.input_offset=False leaves none'):
-    checks.check_ranges(config, dataclasses.replace(given, clips={'classifier/alpha': np.ones(2)}))
+  prepared = experiment.prepare(config)
+  of_offsets = dataclasses.replace(prepared.initial, clips={'classifier/alpha': np.ones(2)})
+  for changes in ({'quant.scheme': 'lsq'}, {'quant.scheme': 'original', 'quant.input_offset': False}):
+    config = tiny(phases=('search',), init_from=str(searched), **changes)
+    with pytest.raises(ValueError, match=r'has offsets of inputs, and quant\.scheme=\w+ with'):
+      checks.check_ranges(config, of_offsets, prepared.layers)
+
+
+def test_the_axis_of_a_stack_is_taken_for_no_range(searched):
+  changes = {'quant.scheme': 'lsq', 'quant.kernel_ranges': 'layer'}
+  config = tiny(phases=('search',), init_from=str(searched), **changes)
+  prepared = experiment.prepare(config)
+  rows = [
+    dataclasses.replace(prepared.layers[1], name=f'loop/{i}', path='loop', input_path='loop', stack=(3,), index=(i,))
+    for i in range(3)
+  ]
+  given = lambda **shapes: dataclasses.replace(
+    prepared.initial, clips={f'loop/{name}': np.ones(shape) for name, shape in shapes.items()}
+  )
+  checks.check_ranges(config, given(alpha=3, kernel_alpha=3), rows)
+  for shapes, said in (
+    ({'alpha': (3, 2)}, 'has offsets of inputs'),
+    ({'kernel_alpha': (3, 8)}, 'has a range for each output channel'),
+    ({'kernel_alpha': (3, 4, 8)}, 'has ranges of other groups'),
+  ):
+    with pytest.raises(ValueError, match=said):
+      checks.check_ranges(config, given(**shapes), rows)
 
 
 def test_the_range_of_a_kernel_becomes_that_of_each_channel_and_the_reverse_is_refused(searched):
@@ -106,9 +130,9 @@ def test_the_range_of_a_kernel_becomes_that_of_each_channel_and_the_reverse_is_r
     assert flat[name].shape == shapes[name].shape
     np.testing.assert_array_equal(flat[name], clip)
   of_channels = dataclasses.replace(given.initial, clips={name: flat[name] for name in clips})
-  checks.check_ranges(given.config, of_channels)
+  checks.check_ranges(given.config, of_channels, given.layers)
   with pytest.raises(ValueError, match=r'has a range for each output channel, and quant\.kernel_ranges=layer leaves'):
-    checks.check_ranges(tiny(**changes), of_channels)
+    checks.check_ranges(tiny(**changes), of_channels, given.layers)
 
 
 class Stop(Exception):

@@ -152,6 +152,17 @@ def test_the_scale_of_a_bit_width_is_what_the_largest_layer_costs_for_what_it_co
         np.testing.assert_allclose(found[f'l{i}']['kernel'], np.full_like(bits[f'l{i}']['kernel'], expected), rtol=1e-5)
 
 
+def test_of_several_budgets_the_one_counts_in_which_a_bit_width_has_its_largest_share():
+  layers = [Layer(name=f'l{i}', macs=m, weights=n, channels=4) for i, (m, n) in enumerate([(100, 1000), (400, 10)])]
+  bits = cost.uniform_bits(layers, 3.5)
+  one, other = (cost.budget(metric, layers, equivalent_bits=3) for metric in ('bitops', 'size'))
+  # The size leads at the start, and prices no inputs.
+  both = cost.budget('bitops', layers, equivalent_bits=3.4, also=[other])
+  found, alone = optim.bits_scale(both, layers, bits, 1.0), optim.bits_scale(one, layers, bits, 1.0)
+  np.testing.assert_allclose(alone['l0']['input'] / alone['l1']['input'], 4, rtol=1e-5)
+  np.testing.assert_allclose(found['l0']['input'] / found['l1']['input'], 4, rtol=1e-5)
+
+
 def test_layers_of_a_stack_are_scaled_one_by_one_and_what_costs_nothing_is_left_alone():
   stacked = dict(weights=100, path='loop', stack=(2,), input_bits=None, input_path='')
   rows = [dataclasses.replace(table(100)[0], name=f'loop/{i}', index=(i,), **stacked) for i in range(2)]
