@@ -13,7 +13,8 @@ _ROUNDING = 1e-5  # the uniform bit-width is kept with six decimals
 def of_data(settings: Mapping[str, Any]) -> str:
   """What the data of a run were, of its settings in `data`; earlier runs know nothing of noise."""
   noise = settings.get('noise')
-  return f'{settings["dataset"]} with noise of {noise:g}' if noise else str(settings['dataset'])
+  level = f'{noise:g}' if isinstance(noise, int | float) else str(noise)  # a damaged configuration has anything
+  return f'{settings["dataset"]} with noise of {level}' if noise else str(settings['dataset'])
 
 
 def bits_text(value: int | tuple[int, ...]) -> str:

@@ -15,7 +15,6 @@ from tiny import assert_same, refused, tiny
 from fracbits_jax import models
 from fracbits_jax.data.dataset import SPECS
 from fracbits_jax.run import experiment, runner, torchvision, weights
-from fracbits_jax.run.checkpoint import Checkpoints
 
 
 @pytest.fixture
@@ -66,12 +65,6 @@ def test_what_torchvision_demands_of_a_network_is_recorded_and_handed_on(narrow_
   assert result['float_accuracy'] == result['test_accuracy']
   recorded = json.loads((workdir / 'config.json').read_text())['model']
   assert (recorded['image_mean'], recorded['relu6'], recorded['small_images']) == (list(mean), None, False)
-  with pytest.raises(ValueError, match='has no checkpoint yet'):  # it has not trained
-    experiment.prepare(narrow(workdir))
-  variables = weights.load(weights.find(str(path)), 'resnet18', models.create('resnet18', 10, width=0.25), (32, 32, 3))
-  checkpoints = Checkpoints(workdir, 'pretrain')
-  checkpoints.save(5, variables.variables, {})
-  checkpoints.close()
   path.unlink()
   following = experiment.prepare(narrow(workdir))
   assert following.float_model.image_mean == following.quant_model.image_mean == mean
