@@ -185,7 +185,7 @@ def test_a_packed_file_gives_the_same_weights_and_is_as_large_as_reported(tmp_pa
     np.testing.assert_array_equal(ours.value, theirs.exact)
   np.testing.assert_allclose(evaluate(read, TOKENS)[0], fixed.apply(variables, TOKENS), rtol=1e-4, atol=1e-2)
   assert stablehlo.write(source, tmp_path / 'net.stablehlo')
-  said = r'Embed_0 has a range for each group of 32 weights, and .* has none for groups: export with --format packed'
+  said = r'Embed_0 has a range for each group of 32 weights, and .* has none for groups: export with --format packed, '
   with pytest.raises(ValueError, match=said):
     integer.inference(read)
   for module in (onnx_format, qonnx_format, litert_format, c_format):
