@@ -117,8 +117,7 @@ def main() -> None:
   print('\n| bits | criterion | calibrated, % | finetuned, % | each seed |\n|---|---|---|---|---|')
   for (bits, criterion), pairs in sorted(found.items()):
     percent = 100 * np.array(pairs)
-    spread = percent.std(axis=0, ddof=1) if len(pairs) > 1 else np.full(2, np.nan)
-    means = ' | '.join(f'{m:.2f} ± {s:.2f}' for m, s in zip(percent.mean(axis=0), spread, strict=True))
+    means = ' | '.join(cells.with_deviation(percent[:, i]) for i in range(2))
     print(f'| {bits} | `{criterion}` | {means} | {", ".join(f"{p:.2f}" for p in percent[:, 1])} |')
   print(f'\n{jax.device_count()} {jax.default_backend()} device(s)')
 

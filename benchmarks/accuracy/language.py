@@ -174,8 +174,9 @@ def _gap(found: list[dict[str, Any]], rows: dict[str, dict[str, Any]], method: s
 
 
 def _spread(values: list[float]) -> str:
-  deviation = np.std(values, ddof=1) if len(values) > 1 else np.nan
-  return f'{np.mean(values):.4f} ± {deviation:.4f}'
+  from benchmarks.shared import cells
+
+  return cells.with_deviation(values, 4)
 
 
 def plot(rows: dict[str, dict[str, Any]], path: pathlib.Path) -> None:

@@ -271,7 +271,7 @@ def main() -> None:
       print(f'seed {seed}: {rows[-1]}', file=sys.stderr, flush=True)
       jax.clear_caches()
     scores = [np.array([row[kind] for row in rows]) for kind in ('float', 'learned', 'uniform')]
-    shown = [f'{x.mean():.2f} ± {x.std(ddof=1) if len(x) > 1 else float("nan"):.2f}' for x in scores]
+    shown = [cells.with_deviation(x) for x in scores]
     ratios = ', '.join(f'{row["cost / target"]:.4f}' for row in rows)
     widths = ', '.join(row['bit-widths'] for row in rows)
     unit = 'dB' if task.denoises else '%'

@@ -46,9 +46,13 @@ def run_cell(config: ConfigDict, folder: pathlib.Path, float_from: pathlib.Path 
 
 def accuracy(cells: list[dict[str, Any]], field: str = 'test_accuracy') -> str:
   """Mean and standard deviation over seeds, in per cent."""
-  values = 100 * np.asarray([cell[field] for cell in cells])
-  spread = values.std(ddof=1) if len(values) > 1 else float('nan')
-  return f'{values.mean():.2f} ± {spread:.2f}'
+  return with_deviation([100 * cell[field] for cell in cells])
+
+
+def with_deviation(values: Any, digits: int = 2) -> str:
+  """Mean and standard deviation as text; of a single value itself."""
+  mean = f'{np.mean(values):.{digits}f}'
+  return f'{mean} ± {np.std(values, ddof=1):.{digits}f}' if len(values) > 1 else mean
 
 
 def each(cells: list[dict[str, Any]], field: str = 'test_accuracy') -> str:
